@@ -1,0 +1,112 @@
+"""How many tokens the draft model proposes before the target checks them."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from engines.errors import InputError
+
+
+@dataclass(frozen=True)
+class FixedDraftLength:
+    """Always k drafts."""
+
+    k: int = 4
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError("draft_length", self.k, "use a draft length of 1 or more")
+
+    @property
+    def maximum(self) -> int:
+        return self.k
+
+    def controller(self) -> FixedController:
+        return FixedController(self.k)
+
+
+@dataclass(frozen=True)
+class AdaptiveDraftLength:
+    """Follow the acceptance rate and the verify queue.
+
+    Every `every` verifications look at the acceptance rate of the last `window`: above `raise_above` with at
+    most `short_queue` requests waiting for verify, draft one more; below `lower_below`, or with more than
+    `long_queue` waiting, draft one less; otherwise keep. Stays within minimum..maximum.
+    """
+
+    minimum: int = 2
+    maximum: int = 8
+    start: int = 4
+    window: int = 100
+    every: int = 10
+    raise_above: float = 0.7
+    lower_below: float = 0.4
+    short_queue: int = 4
+    long_queue: int = 12
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.start <= self.maximum:
+            raise InputError(
+                "draft_length",
+                (self.minimum, self.start, self.maximum),
+                "need 1 <= minimum <= start <= maximum",
+            )
+        for name in ("window", "every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"draft_length.{name}", getattr(self, name), "use 1 or more")
+        if not 0 <= self.lower_below <= self.raise_above <= 1:
+            raise InputError(
+                "draft_length.lower_below, raise_above",
+                (self.lower_below, self.raise_above),
+                "need 0 <= lower_below <= raise_above <= 1",
+            )
+        if not 0 <= self.short_queue <= self.long_queue:
+            raise InputError(
+                "draft_length.short_queue, long_queue",
+                (self.short_queue, self.long_queue),
+                "need 0 <= short_queue <= long_queue",
+            )
+
+    def controller(self) -> AdaptiveController:
+        return AdaptiveController(self)
+
+
+DraftLength = FixedDraftLength | AdaptiveDraftLength
+
+
+class FixedController:
+    """The controller that never changes its mind."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+    def observe(self, drafted: int, accepted: int, verify_queue: int) -> None:
+        """One request's verification; nothing to learn."""
+
+
+class AdaptiveController:
+    """Moves `k` by one at a time. One controller serves a whole engine."""
+
+    def __init__(self, rule: AdaptiveDraftLength) -> None:
+        self.rule = rule
+        self.k = rule.start
+        self._recent: deque[tuple[int, int]] = deque(maxlen=rule.window)
+        self._since_change = 0
+
+    def observe(self, drafted: int, accepted: int, verify_queue: int) -> None:
+        """One request's verification: how many drafts it had, how many were accepted, who still waits."""
+        rule = self.rule
+        self._recent.append((drafted, accepted))
+        self._since_change += 1
+        if self._since_change < rule.every:
+            return
+        self._since_change = 0
+        rate = sum(a for _, a in self._recent) / sum(d for d, _ in self._recent)
+        if rate < rule.lower_below or verify_queue > rule.long_queue:
+            self.k = max(rule.minimum, self.k - 1)
+        elif rate > rule.raise_above and verify_queue <= rule.short_queue:
+            self.k = min(rule.maximum, self.k + 1)
+
+
+Controller = FixedController | AdaptiveController

@@ -1,0 +1,14 @@
+"""The one error that bad input gets, whichever floor notices it."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Input that cannot be used: names the field, the offending value and the remedy.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        self.field, self.value, self.remedy = field, value, remedy
+        super().__init__(f"{field} = {value!r}: {remedy}")

@@ -1,0 +1,146 @@
+"""What a Run says: latencies, throughput, utilisation, and where each request's time went.
+
+Every function takes a Run and nothing else, so live and simulated runs are measured by the same code.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from engines.run import Run
+
+PARTS = [
+    "admission_wait", "prefill_queue", "draft_queue", "verify_queue", "permit_wait", "hand_over", "prefill",
+    "draft", "verify", "contention", "thrown_away",
+]  # fmt: skip
+QUANTILES = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+
+
+def request_times(run: Run) -> pd.DataFrame:
+    """Per finished request (index): ttft_s, tpot_s (nan for one-token outputs), latency_s."""
+    done = run.finished.set_index("request")
+    latency = done["finish_s"] - done["arrival_s"]
+    ttft = done["first_token_s"] - done["arrival_s"]
+    later = (done["output_tokens"] - 1).where(done["output_tokens"] > 1)
+    return pd.DataFrame({"ttft_s": ttft, "tpot_s": (latency - ttft) / later, "latency_s": latency})
+
+
+def inter_token_latency(run: Run) -> pd.Series:
+    """Seconds between a finished request's consecutive target passes, per verify step: tokens arrive in
+    groups, so this is the wait between groups and not between single tokens."""
+    emitting = run.steps[(run.steps["emitted"] > 0) & run.steps["request"].isin(run.finished["request"])]
+    completed = run.spans.groupby("work")["completed_s"].first()
+    moments = emitting.assign(t=emitting["work"].map(completed)).sort_values(["request", "t"])
+    return moments.groupby("request")["t"].diff().dropna().rename("inter_token_latency_s")
+
+
+def summary(run: Run) -> dict[str, float]:
+    """The run in numbers: mean and quantiles (linear interpolation) of TTFT, TPOT and latency in seconds,
+    throughput (output tokens and requests a second), acceptance, batch sizes, busy time and utilisation."""
+    out: dict[str, float] = {}
+    times = request_times(run)
+    for column in times:
+        values = times[column].dropna()
+        out[f"{column}.mean"] = float(values.mean()) if len(values) else float("nan")
+        for name, q in QUANTILES.items():
+            out[f"{column}.{name}"] = float(values.quantile(q)) if len(values) else float("nan")
+    out["throughput_tokens_per_s"] = float(run.finished["output_tokens"].sum()) / run.duration_s
+    out["throughput_requests_per_s"] = len(run.finished) / run.duration_s
+    out |= acceptance(run) | batch_sizes(run) | lane_busy(run) | device_utilisation(run)
+    return out
+
+
+def acceptance(run: Run) -> dict[str, float]:
+    """acceptance_rate: accepted / drafted. acceptance_length: tokens emitted per verify, own token included."""
+    requests, verifies = run.requests, run.steps[run.steps["position"] > 0]
+    verifies = verifies[verifies["emitted"] > 0]
+    drafted = requests["drafted"].sum()
+    return {
+        "acceptance_rate": float(requests["accepted"].sum() / drafted) if drafted else float("nan"),
+        "acceptance_length": float(verifies["emitted"].mean()) if len(verifies) else float("nan"),
+    }
+
+
+def batch_sizes(run: Run) -> dict[str, float]:
+    """Mean batch size of each segment, over its works."""
+    means = run.spans.groupby("segment")["batch_size"].mean()
+    return {f"batch_size.{segment}": float(size) for segment, size in means.items()}
+
+
+def lane_busy(run: Run) -> dict[str, float]:
+    """Fraction of the run's duration that each lane spent in steps, averaged over its workers' number at work."""
+    busy = (run.spans["end_s"] - run.spans["start_s"]).groupby(run.spans["lane"]).sum()
+    return {f"lane_busy.{lane}": float(seconds) / run.duration_s for lane, seconds in busy.items()}
+
+
+def device_utilisation(run: Run) -> dict[str, float]:
+    """Fraction of the run's duration with at least one, two, three segments under way on a device."""
+    spans = run.spans
+    times = np.concatenate([spans["start_s"], spans["end_s"]])
+    change = np.concatenate([np.ones(len(spans)), -np.ones(len(spans))])
+    order = np.lexsort((change, times))
+    times, depth = times[order], np.cumsum(change[order])
+    held = np.diff(times, append=times[-1:])
+    return {f"running_at_least_{n}": float(held[depth >= n].sum()) / run.duration_s for n in (1, 2, 3)}
+
+
+def goodput(run: Run, ttft_s: float, tpot_s: float) -> float:
+    """Requests a second that met both objectives."""
+    times = request_times(run)
+    met = (times["ttft_s"] <= ttft_s) & (times["tpot_s"].fillna(0) <= tpot_s)
+    return float(met.sum()) / run.duration_s
+
+
+def decompose(run: Run) -> pd.DataFrame:
+    """Where each finished request's latency went, seconds; the columns PARTS sum to latency_s.
+
+    admission_wait: no slot was free. *_queue: the lane was busy. permit_wait: the lane was free, the device
+    had no permit. hand_over: between decision and device, and back. prefill, draft, verify: on the device.
+    contention: longer than alone, because others ran too (0 where the record does not know the solo time).
+    thrown_away: the share of draft that went into drafts which were not accepted.
+    """
+    spans = run.spans
+    length = spans["end_s"] - spans["start_s"]
+    contention = (length - spans["solo_s"]).fillna(0.0)
+    stage = spans["segment"].where(~spans["segment"].str.startswith("prefill"), "prefill")
+    works = pd.DataFrame(
+        {
+            "hand_over": spans.groupby("work")["completed_s"].first()
+            - spans.groupby("work")["dispatched_s"].first()
+            - length.groupby(spans["work"]).sum(),
+            "contention": contention.groupby(spans["work"]).sum(),
+            "stage": stage.groupby(spans["work"]).first(),
+        }
+    )
+    solo = (length - contention).groupby([spans["work"], stage]).sum().unstack(fill_value=0)
+    solo = solo.reindex(columns=["prefill", "draft", "verify"], fill_value=0)
+    steps = run.steps[run.steps["request"].isin(run.finished["request"])]
+    steps = steps.join(works.join(solo), on="work").reset_index(drop=True)
+    wasted = _wasted_share(steps)
+    parts = pd.DataFrame(
+        {
+            "request": steps["request"],
+            "admission_wait": steps["admission_s"],
+            **{
+                f"{s}_queue": steps["queue_s"].where(steps["stage"] == s, 0.0) for s in ("prefill", "draft", "verify")
+            },
+            "permit_wait": steps["permit_s"],
+            "hand_over": steps["hand_over"],
+            "prefill": steps["prefill"],
+            "draft": steps["draft"] * (1 - wasted),
+            "verify": steps["verify"],
+            "contention": steps["contention"],
+            "thrown_away": steps["draft"] * wasted,
+        }
+    )
+    return parts.groupby("request")[PARTS].sum().join(request_times(run)["latency_s"])
+
+
+def _wasted_share(steps: pd.DataFrame) -> pd.Series:
+    """Share of each row's drafts that came to nothing. A separate draft step learns it from the verify step of
+    the same request that follows it."""
+    lost = (steps["rejected"] + steps["discarded"]).astype(float)
+    settled = steps["emitted"] > 0
+    following = lost.where(settled & (steps["draft_length"] > 0)).groupby(steps["request"]).bfill()
+    return (following / steps["draft_length"].where(steps["draft_length"] > 0)).fillna(0.0).clip(0.0, 1.0)
