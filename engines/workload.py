@@ -1,0 +1,308 @@
+"""What is asked of an engine: which requests, how long, and when.
+
+Randomness is keyed by (seed, request id, purpose): each purpose has a stream of uniform numbers of its own and
+request i takes the i-th, so adding requests never changes earlier ones and every length or gap is a quantile
+function of its number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.special import gammaincinv, ndtri
+
+from engines.corpus import held_out_prompt
+from engines.errors import InputError
+from engines.request import Request
+from engines.run import Run
+
+PROCESSES = ("poisson", "gamma", "fixed")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests in submission order.
+
+    Open loop (concurrency None): every request has an arrival_s. Closed loop: `concurrency` clients; the first
+    requests are submitted at time 0 in order, and whenever a request ends (whatever its status) its client submits
+    the next unsent one, think_s[i] seconds later for request i (at once where think_s is empty).
+    info: how it was made, plain values for run.toml.
+    """
+
+    requests: tuple[Request, ...]
+    concurrency: int | None = None
+    think_s: tuple[float, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.requests:
+            raise InputError("requests", (), "give the workload at least one request")
+        if len({request.id for request in self.requests}) < len(self.requests):
+            raise InputError("requests", f"{len(self.requests)} requests", "give every request an id of its own")
+        if self.concurrency is not None:
+            _whole("concurrency", self.concurrency, 1)
+            if self.think_s and len(self.think_s) != len(self.requests):
+                raise InputError("think_s", f"{len(self.think_s)} values", "give one think time a request, or none")
+            return
+        if self.think_s:
+            raise InputError("think_s", f"{len(self.think_s)} values", "only the clients of a closed loop think")
+        arrivals = [request.arrival_s for request in self.requests]
+        known = [arrival for arrival in arrivals if arrival is not None]
+        if len(known) < len(arrivals):
+            raise InputError("arrival_s", None, "every request of an open loop needs one; or give a concurrency")
+        if known != sorted(known):
+            raise InputError("arrival_s", "out of order", "sort the requests of an open loop by arrival")
+
+
+class Lengths(Protocol):
+    """Token counts as a function of uniform numbers in [0, 1), one a request in order of id."""
+
+    def tokens(self, uniform: np.ndarray) -> np.ndarray: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class FixedLength:
+    """Every request has the same number of tokens."""
+
+    value: int
+
+    def __post_init__(self) -> None:
+        _whole("length", self.value, 1)
+
+    def tokens(self, uniform: np.ndarray) -> np.ndarray:
+        return np.full(len(uniform), self.value)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "fixed", "tokens": self.value}
+
+
+@dataclass(frozen=True)
+class UniformLength:
+    """Every whole number from low to high is equally likely."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _bounds(self.low, self.high)
+
+    def tokens(self, uniform: np.ndarray) -> np.ndarray:
+        return self.low + np.floor(uniform * (self.high - self.low + 1)).astype(int)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "uniform", **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class LogNormalLength:
+    """Lognormal around a median (tokens); sigma is the standard deviation of the logarithm. Rounded, and what
+    falls outside low..high is set to the bound."""
+
+    median: float
+    sigma: float
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _bounds(self.low, self.high)
+        _positive("length.median", self.median)
+        if not (math.isfinite(self.sigma) and self.sigma >= 0):
+            raise InputError("length.sigma", self.sigma, "use a number of at least 0")
+
+    def tokens(self, uniform: np.ndarray) -> np.ndarray:
+        lengths = self.median * np.exp(self.sigma * ndtri(np.maximum(uniform, np.finfo(float).tiny)))
+        return np.clip(np.rint(lengths), self.low, self.high).astype(int)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "lognormal", **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class ListedLength:
+    """The lengths of a trace: request i has the i-th, starting over where the list is shorter."""
+
+    values: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise InputError("length.values", (), "list at least one length")
+        for value in self.values:
+            _whole("length.values", value, 1)
+
+    def tokens(self, uniform: np.ndarray) -> np.ndarray:
+        return np.resize(self.values, len(uniform))
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "listed", "values": len(self.values)}
+
+
+def lengths_of(workload: Workload) -> tuple[ListedLength, ListedLength]:
+    """Prompt and output lengths of a workload (a trace, say), for another one with the same pairs."""
+    requests = workload.requests
+    return (
+        ListedLength(tuple(request.prompt_tokens for request in requests)),
+        ListedLength(tuple(request.max_tokens for request in requests)),
+    )
+
+
+def make_workload(
+    count: int,
+    prompt_lengths: Lengths,
+    output_lengths: Lengths,
+    *,
+    concurrency: int | None = None,
+    rate: float | None = None,
+    process: str = "poisson",
+    cv: float = 1.0,
+    mean_think_s: float = 0.0,
+    seed: int = 0,
+    temperature: float = 0.0,
+    ignore_eos: bool = True,
+) -> Workload:
+    """Draw `count` requests, without prompts.
+
+    Give either `concurrency` (closed loop, with exponential think times of mean `mean_think_s` seconds) or `rate`
+    (open loop, requests per second, the first at 0). process: "poisson", "gamma" with coefficient of variation
+    `cv` of the gaps (above 1 is burstier than Poisson), or "fixed" gaps. Raises InputError.
+    """
+    _whole("count", count, 1)
+    _whole("seed", seed, 0)
+    if (concurrency is None) == (rate is None):
+        raise InputError("concurrency, rate", (concurrency, rate), "give exactly one of them")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise InputError("temperature", temperature, "use 0 (greedy) or a positive number")
+    prompts = prompt_lengths.tokens(_uniform(seed, _Purpose.PROMPT_LENGTH, count)).tolist()
+    outputs = output_lengths.tokens(_uniform(seed, _Purpose.OUTPUT_LENGTH, count)).tolist()
+    info = {
+        "kind": "synthetic", "count": count, "seed": seed, "temperature": temperature, "ignore_eos": ignore_eos,
+        "prompt_lengths": prompt_lengths.describe(), "output_lengths": output_lengths.describe(),
+    }  # fmt: skip
+    arrivals: list[float | None] = [None] * count
+    think: tuple[float, ...] = ()
+    if concurrency is not None:
+        _whole("concurrency", concurrency, 1)
+        think = _think_times(_uniform(seed, _Purpose.THINK, count), mean_think_s, concurrency)
+        info |= {"concurrency": concurrency, "mean_think_s": mean_think_s}
+    elif rate is not None:
+        if mean_think_s:
+            raise InputError("mean_think_s", mean_think_s, "only the clients of a closed loop think")
+        gaps = _gaps(_uniform(seed, _Purpose.ARRIVAL, count), rate, process, cv)
+        gaps[0] = 0.0
+        arrivals = np.cumsum(gaps).tolist()
+        info |= {"rate": rate, "process": process, "cv": {"poisson": 1.0, "gamma": cv, "fixed": 0.0}[process]}
+    requests = tuple(
+        Request(i, prompt, output, arrival, temperature=temperature, seed=seed, ignore_eos=ignore_eos)
+        for i, (prompt, output, arrival) in enumerate(zip(prompts, outputs, arrivals, strict=True))
+    )
+    return Workload(requests, concurrency, think, info)
+
+
+def with_prompts(workload: Workload, encode: Callable[[str], Sequence[int]], seed: int = 0) -> Workload:
+    """The workload with real text as prompts: held-out standard library source, keyed by (seed, request id).
+
+    encode turns text into token ids; each prompt is cut to exactly its request's prompt_tokens. Raises InputError
+    where no held-out file is long enough.
+    """
+    requests = tuple(
+        dataclasses.replace(request, prompt=_prompt(request, encode, seed)) for request in workload.requests
+    )
+    return dataclasses.replace(workload, requests=requests, info={**workload.info, "prompt_seed": seed})
+
+
+def _prompt(request: Request, encode: Callable[[str], Sequence[int]], seed: int) -> tuple[int, ...]:
+    size = request.prompt_tokens  # bytes: at least one a token, doubled until there are enough tokens
+    while True:
+        try:
+            text = held_out_prompt(seed, request.id, size).decode()
+        except ValueError as error:
+            remedy = f"no held-out file has {size} bytes for such a prompt; use shorter prompts"
+            raise InputError(f"request {request.id}.prompt_tokens", request.prompt_tokens, remedy) from error
+        tokens = encode(text)
+        if len(tokens) >= request.prompt_tokens:
+            return tuple(tokens[: request.prompt_tokens])
+        size *= 2
+
+
+def replay(run: Run) -> Workload:
+    """The recorded run's requests as an open loop: ids, arrivals, prompt lengths and resolved limits as recorded.
+
+    Requests that were cancelled, failed or rejected are asked again too. Without prompts: `with_prompts` with the
+    recorded prompt seed makes the same ones.
+    """
+    made = run.info.get("workload", {})
+    rows = run.requests.sort_values(["arrival_s", "request"])
+    columns = (rows["request"], rows["prompt_tokens"], rows["max_tokens"], rows["arrival_s"])
+    requests = tuple(
+        Request(
+            int(id_), int(prompt), int(limit), float(arrival),
+            temperature=made.get("temperature", 0.0), seed=made.get("seed", 0),
+            ignore_eos=made.get("ignore_eos", True),
+        )
+        for id_, prompt, limit, arrival in zip(*columns, strict=True)
+    )  # fmt: skip
+    return Workload(requests, info={**made, "kind": "replay", "count": len(requests), "of": run.name})
+
+
+class _Purpose(IntEnum):
+    """What a stream of random numbers is for."""
+
+    PROMPT_LENGTH = 0
+    OUTPUT_LENGTH = 1
+    ARRIVAL = 2
+    THINK = 3
+
+
+def _uniform(seed: int, purpose: _Purpose, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, purpose]).random(count)
+
+
+def _gaps(uniform: np.ndarray, rate: float, process: str, cv: float) -> np.ndarray:
+    """Seconds between arrivals, one a request."""
+    _positive("rate", rate)
+    if process not in PROCESSES:
+        raise InputError("process", process, f"use {', '.join(PROCESSES)}")
+    if process != "gamma" and cv != 1.0:
+        raise InputError("cv", cv, 'only process = "gamma" has one to choose')
+    if process == "fixed":
+        return np.full(len(uniform), 1 / rate)
+    if process == "poisson":
+        return -np.log1p(-uniform) / rate
+    _positive("cv", cv)
+    shape = 1 / cv**2
+    return gammaincinv(shape, uniform) / (shape * rate)
+
+
+def _think_times(uniform: np.ndarray, mean_s: float, concurrency: int) -> tuple[float, ...]:
+    """Exponential pauses; none before a client's first request."""
+    if not (math.isfinite(mean_s) and mean_s >= 0):
+        raise InputError("mean_think_s", mean_s, "use a number of at least 0 (seconds)")
+    if mean_s == 0:
+        return ()
+    pauses = -mean_s * np.log1p(-uniform)
+    pauses[:concurrency] = 0.0
+    return tuple(pauses.tolist())
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InputError(name, value, f"use a whole number of at least {least}")
+
+
+def _positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise InputError(name, value, "use a number above 0")
+
+
+def _bounds(low: int, high: int) -> None:
+    _whole("length.low", low, 1)
+    _whole("length.high", high, 1)
+    if high < low:
+        raise InputError("length.low, high", (low, high), "need low <= high")
