@@ -92,17 +92,18 @@ def test_an_exception_in_a_lane_fails_the_request_concerned(
 
     def fail_for_poisoned(slots: torch.Tensor, *args: object) -> object:
         if poisoned & set(slots.tolist()):
+            if len(slots) == 1:  # this one fails; whoever gets its slot next is well
+                poisoned.clear()
             raise RuntimeError("the kernel broke")
         return run(slots, *args)
 
     monkeypatch.setattr(engine.stages, stage, fail_for_poisoned)
-    expected = [engine.submit(good(i, 40)).result(TIMEOUT_S) for i in range(1)]
+    expected = [engine.submit(good(0, 40)).result(TIMEOUT_S)]
     with engine.lock:  # all wait in one queue; the lowest free slot is request 10's
         poisoned.add(engine.scheduler.free_slots[0])
         handles = [engine.submit(good(10 + i, 40)) for i in range(3)]
     with pytest.raises(RequestError, match="the kernel broke"):
         handles[0].result(TIMEOUT_S)
-    poisoned.clear()
     assert [h.result(TIMEOUT_S) for h in handles[1:]] == expected * 2
 
 
