@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -16,6 +16,7 @@ import torch
 from engines.architecture import Architecture
 from engines.errors import InputError
 from engines.live.executor import Executor, Found
+from engines.live.host import lane_settings
 from engines.live.pairs import Pair
 from engines.live.stages import Stages
 from engines.live.streams import Stream, make_stream
@@ -23,8 +24,6 @@ from engines.live.tape import TapeBuilder
 from engines.request import Emission, Request, RequestState, Status
 from engines.run import Recorder, SegmentTime
 from engines.scheduler import QueueFullError, Scheduler, Work
-
-SWITCH_INTERVAL_S = 2e-4  # Python's own, 5 ms, is as long as a stage
 
 
 class RequestError(RuntimeError):
@@ -93,14 +92,12 @@ class LiveEngine:
         }
         self._inboxes: dict[tuple[str, int], queue.SimpleQueue[Work | None]] = {}
         self._threads: list[threading.Thread] = []
+        self._settings = ExitStack()
 
     # --- life -------------------------------------------------------------------------------------------
 
     def __enter__(self) -> LiveEngine:
-        self._switch_interval, self._torch_threads = sys.getswitchinterval(), torch.get_num_threads()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        if self.pair.device.type == "cpu":
-            torch.set_num_threads(1)  # a lane is one thread, as a stream is one queue
+        self._settings.enter_context(lane_settings(self.pair.device))
         for lane in self.architecture.lanes:
             for worker in range(lane.workers):
                 inbox = self._inboxes[lane.name, worker] = queue.SimpleQueue()
@@ -128,8 +125,7 @@ class LiveEngine:
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-        sys.setswitchinterval(self._switch_interval)
-        torch.set_num_threads(self._torch_threads)
+        self._settings.close()
 
     def now(self) -> float:
         """Seconds since the recording began."""

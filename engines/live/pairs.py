@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from engines.errors import InputError
 from engines.live.attention import NAME
 
+logging.disable_progress_bar()  # a library does not draw on its user's terminal
 EMBEDDED = Path(__file__).parent / "embedded"
 
 
