@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from engines.architecture import Architecture, Step
-from engines.request import Emission, Request
+from engines.architecture import Step
+from engines.request import Emission, Request, RequestState
 from engines.run import Recorder, Run, SegmentTime
-from engines.scheduler import Outcome, Scheduler, Work
+from engines.scheduler import Outcome, QueueFullError, Scheduler, Work
 
 Duration = Callable[[Work], float]
 Matched = Callable[[int, int, int], int]  # request id, position, k -> drafts that match
+
+
+class Observer:
+    """Hears everything that the scheduler is told, and what it answers."""
+
+    def submitted(self, request: Request, refused: bool, now: float) -> None: ...
+
+    def cancelled(self, request_id: int, ended: RequestState | None, now: float) -> None: ...
+
+    def completed(
+        self, work: Work, outcomes: Sequence[Outcome], ended: Sequence[RequestState], now: float
+    ) -> None: ...
+
+    def dispatched(self, started: Sequence[Work], now: float) -> None: ...
+
+    def over(self) -> None: ...
 
 
 def drive(
@@ -24,37 +41,69 @@ def drive(
     matched: Matched = lambda request, position, k: k // 2,
     cancel: Iterable[tuple[float, int]] = (),
     on_event: Callable[[Scheduler, list[Work]], None] = lambda scheduler, started: None,
+    *,
+    outcome: Callable[[Work, int], Outcome] | None = None,
+    concurrency: int | None = None,
+    observer: Observer | None = None,
 ) -> Run:
-    """Serve requests (each with an arrival_s) and return the record. `cancel` lists (time, request id)."""
+    """Serve requests and return the record.
+
+    Requests come at their arrival_s (0 without one) or, with a concurrency, whenever one of that many clients is
+    free. cancel lists (time, request id). outcome tells what a work finds for its i-th member; without it, every
+    step finds `matched` drafts right.
+    """
+    observer = observer or Observer()
     order = itertools.count()
-    events: list[tuple[float, int, str, object]] = []
-    for request in requests:
-        heapq.heappush(events, (request.arrival_s or 0.0, next(order), "arrive", request))
-    for at, request_id in cancel:
-        heapq.heappush(events, (at, next(order), "cancel", request_id))
+    events: list[tuple[float, int, Request | Work | int]] = []
+    unsent: deque[Request] = deque()
+
+    def at(time: float, what: Request | Work | int) -> None:
+        heapq.heappush(events, (time, next(order), what))
+
+    for position, request in enumerate(requests):
+        if concurrency is None or position < concurrency:
+            at(request.arrival_s or 0.0, request)
+        else:
+            unsent.append(request)
+    for time, request_id in cancel:
+        at(time, request_id)
     recorder = Recorder()
     while events:
-        now, _, kind, what = heapq.heappop(events)
-        ended = []
+        now, _, what = heapq.heappop(events)
+        ended: list[RequestState] = []
+        refused = False
         if isinstance(what, Request):
-            scheduler.submit(what, now)
+            try:
+                scheduler.submit(what, now)
+            except QueueFullError as error:
+                refused = True
+                recorder.rejected(what, now, error)
+            observer.submitted(what, refused, now)
         elif isinstance(what, Work):
-            ended = scheduler.complete(what, [_outcome(what, i, matched) for i in range(len(what.members))], now)
+            found = [
+                outcome(what, i) if outcome else _matching(what, i, matched) for i in range(len(what.members))
+            ]
+            ended = scheduler.complete(what, found, now)
+            observer.completed(what, found, ended, now)
             recorder.worked(what, _segments(what, now), now)
-        elif isinstance(what, int):
+        else:
             gone = scheduler.cancel(what, now)
+            observer.cancelled(what, gone, now)
             ended = [gone] if gone else []
         for state in ended:
             recorder.ended(state)
+        for _ in range(min(len(ended) + refused, len(unsent))):
+            at(now, unsent.popleft())
         started = scheduler.dispatch(now)
+        observer.dispatched(started, now)
         on_event(scheduler, started)
         for work in started:
-            heapq.heappush(events, (now + duration(work), next(order), "done", work))
-    architecture: Architecture = scheduler.architecture
-    return recorder.run({"kind": "driven", "architecture": architecture.to_dict()}, {})
+            at(now + duration(work), work)
+    observer.over()
+    return recorder.run({"kind": "driven", "architecture": scheduler.architecture.to_dict()}, {})
 
 
-def _outcome(work: Work, member: int, matched: Matched) -> Outcome:
+def _matching(work: Work, member: int, matched: Matched) -> Outcome:
     if work.step is Step.DRAFT:
         return None
     state, k = work.members[member], work.draft_lengths[member]

@@ -1,0 +1,169 @@
+"""What happens to the speed of segments that run together on one device, and the fit of it. Needs no torch.
+
+Two power laws of the mean kernel duration tau (solo duration / kernels), each with a factor per kind of segment:
+
+    weight_i = w(kind) * tau_i ** gamma         a stream's claim when streams take turns
+    fill_i   = f(kind) * tau_i ** beta          how much of the device the segment needs to run at full speed
+    share_i  = weight_i / sum(weight)
+    sum of rates = (sum(share_i * fill_i)) ** -((n - 1) ** spread)
+    rate_i   = min(1, share_i * sum of rates)
+
+A GPU that takes turns a kernel at a time has gamma near 1 and fill just below 1: big kernels win, and the little
+that small kernels leave free is the gain of overlapping. A CPU whose cores are shared fairly has gamma near 0 and
+a fill of (cores used alone / cores); above 1 the streams hinder each other. A combination that was never measured
+gets what its kinds, its kernel durations and the number of streams say; a kind that was never measured counts as
+an average one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import least_squares
+
+from engines.architecture import Segment
+from engines.errors import InputError
+
+KINDS = tuple(Segment)
+# Where the fit starts, and how strongly a parameter is held there when the table says nothing about it. In
+# units of rate (an error of 0.01 weighs as much as a parameter one unit off at a strength of 0.01).
+GAMMA, LOG_FILL, BETA, SPREAD = 1.0, -0.2, 0.2, 0.7
+HOLD, HOLD_KIND = 0.002, 0.01
+
+
+class RunningSegment(NamedTuple):
+    """What the contention function needs to know of a segment on the device.
+
+    kernel_ms: mean kernel duration when alone = solo duration / kernels.
+    """
+
+    segment: Segment
+    batch: int
+    kernel_ms: float
+
+
+@dataclass(frozen=True)
+class ContentionModel:
+    """Rates of segments that run together, as fractions of their speed alone.
+
+    gamma, beta, spread: as in the formulas above. log_fill: logarithm of the fill at the typical kernel duration
+    typical_ms. log_weight_of, log_fill_of: logarithm of each kind's factor. fill is held constant outside
+    measured_ms, the range of kernel durations in the table. residuals: the fitted table with `predicted` and
+    `error` (predicted - measured rate).
+    """
+
+    gamma: float
+    log_fill: float
+    beta: float
+    spread: float
+    typical_ms: float
+    measured_ms: tuple[float, float]
+    log_weight_of: dict[Segment, float]
+    log_fill_of: dict[Segment, float]
+    residuals: pd.DataFrame = field(repr=False, compare=False)
+
+    def rates(self, running: Sequence[RunningSegment]) -> list[float]:
+        """Each one's rate in (0, 1], in order. One alone runs at 1."""
+        if len(running) < 2:
+            return [1.0] * len(running)
+        least, most = self.measured_ms
+        weights, filled = [], 0.0
+        for segment, _, kernel_ms in running:
+            weight = math.exp(self.log_weight_of[segment] + self.gamma * math.log(kernel_ms / self.typical_ms))
+            size = math.log(min(most, max(least, kernel_ms)) / self.typical_ms)
+            filled += weight * math.exp(self.log_fill + self.log_fill_of[segment] + self.beta * size)
+            weights.append(weight)
+        total = sum(weights)
+        speed = (filled / total) ** -((len(running) - 1) ** self.spread) / total
+        return [min(1.0, weight * speed) for weight in weights]
+
+    @property
+    def mean_absolute_error(self) -> float:
+        """Of the predicted rates against the fitted table."""
+        return float(self.residuals["error"].abs().mean())
+
+
+class NoContention:
+    """Segments that run together do not slow one another: for what-if studies, never a default."""
+
+    def rates(self, running: Sequence[RunningSegment]) -> list[float]:
+        return [1.0] * len(running)
+
+
+def fit_contention(table: pd.DataFrame) -> ContentionModel:
+    """Least squares of the predicted against the measured rates of a profile's contention table.
+
+    Raises InputError if no group of the table has two streams or more.
+    """
+    size = table.groupby("group")["group"].transform("size")
+    together = table[size > 1].reset_index(drop=True)
+    if together.empty:
+        remedy = "no two streams were measured together; calibrate again, or ask for no contention"
+        raise InputError("contention", f"{len(table)} rows", remedy)
+    data = _Data(together)
+    free = np.zeros(4 + 2 * len(KINDS))
+    start = np.array([GAMMA, LOG_FILL, BETA, SPREAD, *free[4:]])
+    hold = np.array([HOLD] * 4 + [HOLD_KIND] * 2 * len(KINDS))
+    limits = np.array([3.0, 3.0, 3.0, 2.0] + [3.0] * 2 * len(KINDS))
+    bounds = (np.array([0.0, -3.0, -3.0, 0.0] + [-3.0] * 2 * len(KINDS)), limits)
+
+    def error(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([data.predict(x) - data.rate, hold * (x - start)])
+
+    x = least_squares(error, start, bounds=bounds).x
+    predicted = data.predict(x)
+    residuals = together.assign(predicted=predicted, error=predicted - data.rate)
+    kinds = len(KINDS)
+    return ContentionModel(
+        gamma=float(x[0]), log_fill=float(x[1]), beta=float(x[2]), spread=float(x[3]),
+        typical_ms=data.typical_ms, measured_ms=data.measured_ms,
+        log_weight_of=dict(zip(KINDS, x[4 : 4 + kinds].tolist(), strict=True)),
+        log_fill_of=dict(zip(KINDS, x[4 + kinds :].tolist(), strict=True)),
+        residuals=residuals,
+    )  # fmt: skip
+
+
+def leave_one_group_out(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `predicted` and `error`, each group predicted by a fit that has not seen it: what the model
+    is worth for combinations that were never measured. Groups of one stream are left out."""
+    size = table.groupby("group")["group"].transform("size")
+    held_out = []
+    for _, group in table[size > 1].groupby("group", sort=False):
+        model = fit_contention(table.drop(group.index))
+        kernel_ms = group["solo_ms"] / group["kernels"]
+        running = [
+            RunningSegment(Segment(s), int(b), float(t))
+            for s, b, t in zip(group["segment"], group["batch"], kernel_ms, strict=True)
+        ]
+        predicted = np.array(model.rates(running))
+        held_out.append(group.assign(predicted=predicted, error=predicted - group["rate"].to_numpy()))
+    return pd.concat(held_out, ignore_index=True)
+
+
+class _Data:
+    """A contention table as arrays, one entry a row; the formulas of ContentionModel.rates over all its groups."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.group = pd.factorize(table["group"])[0]
+        self.streams = np.bincount(self.group)
+        self.kind = np.array([KINDS.index(Segment(segment)) for segment in table["segment"]])
+        self.rate = table["rate"].to_numpy(float)
+        tau = (table["solo_ms"] / table["kernels"]).to_numpy(float)
+        self.typical_ms = float(np.exp(np.log(tau).mean()))
+        self.measured_ms = (float(tau.min()), float(tau.max()))
+        self.size = np.log(tau / self.typical_ms)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Rates for x = (gamma, log_fill, beta, spread, log weight of each kind, log fill of each kind)."""
+        gamma, log_fill, beta, spread = x[:4]
+        log_weight_of, log_fill_of = x[4 : 4 + len(KINDS)], x[4 + len(KINDS) :]
+        weight = np.exp(log_weight_of[self.kind] + gamma * self.size)
+        share = weight / np.bincount(self.group, weight)[self.group]
+        fill = np.exp(log_fill + log_fill_of[self.kind] + beta * self.size)
+        total = np.bincount(self.group, share * fill) ** -((self.streams - 1) ** spread)
+        return np.minimum(1.0, share * total[self.group])

@@ -1,0 +1,205 @@
+"""Which drafts the target accepts: replayed from tapes, or drawn from a model.
+
+Every source answers one question per request: in a step that begins at output position p, how many drafts agree
+before the first that does not, were k unlimited? Drawn sources answer it with one uniform number per (seed,
+request, position), so draft length, lane and batch never change what is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from scipy.special import betaincinv
+
+from engines.errors import InputError
+from engines.request import Request
+
+UNKNOWN = -1
+_DRAFTS, _ALPHA = 0, 1  # purposes that randomness is keyed by
+
+
+class RequestAcceptance(NamedTuple):
+    """What a source knows of one request.
+
+    output_tokens: how many it will have if no limit cuts it. matches[p]: drafts that agree in a step that begins at
+    output position p, were k unlimited. tape: one entry an output token, as in engines.run.Run; None where whether
+    a draft is right depends on more than its position.
+    """
+
+    output_tokens: int
+    matches: list[int]
+    tape: np.ndarray | None
+
+
+class AcceptanceSource(Protocol):
+    """Anything that can say which drafts of a request would be right."""
+
+    def acceptance(self, request: Request, seed: int) -> RequestAcceptance: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for run.toml."""
+
+
+@dataclass(frozen=True)
+class Tapes:
+    """Recorded bits, replayed. A request ends where its tape does.
+
+    unknown: probability that a draft at a position the tape does not know (-1) is right; drawn, so 0 counts all
+    of them wrong and 1 all right. Raises InputError for a request without a tape.
+    """
+
+    tapes: Mapping[int, np.ndarray]
+    unknown: float = 0.0
+
+    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
+        tape = self.tapes.get(request.id)
+        if tape is None:
+            raise InputError("tapes", request.id, "no tape of this request; replay the run that recorded the tapes")
+        if len(tape) == 0:
+            raise InputError("tapes", request.id, "the tape is empty: the request had no output in the recorded run")
+        right = np.asarray(tape) == 1
+        if self.unknown > 0:
+            right |= (np.asarray(tape) == UNKNOWN) & (_uniform(seed, request, len(tape)) < self.unknown)
+        return _from_bits(right)
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "tapes", "unknown": self.unknown}
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Each draft is right with probability alpha, whatever happened before."""
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        _probability("alpha", self.alpha)
+
+    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
+        return _from_bits(_uniform(seed, request, request.max_tokens) < self.alpha)
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "independent", "alpha": self.alpha}
+
+
+@dataclass(frozen=True)
+class PerPosition:
+    """Acceptance that depends on the place in the step, as vLLM's synthetic_acceptance_rates.
+
+    rates: entry i is the unconditional probability that the first i + 1 drafts of a step are all accepted. Drafts
+    beyond the last entry have the conditional acceptance of the last.
+    """
+
+    rates: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rates:
+            raise InputError("rates", self.rates, "give one rate a draft position")
+        for rate in self.rates:
+            _probability("rates", rate)
+        if list(self.rates) != sorted(self.rates, reverse=True):
+            raise InputError("rates", self.rates, "unconditional rates cannot rise with the position")
+
+    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
+        before = (1.0, *self.rates[:-1])
+        conditional = [rate / last if last else 0.0 for rate, last in zip(self.rates, before, strict=True)]
+        uniform = _uniform(seed, request, request.max_tokens)
+        matches = np.zeros(request.max_tokens, dtype=int)
+        going = np.ones(request.max_tokens, dtype=bool)
+        for index in range(request.max_tokens):
+            going = going[: request.max_tokens - index]
+            going &= uniform[index:] < conditional[min(index, len(conditional) - 1)]
+            if not going.any():
+                break
+            matches[: len(going)] += going
+        return RequestAcceptance(request.max_tokens, matches.tolist(), None)
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "per position", "rates": list(self.rates)}
+
+
+@dataclass(frozen=True)
+class PerRequestSpread:
+    """Each request has an acceptance of its own, from a Beta distribution, and drafts of it are independent.
+
+    mean, sd: of the distribution over requests.
+    """
+
+    mean: float
+    sd: float
+
+    def __post_init__(self) -> None:
+        _probability("mean", self.mean)
+        if self.sd < 0 or (self.sd > 0 and self.sd**2 >= self.mean * (1 - self.mean)):
+            raise InputError(
+                "sd", self.sd, f"needs 0 <= sd < {(self.mean * (1 - self.mean)) ** 0.5:.3f} at this mean"
+            )
+
+    def alpha(self, request: Request, seed: int) -> float:
+        """This request's own acceptance."""
+        if self.sd == 0:
+            return self.mean
+        total = self.mean * (1 - self.mean) / self.sd**2 - 1
+        quantile = _generator(seed, request, _ALPHA).random()
+        return float(betaincinv(self.mean * total, (1 - self.mean) * total, quantile))
+
+    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
+        return _from_bits(_uniform(seed, request, request.max_tokens) < self.alpha(request, seed))
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "per-request spread", "mean": self.mean, "sd": self.sd}
+
+
+@dataclass(frozen=True)
+class Markov:
+    """Whether a draft is right depends on whether the one at the position before it was."""
+
+    after_right: float
+    after_wrong: float
+
+    def __post_init__(self) -> None:
+        _probability("after_right", self.after_right)
+        _probability("after_wrong", self.after_wrong)
+
+    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
+        uniform = _uniform(seed, request, request.max_tokens)
+        leaving = 1 - self.after_right + self.after_wrong
+        right = bool(uniform[0] * leaving < self.after_wrong)  # the chain's long-run probability
+        bits = []
+        for number in uniform.tolist():
+            right = number < (self.after_right if right else self.after_wrong)
+            bits.append(right)
+        return _from_bits(np.array(bits))
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "markov", "after_right": self.after_right, "after_wrong": self.after_wrong}
+
+
+def matches(right: np.ndarray) -> np.ndarray:
+    """Entry p: how many entries from p on are true before the first that is not."""
+    places = np.arange(len(right))
+    wrong = np.where(right, len(right), places)
+    return np.minimum.accumulate(wrong[::-1])[::-1] - places
+
+
+def _from_bits(right: np.ndarray) -> RequestAcceptance:
+    tape = right.astype(np.int8)
+    tape[0] = UNKNOWN  # the first token comes from prefill: nothing was drafted there
+    return RequestAcceptance(len(right), matches(right).tolist(), tape)
+
+
+def _generator(seed: int, request: Request, purpose: int) -> np.random.Generator:
+    return np.random.default_rng((seed, request.id, purpose))
+
+
+def _uniform(seed: int, request: Request, count: int) -> np.ndarray:
+    """One number a position; more positions never change the earlier ones."""
+    return _generator(seed, request, _DRAFTS).random(count)
+
+
+def _probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InputError(name, value, "use a probability from 0 to 1")

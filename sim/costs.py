@@ -1,0 +1,245 @@
+"""How long a segment takes alone: a profile's measured points, interpolated.
+
+The points of each segment form a grid over (draft length, batch, load), where load is the mean prompt length for
+prefill and the mean context for draft and verify. Between points a cost is piecewise linear in each of the three,
+so what is linear in prompts, prompt tokens, drafts or cache reads is met exactly.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+
+from calibrate.contention import NoContention, RunningSegment, fit_contention
+from calibrate.profile import QUANTILES, Profile
+from engines.architecture import Segment
+from engines.errors import InputError
+
+TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
+REMEDY = "calibrate over a wider range, or ask for extrapolation"
+
+
+class SegmentCost(NamedTuple):
+    """duration_s: on the device, alone. host_s: outside the device, around it. kernel_ms: mean kernel duration."""
+
+    duration_s: float
+    host_s: float
+    kernel_ms: float
+
+
+class Contention(Protocol):
+    """How segments that run together slow one another; calibrate.contention has the measured one."""
+
+    def rates(self, running: Sequence[RunningSegment]) -> list[float]: ...
+
+
+class Costs(Protocol):
+    """What the simulator asks: durations, and how segments that run together slow one another."""
+
+    contention: Contention
+
+    def cost(
+        self,
+        segment: Segment,
+        batch: int,
+        draft_length: int,
+        tokens: int,
+        context_tokens: float,
+        quantile: float | None,
+    ) -> SegmentCost:
+        """The cost of one execution. quantile: where in the measured spread it falls, None for the mean."""
+
+    def describe(self) -> dict[str, object]:
+        """Plain values for run.toml."""
+
+
+class CostModel:
+    """Durations of a profile.
+
+    Raises InputError for what lies outside the measured range: a draft length below or above it, or a batch,
+    prompt or context more than 10% above it. extrapolate=True goes on along the last line instead (a dimension
+    that was measured at one value only stays flat). Below the smallest measured batch, prompt or context the first
+    line goes on, kept between a constant cost and a proportional one.
+
+    contention: None fits the profile's table; NoContention() switches the slowdown off.
+    """
+
+    def __init__(self, profile: Profile, extrapolate: bool = False, contention: Contention | None = None) -> None:
+        self.contention: Contention = fit_contention(profile.contention) if contention is None else contention
+        self._info = {name: profile.info[name] for name in ("device", "pair", "dtype", "date")}
+        self._extrapolate = extrapolate
+        self._grids = {
+            segment: _Grid(segment, rows, profile.batch_buckets, extrapolate)
+            for segment, rows in ((s, profile.stage_costs[profile.stage_costs["segment"] == s]) for s in Segment)
+        }
+        self._lines: dict[tuple[Segment, int, int], _Line] = {}
+
+    def cost(
+        self,
+        segment: Segment,
+        batch: int,
+        draft_length: int,
+        tokens: int,
+        context_tokens: float,
+        quantile: float | None = None,
+    ) -> SegmentCost:
+        """batch: requests; tokens: fed through the model in all; context_tokens: mean a request in the cache.
+
+        quantile in [0, 1]: where in the measured spread this execution falls (its mean over a uniform quantile is
+        the mean duration); None is the mean.
+        """
+        prefill = segment is Segment.PREFILL_TARGET or segment is Segment.PREFILL_DRAFT
+        key = (segment, batch, 0 if prefill else draft_length)
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = self._grids[segment].line(batch, key[2])
+        return line.at(tokens / batch if prefill else context_tokens, quantile)
+
+    def describe(self) -> dict[str, object]:
+        contention = "none" if isinstance(self.contention, NoContention) else "measured"
+        return {**self._info, "extrapolate": self._extrapolate, "contention": contention}
+
+
+class _Grid:
+    """One segment's points as a full grid: values[draft length, batch, load] = (duration_s, host_s, kernel_ms) and
+    spread[draft length, batch, load] = the measured quantiles as ratios to the mean."""
+
+    def __init__(self, segment: Segment, rows: pd.DataFrame, buckets: tuple[int, ...], extrapolate: bool) -> None:
+        prefill = segment.startswith("prefill")
+        self.segment = segment
+        self.buckets = () if prefill else buckets
+        self.extrapolate = extrapolate
+        self.names = ("draft_length", "batch", "mean prompt tokens" if prefill else "context_tokens")
+        load = rows["tokens"] / rows["batch"] if prefill else rows["context_tokens"]
+        points = np.column_stack([rows["draft_length"], rows["batch"], load]).astype(float)
+        mean_s = rows["mean_ms"].to_numpy(float) / 1e3
+        values = np.column_stack([mean_s, rows["host_ms"] / 1e3, rows["mean_ms"] / rows["kernels"]])
+        spread = rows[list(QUANTILES)].to_numpy(float) / rows["mean_ms"].to_numpy(float)[:, None]
+        self.axes = [sorted(set(points[:, i].tolist())) for i in range(3)]
+        self.values, nearest = _filled(points, values, self.axes)
+        self.spread = spread[nearest]
+        for axis in (1, 2):
+            self._go_on_to_zero(axis)
+
+    def _go_on_to_zero(self, axis: int) -> None:
+        """Below the smallest measured value the first line goes on, between constant and proportional."""
+        places, values = self.axes[axis], np.moveaxis(self.values, axis, 0)
+        if places[0] == 0:
+            return
+        at_zero = values[0]
+        if len(places) > 1:
+            slope = (values[1] - values[0]) / (places[1] - places[0])
+            at_zero = np.clip(values[0] - slope * places[0], 0.0, values[0])
+        self.axes[axis] = [0.0, *places]
+        self.values = np.moveaxis(np.concatenate([at_zero[None], values]), 0, axis)
+        spread = np.moveaxis(self.spread, axis, 0)
+        self.spread = np.moveaxis(np.concatenate([spread[:1], spread]), 0, axis)
+
+    def line(self, batch: int, draft_length: int) -> _Line:
+        """Cost against load, for one batch size and draft length."""
+        padded = next((bucket for bucket in self.buckets if bucket >= batch), batch)
+        values, spread = self.values, self.spread
+        for axis, asked in enumerate((draft_length, padded)):
+            self.check(axis, asked)
+            i, part = _place(self.axes[axis], asked)
+            if len(self.axes[axis]) == 1:
+                values, spread = values[0], spread[0]
+            else:
+                values = values[i] * (1 - part) + values[i + 1] * part
+                spread = spread[i + (part > 0.5)]
+        return _Line(self, values, spread)
+
+    def check(self, axis: int, asked: float) -> None:
+        """Raises InputError for a value outside the measured range, unless extrapolation was asked for."""
+        places = self.axes[axis]
+        low, high = (places[0], places[-1]) if axis == 0 else (0.0, places[-1] * (1 + TOLERANCE))
+        if not (low <= asked <= high or self.extrapolate):
+            measured = f"the profile measured {self.segment} at {self.names[axis]} {places[0]:g} to {places[-1]:g}"
+            raise InputError(f"{self.segment} {self.names[axis]}", asked, f"{measured}; {REMEDY}")
+
+
+class _Line:
+    """Cost against load; what the simulation asks for again and again, so it is plain Python."""
+
+    def __init__(self, grid: _Grid, values: np.ndarray, spread: np.ndarray) -> None:
+        self._grid = grid
+        self._places: list[float] = grid.axes[2]
+        self._costs = [SegmentCost(*value) for value in values.tolist()]
+        self._jitter = [_Jitter(ratios) for ratios in spread.tolist()]
+
+    def at(self, load: float, quantile: float | None) -> SegmentCost:
+        places = self._places
+        if load > places[-1]:
+            self._grid.check(2, load)
+        if len(places) == 1:
+            i, part = 0, 0.0
+            duration_s, host_s, kernel_ms = self._costs[0]
+        else:
+            i, part = _place(places, load)
+            low, high = self._costs[i], self._costs[i + 1]
+            duration_s = low[0] + (high[0] - low[0]) * part
+            host_s = low[1] + (high[1] - low[1]) * part
+            kernel_ms = low[2] + (high[2] - low[2]) * part
+        if quantile is not None:
+            duration_s *= self._jitter[i + (part > 0.5)].ratio(quantile)
+        return SegmentCost(duration_s, host_s, kernel_ms)
+
+
+class _Jitter:
+    """Duration as a ratio to the mean, as a piecewise-linear function of the quantile whose mean is 1.
+
+    Its knots are the measured quantiles, the lowest line going on to quantile 0. The value at quantile 1 makes up
+    what the mean still lacks, so rare long executions show; where nothing lacks, the whole curve is scaled.
+    """
+
+    PLACES = (0.0, *QUANTILES.values(), 1.0)
+
+    def __init__(self, ratios: Sequence[float]) -> None:
+        low = max(0.0, ratios[0] - (ratios[1] - ratios[0]) * self.PLACES[1] / (self.PLACES[2] - self.PLACES[1]))
+        known = [low, *ratios]
+        tail = self.PLACES[-1] - self.PLACES[-2]
+        lacking = 1.0 - float(np.trapezoid(known, self.PLACES[:-1]))
+        known.append(max(ratios[-1], 2 * lacking / tail - ratios[-1]))
+        self._ratios = (np.array(known) / np.trapezoid(known, self.PLACES)).tolist()
+
+    def ratio(self, quantile: float) -> float:
+        i = min(bisect_right(self.PLACES, quantile), len(self.PLACES) - 1)
+        low, high = self.PLACES[i - 1], self.PLACES[i]
+        return self._ratios[i - 1] + (self._ratios[i] - self._ratios[i - 1]) * (quantile - low) / (high - low)
+
+
+def _place(places: Sequence[float], asked: float) -> tuple[int, float]:
+    """The interval of a value and where in it: 0 at its start, 1 at its end, above 1 past the last."""
+    i = min(max(bisect_right(places, asked) - 1, 0), max(len(places) - 2, 0))
+    if len(places) == 1:
+        return 0, 0.0
+    return i, (asked - places[i]) / (places[i + 1] - places[i])
+
+
+def _filled(points: np.ndarray, values: np.ndarray, axes: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """The values on the full grid, and which point is nearest to each place.
+
+    A place that was not measured takes the nearest point's value, scaled by what a linear model of the cost (a
+    constant, drafts, requests, tokens fed, cache read) says about the two places.
+    """
+    shape = tuple(len(axis) for axis in axes)
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)  # [draft length, batch, load, 3]
+    reach = np.array([max(axis[-1], 1.0) for axis in axes])
+    distance = np.abs((grid[..., None, :] - points) / reach).sum(axis=-1)  # [draft length, batch, load, points]
+    nearest = distance.argmin(axis=-1)
+    solution, *_ = np.linalg.lstsq(_features(points / reach), values, rcond=None)
+    least = values.min(axis=0) / 10 + 1e-12
+    model = np.maximum(_features(grid.reshape(-1, 3) / reach) @ solution, least).reshape(*shape, -1)
+    at_points = np.maximum(_features(points / reach) @ solution, least)
+    scale = np.where((distance.min(axis=-1) > 0)[..., None], model / at_points[nearest], 1.0)
+    return values[nearest] * scale, nearest
+
+
+def _features(points: np.ndarray) -> np.ndarray:
+    """Columns of the linear model, for rows of (draft length, batch, load)."""
+    k, batch, load = points.T
+    return np.column_stack([np.ones(len(points)), k, batch, k * batch, batch * load, k * batch * load])

@@ -1,0 +1,287 @@
+"""The simulated engine: the live scheduler on a simulated clock.
+
+Every worker of every lane is a SimPy process, requests arrive from a process that plays the workload, and devices
+take the time that the costs and the contention say. What to run is decided by engines.scheduler.Scheduler alone,
+and engines.run.Recorder writes the record, both exactly as in the live engine.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Generator, Mapping
+from importlib.metadata import version
+from itertools import groupby, islice
+from typing import Any
+
+import simpy
+
+from calibrate.contention import RunningSegment
+from calibrate.profile import Profile
+from engines.architecture import Architecture, Lane, Segment, Step
+from engines.errors import InputError
+from engines.request import Emission, Request, RequestState
+from engines.run import Recorder, Run, SegmentTime
+from engines.scheduler import Outcome, QueueFullError, Scheduler, Work
+from engines.workload import Workload
+from sim.acceptance import AcceptanceSource, RequestAcceptance
+from sim.costs import CostModel, Costs
+from sim.gpu import Gpu
+
+Story = Generator[simpy.Event, Any, None]
+Progress = Callable[[int, int], None]
+"""Told (requests ended, requests in all)."""
+
+
+def simulate(
+    architecture: Architecture,
+    workload: Workload,
+    costs: Profile | Costs,
+    acceptance: AcceptanceSource,
+    *,
+    seed: int = 0,
+    jitter: bool = True,
+    max_context: int | None = None,
+    info: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Predict what a live engine would do with a workload.
+
+    costs: a profile, or a cost model made of one. jitter: draw each stage's duration from the measured quantiles
+    (False: its mean). max_context: tokens of prompt and output together; longer outputs are cut, and prompts that
+    leave no room are rejected. info: more plain values for run.toml.
+
+    The same arguments give the same record, byte for byte. Raises InputError from the costs for work outside the
+    measured range, and AssertionError if Little's law does not hold over the run.
+    """
+    model = CostModel(costs) if isinstance(costs, Profile) else costs
+    engine = _Engine(architecture, workload, model, acceptance, seed, jitter, max_context, progress)
+    engine.run()
+    described = {
+        "kind": "simulated",
+        "architecture": architecture.to_dict(),
+        "workload": dict(workload.info),
+        "acceptance": acceptance.describe(),
+        "costs": model.describe(),
+        "seed": seed,
+        "jitter": jitter,
+        **({} if max_context is None else {"max_context": max_context}),
+        "versions": {name: version(name) for name in ("numpy", "simpy")},
+        **(info or {}),
+    }
+    return engine.record(described)
+
+
+class _Engine:
+    def __init__(
+        self,
+        architecture: Architecture,
+        workload: Workload,
+        costs: Costs,
+        acceptance: AcceptanceSource,
+        seed: int,
+        jitter: bool,
+        max_context: int | None,
+        progress: Progress | None,
+    ) -> None:
+        self._environment = simpy.Environment()
+        self._scheduler = Scheduler(architecture)
+        self._recorder = Recorder()
+        self._tapes: dict[int, Any] = {}
+        self._workload = workload
+        self._unsent = iter(workload.requests)
+        self._think_s = dict(zip((request.id for request in workload.requests), workload.think_s, strict=False))
+        self._costs = costs
+        self._acceptance = acceptance
+        self._seed = seed
+        self._draw = random.Random(seed).random if jitter else None
+        self._max_context = max_context
+        self._progress = progress
+        self._gpus = {device: Gpu(self._environment, costs.contention) for device in architecture.devices}
+        self._known: dict[int, RequestAcceptance] = {}  # of the requests that are here
+        self._population = _Population()
+        self._seats: dict[tuple[str, int], simpy.Event] = {}
+        self._ended = 0
+        for lane in architecture.lanes:
+            for worker in range(lane.workers):
+                self._environment.process(self._worker(lane, worker))
+        self._environment.process(self._open_loop() if workload.concurrency is None else self._closed_loop())
+
+    def run(self) -> None:
+        self._environment.run()
+        if not self._scheduler.idle:
+            raise RuntimeError(f"{len(self._scheduler.requests)} requests can never run: the architecture is stuck")
+        self._population.check_littles_law()
+
+    def record(self, info: Mapping[str, Any]) -> Run:
+        return self._recorder.run(info, self._tapes)
+
+    # --- the life of a worker ---------------------------------------------------------------------------
+
+    def _worker(self, lane: Lane, worker: int) -> Story:
+        """Wait for a batch, occupy the device, report what came out, repeat."""
+        environment, gpu = self._environment, self._gpus[lane.device]
+        next_work = self._seat(lane, worker)
+        while True:
+            work = yield next_work
+            segments, host_s = self._cost(work)
+            yield environment.timeout(host_s / 2)
+            times = yield gpu.run(lane.stream, segments)
+            yield environment.timeout(host_s / 2)
+            next_work = self._seat(lane, worker)  # before the report, which may bring the next batch
+            self._report(work, times)
+
+    def _seat(self, lane: Lane, worker: int) -> simpy.Event:
+        """Where the worker waits; succeeds with its next work."""
+        seat = self._seats[lane.name, worker] = self._environment.event()
+        return seat
+
+    def _dispatch(self) -> None:
+        for work in self._scheduler.dispatch(self._environment.now):
+            self._seats[work.lane.name, work.worker].succeed(work)
+
+    def _report(self, work: Work, times: list[SegmentTime]) -> None:
+        now = self._environment.now
+        ended = self._scheduler.complete(work, self._outcomes(work), now)
+        self._recorder.worked(work, times, now)
+        for state in ended:
+            self._leave(state)
+        self._dispatch()
+
+    def _cost(self, work: Work) -> tuple[list[tuple[RunningSegment, float]], float]:
+        """What the work does on the device, and the host time around it: its slowest segment's, as the segments
+        of one work are issued together."""
+        members = work.members
+        size, k = len(members), max(work.draft_lengths)
+        prompts = sum([state.request.prompt_tokens for state in members])
+        context = prompts + sum([state.emitted for state in members])
+        segments, host_s = [], 0.0
+        for segment in work.step.segments:
+            if work.step is Step.PREFILL:
+                tokens, mean_context = prompts, 0.0
+            else:
+                tokens, mean_context = size * (k + (segment is Segment.VERIFY)), context / size
+            quantile = None if self._draw is None else self._draw()
+            cost = self._costs.cost(segment, size, k, tokens, mean_context, quantile)
+            segments.append((RunningSegment(segment, size, cost.kernel_ms), cost.duration_s))
+            host_s = max(host_s, cost.host_s)
+        return segments, host_s
+
+    def _outcomes(self, work: Work) -> list[Outcome]:
+        if work.step is Step.DRAFT:
+            return [None] * len(work.members)
+        return [self._emission(state, k) for state, k in zip(work.members, work.draft_lengths, strict=True)]
+
+    def _emission(self, state: RequestState, draft_length: int) -> Emission:
+        """What the target finds for one request; `draft_length` is 0 in prefill."""
+        known, position = self._known[state.id], state.emitted
+        matched = min(known.matches[position], draft_length)
+        left = known.output_tokens - position
+        stops = left <= matched + 1 and known.output_tokens < state.request.max_tokens
+        return Emission(matched, left if stops else None)
+
+    # --- the life of a request --------------------------------------------------------------------------
+
+    def _open_loop(self) -> Story:
+        """Requests arrive at their own times, whatever became of the others."""
+        for arrival_s, together in groupby(self._workload.requests, key=lambda request: request.arrival_s or 0.0):
+            yield self._environment.timeout(max(0.0, arrival_s - self._environment.now))
+            for request in together:
+                self._submit(request)
+            self._dispatch()
+
+    def _closed_loop(self) -> Story:
+        """Each client sends a request, waits until it has ended, thinks, and sends the next unsent one."""
+        yield self._environment.timeout(0)
+        for request in islice(self._unsent, self._workload.concurrency):
+            if not self._submit(request):
+                self._answered()
+        self._dispatch()
+
+    def _answered(self) -> None:
+        """A client is free. Requests that are refused are answered at once."""
+        for request in self._unsent:
+            if self._think_s:
+                self._environment.process(self._think(request))
+                return
+            if self._submit(request):
+                return
+
+    def _think(self, request: Request) -> Story:
+        yield self._environment.timeout(self._think_s[request.id])
+        if self._submit(request):
+            self._dispatch()
+        else:
+            self._answered()
+
+    def _submit(self, request: Request) -> bool:
+        """Hand a request to the scheduler; whether it was taken."""
+        now = self._environment.now
+        try:
+            allowed = self._output_limit(request)
+            self._scheduler.submit(request, now, allowed)
+        except (QueueFullError, InputError) as error:
+            self._recorder.rejected(request, now, error)
+            self._count_ended()
+            return False
+        self._known[request.id] = self._acceptance.acceptance(request, self._seed)
+        self._population.enter(now)
+        return True
+
+    def _output_limit(self, request: Request) -> int:
+        """Output tokens that fit. Raises InputError for a prompt that leaves no room."""
+        if self._max_context is None:
+            return request.max_tokens
+        room = self._max_context - request.prompt_tokens
+        if room < 1:
+            remedy = f"the context limit of {self._max_context} leaves no room for output; shorten the prompt"
+            raise InputError("prompt_tokens", request.prompt_tokens, remedy)
+        return min(request.max_tokens, room)
+
+    def _leave(self, state: RequestState) -> None:
+        self._recorder.ended(state)
+        self._population.leave(self._environment.now, state)
+        tape = self._known.pop(state.id).tape
+        if tape is not None:
+            self._tapes[state.id] = tape[: state.emitted]
+        self._count_ended()
+        if self._workload.concurrency is not None:
+            self._answered()
+
+    def _count_ended(self) -> None:
+        self._ended += 1
+        if self._progress is not None:
+            self._progress(self._ended, len(self._workload.requests))
+
+
+class _Population:
+    """The number of requests in the system over time, counted apart from the record."""
+
+    def __init__(self) -> None:
+        self._here = 0
+        self._since_s = 0.0
+        self._request_seconds = 0.0
+        self._latencies_s = 0.0
+
+    def enter(self, now: float) -> None:
+        self._integrate(now)
+        self._here += 1
+
+    def leave(self, now: float, state: RequestState) -> None:
+        self._integrate(now)
+        self._here -= 1
+        assert state.finish_s is not None
+        self._latencies_s += state.finish_s - state.arrival_s
+
+    def _integrate(self, now: float) -> None:
+        self._request_seconds += self._here * (now - self._since_s)
+        self._since_s = now
+
+    def check_littles_law(self) -> None:
+        """L = lambda W over the whole run: requests in the system, integrated over time, are the sum of the
+        latencies (Little, Operations Research 9(3), 1961). Raises AssertionError."""
+        if not math.isclose(self._request_seconds, self._latencies_s, rel_tol=1e-9, abs_tol=1e-9):
+            raise AssertionError(
+                f"Little's law fails: {self._request_seconds} request seconds in the system, "
+                f"{self._latencies_s} s of latencies"
+            )
