@@ -105,9 +105,7 @@ def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-def train(
-    model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], seconds: float, peak: float
-) -> int:
+def train(model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], seconds: float, peak: float) -> int:
     """AdamW for `seconds`, linear warm-up to learning rate `peak`, then cosine decay; returns the steps taken."""
     device = model.device
     optimizer = torch.optim.AdamW(
@@ -228,9 +226,7 @@ def bits_per_byte(model: LlamaForCausalLM, tokens: torch.Tensor, windows: int) -
     return total / windows / math.log(2)
 
 
-def distil_pool(
-    target: LlamaForCausalLM, tokens: torch.Tensor, requests: int, seconds: float
-) -> torch.Tensor:
+def distil_pool(target: LlamaForCausalLM, tokens: torch.Tensor, requests: int, seconds: float) -> torch.Tensor:
     """Training prompts with the target's greedy continuations, made for `seconds`, `requests` at a time.
 
     Returns int16 [rows, POOL_TOKENS + 1]; the last column is the row's prompt length in tokens, 64 to 256.
@@ -266,9 +262,7 @@ def distillation_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM, rows: t
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:
     """Write weights (bfloat16), configuration, generation defaults (greedy) and tokenizer to `folder`."""
-    model.generation_config = GenerationConfig(
-        do_sample=False, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD
-    )
+    model.generation_config = GenerationConfig(do_sample=False, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
     model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
     build_tokenizer().save_pretrained(folder)
