@@ -128,7 +128,8 @@ def pair_by_request(live: Run, simulated: Run) -> list[dict[str, object]]:
     |simulated - live| / live. pearson_r: nan where either side does not vary.
     Raises InputError if the runs share no finished request.
     """
-    both = request_times(live).join(request_times(simulated), how="inner", lsuffix=".live", rsuffix=".simulated")
+    times = request_times(live), request_times(simulated)
+    both = times[0].merge(times[1], left_index=True, right_index=True, suffixes=(".live", ".simulated"))
     if both.empty:
         raise InputError("replays", live.name, f"no request of {simulated.name} finished in it too")
     rows: list[dict[str, object]] = []
