@@ -12,6 +12,7 @@ from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLen
 from engines.errors import InputError
 from engines.workload import FixedLength, Lengths, LogNormalLength, UniformLength
 
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _WHOLE = re.compile(r"\d+")
 _RANGE = re.compile(r"(\d+)-(\d+)")
 _LOGNORMAL = re.compile(r"(\d+(?:\.\d+)?)~(\d+(?:\.\d+)?)\[(\d+)-(\d+)\]")
@@ -109,6 +110,8 @@ def check_live(device: str, pair: str, target: str | None = None, draft: str | N
 
     target and draft: folders that stand in for the pair.
     """
+    if not _DEVICE.fullmatch(device):
+        raise InputError("device", device, "use cpu, cuda or cuda:N")
     if importlib.util.find_spec("torch") is None:
         raise InputError("device", device, "live engines need torch; install the extra: pip install 'pdv[engines]'")
     if (target is None) != (draft is None):

@@ -69,7 +69,9 @@ def test_quantiles_are_interpolated_linearly(run: Run) -> None:
 
 def test_every_promised_quantity_is_compared(run: Run) -> None:
     names = set(compare([run], [run]).metrics["metric"])
-    quantities = [f"{q}.{s}" for q in ("ttft_s", "tpot_s", "latency_s") for s in ("mean", "median", "p90", "p95", "p99")]
+    quantities = [
+        f"{q}.{s}" for q in ("ttft_s", "tpot_s", "latency_s") for s in ("mean", "median", "p90", "p95", "p99")
+    ]
     assert names >= {*quantities, THROUGHPUT, "batch_size.verify", "lane_busy.decode", "running_at_least_1"}
     assert names >= {f"part.{part}_s" for part in PARTS}
 
