@@ -48,9 +48,10 @@ def spread_rates(alpha_mean: float, alpha_sd: float, positions: int) -> np.ndarr
 def measured_rates(lives: Sequence[Run]) -> pd.Series:
     """By position i, the share of verify steps that had at least i drafts and accepted the first i. Steps that an
     end of output cut short are left out, since their drafts were never judged."""
-    steps = pd.concat([run.steps for run in lives]) if lives else pd.DataFrame(columns=["emitted"])
-    steps = steps[steps["emitted"] > 0]
-    steps = steps[(steps["draft_length"] > 0) & (steps["discarded"] == 0)]
+    if not lives:
+        return pd.Series(dtype=float)
+    steps = pd.concat([run.steps for run in lives])
+    steps = steps[(steps["emitted"] > 0) & (steps["draft_length"] > 0) & (steps["discarded"] == 0)]
     positions = range(1, int(steps["draft_length"].max()) + 1) if len(steps) else range(0)
     judged = {i: steps[steps["draft_length"] >= i] for i in positions}
     return pd.Series({i: float((rows["accepted"] >= i).mean()) for i, rows in judged.items()}, dtype=float)
