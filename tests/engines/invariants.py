@@ -79,7 +79,9 @@ class Invariants(Observer):
     def cancelled(self, request_id: int, ended: RequestState | None, now: float) -> None:
         book = self.books.get(request_id)
         at_once = book is not None and book.work is None
-        _require((ended is not None) == at_once, "ends", f"request {request_id} cancelled while not running: {at_once}")
+        _require(
+            (ended is not None) == at_once, "ends", f"request {request_id} cancelled while not running: {at_once}"
+        )
         if book is None:
             return
         book.cancelled = True
@@ -133,7 +135,9 @@ class Invariants(Observer):
     def busy(self, lane: Lane) -> set[int]:
         """Workers of a lane that run a work or carry a request."""
         running = {work.worker for work in self.running.values() if work.lane is lane}
-        return running | {book.worker[1] for book in self.books.values() if book.worker and book.worker[0] == lane.name}
+        return running | {
+            book.worker[1] for book in self.books.values() if book.worker and book.worker[0] == lane.name
+        }
 
     def free_permits(self, device: int) -> int:
         return self.architecture.permits(device) - sum(w.lane.device == device for w in self.running.values())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given, settings
 
-from engines.metrics import PARTS, decompose
 from engines.scheduler import Scheduler
 from tests.engines.scenarios import Scenario, scenarios
 
