@@ -50,9 +50,9 @@ def test_a_calibration_covers_the_grid_and_passes_its_own_checks(profile: Profil
 
 
 def test_more_work_takes_longer(profile: Profile) -> None:
-    costs = profile.stage_costs.set_index(["segment", "batch", "tokens"])["p50_ms"]
+    costs = profile.stage_costs.set_index(["segment", "batch", "tokens"])["p25_ms"]
     assert costs["prefill_target", 1, 64] > costs["prefill_target", 1, 16]
-    assert costs["verify", 4, 12] > costs["verify", 1, 3]
+    assert costs["prefill_target", 1, 64] > costs["prefill_draft", 1, 64]
     assert (profile.stage_costs["host_ms"] > 0).all()
 
 
