@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class InputError(ValueError):
     """Input that cannot be used: names the field, the offending value and the remedy.
@@ -12,3 +14,9 @@ class InputError(ValueError):
     def __init__(self, field: str, value: object, remedy: str) -> None:
         self.field, self.value, self.remedy = field, value, remedy
         super().__init__(f"{field} = {value!r}: {remedy}")
+
+
+def require_whole(field: str, value: Any, least: int) -> None:
+    """Raises InputError unless the value is a whole number of at least `least` (true and false are none)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(field, value, f"use a whole number of at least {least}")

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
 from engines.request import Request
 from engines.workload import Workload
 
@@ -67,8 +67,8 @@ def read_trace(
     """
     path = Path(path)
     for name, value in (("limit", limit), ("max_prompt", max_prompt), ("max_output", max_output)):
-        if value is not None and value < 1:
-            raise InputError(name, value, "use a whole number of at least 1")
+        if value is not None:
+            require_whole(name, value, 1)
     kind, rows = _open(path)
     arrivals: list[tuple[float, int, int]] = []
     failed = 0
