@@ -95,6 +95,8 @@ class Lane:
             raise InputError(f"{where}.steps", {}, "give the lane at least one step")
         for step, limit in steps.items():
             require_whole(f"{where}.steps.{step}", limit, 1)
+        if not isinstance(self.carries_request, bool):
+            raise InputError(f"{where}.carries_request", self.carries_request, "use true or false")
         if self.carries_request and max(steps.values()) > 1:
             raise InputError(f"{where}.steps", self.steps, "a lane that carries requests has batch limits of 1")
         require_whole(f"{where}.workers", self.workers, 1)
@@ -102,8 +104,6 @@ class Lane:
         require_whole(f"{where}.device", self.device, 0)
         if isinstance(self.stream_priority, bool) or not isinstance(self.stream_priority, int):
             raise InputError(f"{where}.stream_priority", self.stream_priority, "use a whole number")
-        if not isinstance(self.carries_request, bool):
-            raise InputError(f"{where}.carries_request", self.carries_request, "use true or false")
 
 
 @dataclass(frozen=True)
