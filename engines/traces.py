@@ -133,7 +133,7 @@ def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, Ma
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        where = f"trace {path.name}, line {reader.line_num}"
+        where = f"trace {path.name}, line {reader.line_num + 1}"
         raise InputError(where, "unreadable", f"not valid CSV ({error}); repair the line") from error
 
 
