@@ -1,0 +1,155 @@
+"""A whole calibration: stage costs, contention, host time and acceptance of a pair on a device -> a Profile."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from calibrate.acceptance import acceptance_table
+from calibrate.profile import Profile
+from calibrate.stage_costs import Grid, Progress, measure_stage_costs
+from calibrate.together import default_groups, measure_contention
+from engines.architecture import PDV, Segment
+from engines.draft_length import FixedDraftLength
+from engines.live.engine import LiveEngine
+from engines.live.pairs import Pair
+from engines.live.serve import device_name, serve
+from engines.run import Run
+from engines.workload import FixedLength, Workload, make_workload, with_prompts
+
+SHARES = {"stage_costs": 0.45, "contention": 0.4, "acceptance": 0.15}  # of the time budget
+REQUESTS, OUTPUT_TOKENS = 12, 64  # of the live run that acceptance and host time are read from
+
+
+def calibrate(
+    pair: Pair,
+    grid: Grid | None = None,
+    budget_s: float = 120.0,
+    *,
+    seed: int = 0,
+    command: str = "calibrate.measure.calibrate",
+    progress: Progress = lambda what, fraction: None,
+    keep: Path | None = None,
+) -> Profile:
+    """Measure a pair on its device.
+
+    budget_s: seconds that the timings may take, about; the fewest repeats are made whatever it is. keep: a
+    folder for the parts as they are finished; an interrupted calibration with the same settings goes on there.
+    Raises InputError for a grid that the pair cannot serve.
+    """
+    grid = grid or Grid()
+    grid.check(pair)
+    settings = {"pair": pair.name, "device": device_name(pair.device), "grid": asdict(grid), "budget_s": budget_s}
+    parts = _Parts(keep, {**settings, "seed": seed})
+    costs = parts.get(
+        "stage_costs",
+        lambda: measure_stage_costs(pair, grid, budget_s * SHARES["stage_costs"], _scaled(progress, "stage_costs")),
+    )
+    contention = parts.get(
+        "contention",
+        lambda: measure_contention(
+            pair, grid, default_groups(grid), budget_s * SHARES["contention"], _scaled(progress, "contention")
+        ),
+    )
+    run = _live_run(pair, grid, seed, _scaled(progress, "acceptance"))
+    parts.clear()
+    k = grid.draft_lengths[-1]
+    info = {
+        "device": settings["device"],
+        "pair": pair.name,
+        "dtype": str(pair.dtype).removeprefix("torch."),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": {name: version(name) for name in ("torch", "transformers")}
+        | {"python": platform.python_version()},
+        "max_context": pair.max_context,
+        "draft_length": k,
+    }
+    return Profile(info, _with_host_times(costs, run), contention, acceptance_table(run.tapes.values(), k), run.tapes)
+
+
+def _scaled(progress: Progress, part: str) -> Progress:
+    names = list(SHARES)
+    before = sum(SHARES[name] for name in names[: names.index(part)])
+    return lambda what, fraction: progress(what, before + SHARES[part] * fraction)
+
+
+def _live_run(pair: Pair, grid: Grid, seed: int, progress: Progress) -> Run:
+    """One client, lanes apart, the largest draft length: nothing contends, every hand-over shows."""
+    prompt = min(128, grid.prompt_tokens[-1], pair.max_context // 2)
+    output = min(OUTPUT_TOKENS, pair.max_context - prompt - grid.draft_lengths[-1] - 1)
+    workload = make_workload(REQUESTS, FixedLength(prompt), FixedLength(output), concurrency=1, seed=seed)
+    architecture = PDV.replace(hybrid_at_or_below=0, slots=1, draft_length=FixedDraftLength(grid.draft_lengths[-1]))
+    with LiveEngine(architecture, pair) as engine:
+        return serve(
+            engine,
+            prompts_for(pair, workload, seed),
+            lambda done, total: progress(f"live: {done} of {total} requests", done / total),
+        )
+
+
+def prompts_for(pair: Pair, workload: Workload, seed: int) -> Workload:
+    """The workload with real text where the pair has a tokenizer, and with random tokens where it has not."""
+    if pair.encode is not None:
+        return with_prompts(workload, pair.encode, seed)
+    rng = np.random.default_rng(seed)
+    return with_prompts(workload, lambda text: rng.integers(0, pair.vocabulary, len(text)).tolist(), seed)
+
+
+def host_times(run: Run) -> dict[str, float]:
+    """Median milliseconds that a work of each step spends off the device, by the step's last segment."""
+    spans = run.spans.assign(device_s=run.spans["end_s"] - run.spans["start_s"])
+    works = spans.groupby("work").agg(
+        segment=("segment", "last"),
+        start=("dispatched_s", "first"),
+        end=("completed_s", "first"),
+        device=("device_s", "sum"),
+    )
+    host_ms = (works["end"] - works["start"] - works["device"]) * 1e3
+    return {str(segment): float(ms) for segment, ms in host_ms.groupby(works["segment"]).median().items()}
+
+
+def _with_host_times(costs: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """A prefill's host time stands with both of its segments, as it is spent once a work."""
+    host = host_times(run)
+    host[Segment.PREFILL_DRAFT] = host[Segment.PREFILL_TARGET]
+    return costs.assign(host_ms=[host[segment] for segment in costs["segment"]])
+
+
+class _Parts:
+    """Finished parts of a calibration, kept on disk until it is whole."""
+
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        text = json.dumps(settings, sort_keys=True)
+        stamp = folder / "settings.json"
+        if not (stamp.is_file() and stamp.read_text() == text):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            stamp.write_text(text)
+
+    def get(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        path = self.folder / f"{name}.parquet" if self.folder else None
+        if path and path.is_file():
+            return pd.read_parquet(path)
+        table = measure()
+        if path:
+            table.to_parquet(path.with_suffix(".tmp"), index=False)
+            path.with_suffix(".tmp").rename(path)
+        return table
+
+    def clear(self) -> None:
+        if self.folder:
+            shutil.rmtree(self.folder)

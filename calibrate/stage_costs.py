@@ -1,0 +1,121 @@
+"""How long each stage takes alone, over batch, draft length, prompt and context."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pandas as pd
+import torch
+
+from calibrate.workbench import Budget, Load, Workbench, count_kernels, make_stages
+from engines.architecture import Segment
+from engines.errors import InputError
+from engines.live.host import lane_settings
+from engines.live.pairs import Pair
+from engines.live.streams import make_stream
+
+QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
+WARM_UPS = 2
+ROUND = 4  # measurements of a load before the next load's turn, so that slow drift hits all loads alike
+FEWEST, MOST = 12, 400
+STABLE = 0.02  # half-width of the median's 95% interval, as a fraction of the median
+
+Progress = Callable[[str, float], None]  # what is being measured, fraction done
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The points to measure: every combination of each stage's axes.
+
+    batches: requests in a draft or verify. draft_lengths: k. contexts: tokens of a request before the step.
+    prompt_tokens: tokens of a prefill in all. packed: prompts that share a prefill.
+    """
+
+    batches: tuple[int, ...] = (1, 2, 4, 6, 12)
+    draft_lengths: tuple[int, ...] = (1, 4, 8)
+    contexts: tuple[int, ...] = (32, 256)
+    prompt_tokens: tuple[int, ...] = (16, 64, 128, 256)
+    packed: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            values = tuple(sorted(set(getattr(self, f.name))))
+            if not values or values[0] < 1:
+                raise InputError(f.name, list(values), "give one whole number or more, each at least 1")
+            object.__setattr__(self, f.name, values)
+        if self.contexts[0] < 2:
+            raise InputError("contexts", list(self.contexts), "a draft reads the last two tokens; use 2 or more")
+        if self.packed[-1] > self.prompt_tokens[0]:
+            raise InputError(
+                "packed", list(self.packed), f"{self.prompt_tokens[0]} tokens cannot fill as many prompts"
+            )
+
+    def loads(self) -> list[Load]:
+        decode = itertools.product((Segment.DRAFT, Segment.VERIFY), self.batches, self.draft_lengths, self.contexts)
+        prefill = itertools.product((Segment.PREFILL_DRAFT, Segment.PREFILL_TARGET), self.packed, self.prompt_tokens)
+        return [Load(segment, n, draft_length=k, context_tokens=context) for segment, n, k, context in decode] + [
+            Load(segment, n, prompt_tokens=tokens) for segment, n, tokens in prefill
+        ]
+
+    def check(self, pair: Pair) -> None:
+        """Raises InputError if the pair's models cannot position the longest sequence of the grid."""
+        longest, k = max(*self.contexts, *self.prompt_tokens), self.draft_lengths[-1]
+        room = pair.max_context - k - 2
+        if longest > room:
+            raise InputError("contexts, prompt_tokens", longest, f"the pair takes at most {room} with k = {k}")
+
+
+def median_half_width(times: Sequence[float]) -> float:
+    """Half the width of the median's 95% confidence interval, as a fraction of the median, from the order
+    statistics (normal approximation to the binomial)."""
+    ordered = np.sort(times)
+    reach = 0.98 * np.sqrt(len(ordered))
+    low = int(max(np.floor(len(ordered) / 2 - reach), 0))
+    high = int(min(np.ceil(len(ordered) / 2 + reach), len(ordered) - 1))
+    return float((ordered[high] - ordered[low]) / 2 / np.median(ordered))
+
+
+def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progress) -> pd.DataFrame:
+    """Time every load of the grid alone until its median is stable or the time is up.
+
+    Returns the profile's stage costs without host times. The loads are measured in rounds, all in turn; one
+    whose median's 95% interval is within 2% drops out. Every load gets FEWEST measurements whatever the budget.
+    """
+    grid.check(pair)
+    loads, budget = grid.loads(), Budget(budget_s)
+    slots = max(*grid.batches, *grid.packed)
+    stages = make_stages(pair, slots, grid.draft_lengths[-1], max(*grid.contexts, *grid.prompt_tokens))
+    bench, stream = Workbench(stages, 0, slots), make_stream(pair.device)
+    times: dict[Load, list[float]] = {load: [] for load in loads}
+    with torch.inference_mode(), lane_settings(pair.device):
+        kernels = {}
+        for load in loads:
+            work = bench.work(load)
+            for _ in range(WARM_UPS):
+                bench.time(stream, work)
+            kernels[load] = count_kernels(pair.device, work)
+        unstable = loads
+        while unstable:
+            for load in unstable:
+                work = bench.work(load)
+                times[load] += [bench.time(stream, work) for _ in range(ROUND)]
+                stable = (len(loads) - len(unstable)) / len(loads)
+                progress(f"alone: {load.name}", max(stable, min(budget.spent_s / max(budget_s, 1e-9), 1.0)))
+            few = min(len(t) for t in times.values()) < FEWEST
+            if budget.over and not few:
+                break
+            unstable = [load for load in loads if not _settled(times[load])]
+    return pd.DataFrame([_row(load, kernels[load], times[load]) for load in loads])
+
+
+def _settled(times: list[float]) -> bool:
+    return len(times) >= MOST or (len(times) >= FEWEST and median_half_width(times) <= STABLE)
+
+
+def _row(load: Load, kernels: int, times: list[float]) -> dict[str, object]:
+    ms = np.array(times) * 1e3
+    quantiles = {name: float(np.quantile(ms, q)) for name, q in QUANTILES.items()}
+    return {**load.columns, "kernels": kernels, "repeats": len(ms), **quantiles, "mean_ms": float(ms.mean())}

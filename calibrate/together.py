@@ -1,0 +1,117 @@
+"""How much stages slow each other down when streams run at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from calibrate.stage_costs import Grid, Progress
+from calibrate.workbench import Load, Workbench, count_kernels, make_stages
+from engines.architecture import Segment
+from engines.live.host import lane_settings
+from engines.live.pairs import Pair
+from engines.live.streams import Stream, make_stream
+
+FEWEST = 5  # works that each stream of a group completes at least
+
+
+def default_groups(grid: Grid) -> list[tuple[Load, ...]]:
+    """Pairs and triples of stages that lanes run together, at the ends of the grid's ranges."""
+    small, large = grid.batches[0], grid.batches[-1]
+    k = grid.draft_lengths[len(grid.draft_lengths) // 2]
+    context = grid.contexts[-1]
+    drafts, verifies = (
+        [Load(segment, n, draft_length=k, context_tokens=context) for n in (small, large)]
+        for segment in (Segment.DRAFT, Segment.VERIFY)
+    )
+    prompts = [
+        Load(Segment.PREFILL_TARGET, 1, prompt_tokens=n) for n in (grid.prompt_tokens[0], grid.prompt_tokens[-1])
+    ]
+    draft_prompt = Load(Segment.PREFILL_DRAFT, 1, prompt_tokens=grid.prompt_tokens[-1])
+    pairs = [(d, v) for d in drafts for v in verifies]
+    pairs += [(p, other) for p in prompts for other in (*drafts, *verifies)]
+    pairs += [(draft_prompt, drafts[1]), (draft_prompt, verifies[1])]
+    triples = [(d, v, p) for d, v in zip(drafts, verifies, strict=True) for p in prompts]
+    return [*pairs, *triples, (drafts[1], verifies[1], draft_prompt)]
+
+
+def measure_contention(
+    pair: Pair, grid: Grid, groups: Sequence[tuple[Load, ...]], budget_s: float, progress: Progress
+) -> pd.DataFrame:
+    """The profile's contention table: one thread and stream a load, each going again and again.
+
+    rate = completions per second while all run, against the same load alone right before: slow drift of the
+    machine cancels. Every group gets an equal share of the budget, a third of it for running alone.
+    """
+    grid.check(pair)
+    largest = max(load.batch for group in groups for load in group)
+    widest = max(len(group) for group in groups)
+    longest = max(*grid.contexts, *grid.prompt_tokens)
+    stages = make_stages(pair, widest * largest, grid.draft_lengths[-1], longest)
+    benches = [Workbench(stages, i * largest, largest) for i in range(widest)]
+    streams = [make_stream(pair.device) for _ in range(widest)]
+    share_s = budget_s / len(groups)
+    rows: list[dict[str, Any]] = []
+    with lane_settings(pair.device):
+        for done, group in enumerate(groups):
+            name = "+".join(load.name for load in group)
+            progress(f"together: {name}", done / len(groups))
+            lanes = list(zip(benches, streams, group, strict=False))
+            solo = [_periods([lane], share_s / 3 / len(group))[0] for lane in lanes]
+            shared = _periods(lanes, share_s * 2 / 3)
+            for (bench, _, load), alone_s, together_s in zip(lanes, solo, shared, strict=True):
+                with torch.inference_mode():
+                    kernels = count_kernels(pair.device, bench.work(load))
+                rate = min(alone_s / together_s, 1.0)
+                rows.append(
+                    {"group": name, **load.columns, "solo_ms": alone_s * 1e3, "kernels": kernels, "rate": rate}
+                )
+    columns = ["group", "segment", "batch", "draft_length", "tokens", "context_tokens", "solo_ms", "kernels", "rate"]
+    return pd.DataFrame(rows)[columns]
+
+
+Lane = tuple[Workbench, Stream, Load]
+
+
+def _periods(lanes: Sequence[Lane], seconds: float) -> list[float]:
+    """Seconds from one completion to the next of each lane, while all of them run."""
+    barrier = threading.Barrier(len(lanes))
+    completions: list[list[float]] = [[] for _ in lanes]
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def run(i: int, bench: Workbench, stream: Stream, load: Load) -> None:
+        try:
+            with torch.inference_mode():
+                work = bench.work(load)
+                bench.time(stream, work)
+                barrier.wait()
+                deadline = time.perf_counter() + seconds
+                while not stop.is_set():
+                    bench.time(stream, work)
+                    completions[i].append(time.perf_counter())
+                    if time.perf_counter() > deadline and all(len(c) > FEWEST for c in completions):
+                        stop.set()
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(i, *lane)) for i, lane in enumerate(lanes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return [_period(c) for c in completions]
+
+
+def _period(completions: Sequence[float]) -> float:
+    return float(np.mean(np.diff(completions)))

@@ -1,0 +1,91 @@
+"""The text that the embedded pair is trained on and prompted with: Python's own standard library.
+
+Every interpreter carries it, so neither training nor a workload downloads anything. A file is held out of
+training by a checksum of its relative path: the same split on every machine and for every Python version.
+"""
+
+import random
+import sysconfig
+import zlib
+from bisect import bisect_right
+from functools import cache
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+
+# Installed packages are not the standard library; the rest is generated tables or Python 2 grammar work.
+SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3"})
+# Linux distributions ship these apart from the library, or not at all.
+TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
+HELD_OUT_ONE_IN = 20
+
+
+def stdlib_root() -> Path:
+    """Folder of the running interpreter's standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def is_held_out(path: str) -> bool:
+    """Whether training leaves out the file at `path`, relative to the library's root with forward slashes."""
+    return zlib.crc32(path.encode()) % HELD_OUT_ONE_IN == 0
+
+
+def stdlib_files(root: Path | None = None, *, tests: bool = False) -> dict[str, Path]:
+    """Python files of the library under `root` (default: the running interpreter's), sorted by relative path.
+
+    `tests` adds the library's test suites where they are installed; training takes them, prompts are never
+    drawn from them. Keys are relative paths with forward slashes, as `is_held_out` takes them.
+    """
+    root = stdlib_root() if root is None else root
+    unwanted = SKIPPED_FOLDERS if tests else SKIPPED_FOLDERS | TEST_FOLDERS
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+    return {name: root / name for name in names if unwanted.isdisjoint(PurePosixPath(name).parts)}
+
+
+def read_utf8(path: Path) -> bytes:
+    """The file's bytes with newlines as `\\n`, or nothing where it is not UTF-8 (a few encoding tests)."""
+    try:
+        return path.read_bytes().decode().replace("\r\n", "\n").encode()
+    except UnicodeDecodeError:
+        return b""
+
+
+@cache
+def held_out_files(root: Path | None = None) -> dict[str, bytes]:
+    """Contents of the held-out library files (test suites excluded) by relative path, empty files left out.
+
+    Raises FileNotFoundError where the library has no readable held-out source, as in an embedded distribution
+    that keeps it in a zip archive.
+    """
+    files = {name: read_utf8(path) for name, path in stdlib_files(root).items() if is_held_out(name)}
+    files = {name: content for name, content in files.items() if content}
+    if not files:
+        raise FileNotFoundError(f"no held-out standard library source under {root or stdlib_root()}")
+    return files
+
+
+def held_out_text(min_bytes: int = 0, root: Path | None = None) -> bytes:
+    """All held-out source, file after file in path order, repeated until it has at least `min_bytes`."""
+    text = b"".join(held_out_files(root).values())
+    return text * max(1, -(-min_bytes // len(text)))
+
+
+def held_out_prompt(seed: int, index: int, length: int, root: Path | None = None) -> bytes:
+    """Prompt number `index` of a workload: `length` ASCII bytes of a held-out file, from the start of a line.
+
+    The draw depends on (seed, index, length) and the library alone, never on how many prompts are asked for.
+    Raises ValueError if no held-out file is long enough.
+    """
+    files = [content for content in held_out_files(root).values() if len(content) >= length]
+    if length < 1 or not files:
+        raise ValueError(f"no held-out file holds a prompt of {length} bytes")
+    ends = list(accumulate(len(content) for content in files))
+    draw = random.Random(f"{seed}/{index}")
+    while True:
+        position = draw.randrange(ends[-1])
+        file = bisect_right(ends, position)
+        content = files[file]
+        within = position - (ends[file] - len(content))
+        start = content.rfind(b"\n", 0, within) + 1
+        prompt = content[start : start + length]
+        if len(prompt) == length and prompt.isascii():
+            return prompt

@@ -1,0 +1,161 @@
+"""Attention over the slot pool, as an attention function of transformers.
+
+A model call carries the tokens of a whole batch as one packed row, [1, tokens]. The function below writes the
+new keys and values to their places in the pool and attends from there, so the transformers model itself is
+untouched: any decoder that asks `ALL_ATTENTION_FUNCTIONS` for its attention works.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from engines.live.kv_cache import SlotPool
+
+NAME = "slot_pool"
+
+
+class PackedBatch:
+    """The sequences of one model call.
+
+    slots: [batch] int64, each sequence's slot. first: [batch] int64, position of its first new token; all before
+    it are in the pool. counts: new tokens of each sequence, as host numbers, or one number for all.
+    """
+
+    def __init__(self, pool: SlotPool, slots: Tensor, first: Tensor, counts: int | list[int]) -> None:
+        self.pool, self.slots, self.first = pool, slots, first
+        self.uniform = isinstance(counts, int)
+        self.counts = [counts] * len(slots) if isinstance(counts, int) else counts
+        self.longest = max(self.counts)
+        device = slots.device
+        if isinstance(counts, int):
+            offsets = torch.arange(counts, device=device)
+            positions = (first[:, None] + offsets).reshape(-1)
+            owner_slots = slots[:, None].expand(-1, counts).reshape(-1)
+        else:
+            repeats = torch.tensor(counts, device=device)
+            starts = torch.cumsum(repeats, 0) - repeats
+            owner = torch.repeat_interleave(
+                torch.arange(len(counts), device=device), repeats, output_size=sum(counts)
+            )
+            positions = torch.arange(sum(counts), device=device) - starts[owner] + first[owner]
+            owner_slots = slots[owner]
+        self.positions = positions  # [tokens]
+        self.rows = owner_slots * pool.row_length + positions  # [tokens], rows of the flattened pool
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """[batch] int32: tokens of each sequence that the pool holds once the new ones are written."""
+        return (self.first + torch.tensor(self.counts, device=self.first.device)).to(torch.int32)
+
+    @cached_property
+    def query_starts(self) -> Tensor:
+        """[batch + 1] int32: where each sequence's new tokens start in the packed row."""
+        edges = torch.tensor([0, *self.counts], device=self.first.device)
+        return torch.cumsum(edges, 0).to(torch.int32)
+
+    @cached_property
+    def pool_starts(self) -> Tensor:
+        """[batch + 1] int32: the row of the flattened pool where each sequence starts."""
+        starts = torch.nn.functional.pad(self.slots * self.pool.row_length, (0, 1))
+        return starts.to(torch.int32)
+
+    @cached_property
+    def padded(self) -> Tensor:
+        """[batch, longest] int64: place of each new token in the packed row; beyond a sequence's end its last."""
+        offsets = torch.arange(self.longest, device=self.first.device)
+        last = torch.tensor(self.counts, device=self.first.device) - 1
+        return self.query_starts[:-1, None].long() + torch.minimum(offsets, last[:, None])
+
+    @cached_property
+    def last(self) -> Tensor:
+        """[batch] int64: place of each sequence's last new token in the packed row."""
+        return self.query_starts[1:].long() - 1
+
+    @cached_property
+    def key_length(self) -> int:
+        """The longest sequence, tokens. Reads the device, so only the gathering path asks for it."""
+        return int(self.lengths.max())
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """[batch, 1, longest, key_length]: 0 where a query may look (its own position and before), else -inf."""
+        if not hasattr(self, "_mask"):
+            queries = self.positions[self.padded]
+            keys = torch.arange(self.key_length, device=queries.device)
+            hidden = keys > queries[:, :, None]
+            self._mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(
+                hidden, -torch.inf
+            )[:, None]
+        return self._mask
+
+
+def _attend_gathered(query: Tensor, keys: Tensor, values: Tensor, batch: PackedBatch, scale: float) -> Tensor:
+    """Gather each sequence's keys and values, pad the queries to one length, mask: right anywhere, fast on CPUs.
+
+    query: [tokens, heads, head_dim]; keys, values: [slots + 1, row_length, kv_heads, head_dim]. Returns
+    [tokens, heads, head_dim].
+    """
+    size, longest, length = len(batch.slots), batch.longest, batch.key_length
+    q = query.view(size, longest, *query.shape[1:]) if batch.uniform else query[batch.padded]
+    k, v = keys[:, :length][batch.slots], values[:, :length][batch.slots]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    out = scaled_dot_product_attention(q, k, v, attn_mask=batch.mask(q.dtype), scale=scale, enable_gqa=grouped)
+    out = out.transpose(1, 2)
+    if batch.uniform:
+        return out.reshape(query.shape)
+    return torch.cat([out[i, :count] for i, count in enumerate(batch.counts)])
+
+
+def _attend_in_place(query: Tensor, keys: Tensor, values: Tensor, batch: PackedBatch, scale: float) -> Tensor:
+    """The flash kernel straight over the pool: no gather, any slot order, grouped-query heads, causal from the
+    bottom right. With seqused_k given, cum_seq_k only says at which row each sequence starts. Shapes as above."""
+    out, *_ = torch.ops.aten._flash_attention_forward(
+        query, keys.flatten(0, 1), values.flatten(0, 1), batch.query_starts, batch.pool_starts, batch.longest,
+        batch.pool.row_length, 0.0, True, False, scale=scale, seqused_k=batch.lengths,
+    )  # fmt: skip
+    return out
+
+
+def slot_pool_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    packed_batch: PackedBatch,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """Write and attend. query: [1, heads, tokens, head_dim]; key, value: [1, kv_heads, tokens, head_dim].
+    Returns [1, tokens, heads, head_dim] and no weights."""
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    keys, values = packed_batch.pool.keys[layer], packed_batch.pool.values[layer]
+    keys.flatten(0, 1).index_copy_(0, packed_batch.rows, key[0].transpose(0, 1))
+    values.flatten(0, 1).index_copy_(0, packed_batch.rows, value[0].transpose(0, 1))
+    attend = _attend_in_place if query.is_cuda else _attend_gathered
+    return attend(query[0].transpose(0, 1), keys, values, packed_batch, scaling)[None], None
+
+
+AttentionInterface.register(NAME, slot_pool_attention)
+
+
+def forward(model: PreTrainedModel, tokens: Tensor, batch: PackedBatch, keep: Tensor | None) -> Tensor:
+    """One pass of a model over a packed batch.
+
+    tokens: [tokens] int64. keep: places in the packed row whose logits are wanted; None: all.
+    Returns logits, [kept, vocabulary].
+    """
+    out = model(
+        input_ids=tokens[None],
+        position_ids=batch.positions[None],
+        use_cache=False,
+        logits_to_keep=0 if keep is None else keep,
+        packed_batch=batch,
+    )
+    return out.logits[0]

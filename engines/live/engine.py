@@ -1,0 +1,251 @@
+"""The live engine: the scheduler driven by threads, streams and the wall clock."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from engines.architecture import Architecture
+from engines.errors import InputError
+from engines.live.executor import Executor, Found
+from engines.live.host import lane_settings
+from engines.live.pairs import Pair
+from engines.live.stages import Stages
+from engines.live.streams import Stream, make_stream
+from engines.live.tape import TapeBuilder
+from engines.request import Emission, Request, RequestState, Status
+from engines.run import Recorder, SegmentTime
+from engines.scheduler import QueueFullError, Scheduler, Work
+
+
+class RequestError(RuntimeError):
+    """A request was rejected, failed or was cancelled."""
+
+
+@dataclass(eq=False)
+class Handle:
+    """What the client of one request holds. tokens grows while the request runs; tape ([output tokens] int8, see
+    engines.run.Run) is there when it has ended."""
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    tape: np.ndarray | None = None
+    state: RequestState | None = None
+    error: str = ""
+    _done: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def finish(self, error: str = "") -> None:
+        """Nothing more will come."""
+        self.error = self.error or error
+        self._done.set()
+
+    def result(self, timeout_s: float | None = None) -> list[int]:
+        """Wait for the output tokens. Raises RequestError if there are none to come, TimeoutError if it waits
+        longer than `timeout_s`."""
+        if not self._done.wait(timeout_s):
+            raise TimeoutError(f"request {self.request.id} is not done after {timeout_s} s")
+        if self.error:
+            raise RequestError(f"request {self.request.id}: {self.error}")
+        return self.tokens
+
+
+class LiveEngine:
+    """Serves requests with a pair of models in the lanes of an architecture. Use it as a context manager.
+
+    max_context: prompt and output tokens of a request together; by default what the models can position, less
+    the room that drafts need. One thread runs each lane worker; the thread that brings news to the scheduler
+    also hands out what can start.
+    """
+
+    def __init__(self, architecture: Architecture, pair: Pair, max_context: int | None = None) -> None:
+        if len(architecture.devices) > 1:
+            raise InputError("lanes.device", list(architecture.devices), "the live engine serves from one device")
+        self.architecture, self.pair = architecture, pair
+        self.stages = Stages(pair, architecture.slots, architecture.draft_length.maximum, max_context)
+        self.max_context = self.stages.max_context
+        self.scheduler = Scheduler(architecture)
+        self._executor = Executor(self.stages)
+        self.lock = threading.RLock()
+        self.news = threading.Condition(self.lock)
+        self._handles: dict[int, Handle] = {}
+        self._tapes: dict[int, TapeBuilder] = {}
+        self.on_end: Callable[[Handle], None] = lambda handle: None
+        self.recorder = Recorder()
+        self._origin_s = time.perf_counter()
+        self._closing = False
+        self._crash: BaseException | None = None
+        self._streams = {
+            number: make_stream(pair.device, priority)
+            for number, priority in {lane.stream: lane.stream_priority for lane in architecture.lanes}.items()
+        }
+        self._inboxes: dict[tuple[str, int], queue.SimpleQueue[Work | None]] = {}
+        self._threads: list[threading.Thread] = []
+        self._settings = ExitStack()
+
+    # --- life -------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> LiveEngine:
+        self._settings.enter_context(lane_settings(self.pair.device))
+        for lane in self.architecture.lanes:
+            for worker in range(lane.workers):
+                inbox = self._inboxes[lane.name, worker] = queue.SimpleQueue()
+                name = f"{lane.name}-{worker}"
+                thread = threading.Thread(target=self._work, args=(inbox, self._streams[lane.stream]), name=name)
+                self._threads.append(thread)
+                thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what waits, let running steps end, stop the threads."""
+        with self.lock:
+            self._closing = True
+            for request_id in list(self.scheduler.requests):
+                self.cancel(request_id)
+            while self.scheduler.running and self._crash is None:
+                self.news.wait()
+            for inbox in self._inboxes.values():
+                inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+        self._settings.close()
+
+    def now(self) -> float:
+        """Seconds since the recording began."""
+        return time.perf_counter() - self._origin_s
+
+    def record(self, on_end: Callable[[Handle], None] = lambda handle: None) -> Recorder:
+        """Begin a new record at time 0; `on_end` is called, under the lock, with every handle that is done.
+        Raises RuntimeError while requests are here."""
+        with self.lock:
+            if not self.scheduler.idle:
+                raise RuntimeError("requests are still being served")
+            self.scheduler = Scheduler(self.architecture)
+            self.recorder, self.on_end, self._origin_s = Recorder(), on_end, time.perf_counter()
+            return self.recorder
+
+    @property
+    def crash(self) -> BaseException | None:
+        """What broke the engine, if anything did."""
+        return self._crash
+
+    # --- clients ----------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Handle:
+        """Take a request. One that cannot be served gets a handle that is done and carries the error."""
+        handle = Handle(request)
+        with self.lock:
+            now = self.now()
+            try:
+                if self._closing or self._crash is not None:
+                    raise RuntimeError("the engine is shut down")
+                self._check(request)
+                room = self.max_context - request.prompt_tokens
+                handle.state = self.scheduler.submit(request, now, min(request.max_tokens, room))
+            except (InputError, QueueFullError, RuntimeError, ValueError) as error:
+                self.recorder.rejected(request, now, error)
+                self._release(handle, str(error))
+                return handle
+            self._handles[request.id] = handle
+            self._tapes[request.id] = TapeBuilder(request.max_tokens, self.stages.max_draft_length + 1)
+            self._dispatch(now)
+        return handle
+
+    def cancel(self, request_id: int) -> None:
+        """Give up a request, waiting or running. Its handle is done once nothing works on it."""
+        with self.lock:
+            now = self.now()
+            state = self.scheduler.cancel(request_id, now)
+            if state is not None:
+                self._end(state)
+                self._dispatch(now)
+
+    def _check(self, request: Request) -> None:
+        prompt = request.prompt
+        if not prompt or len(prompt) != request.prompt_tokens:
+            raise InputError("prompt", len(prompt or ()), f"give {max(request.prompt_tokens, 1)} token ids")
+        if request.prompt_tokens >= self.max_context:
+            raise InputError("prompt_tokens", request.prompt_tokens, f"max_context is {self.max_context}; shorten it")
+        if request.max_tokens < 1:
+            raise InputError("max_tokens", request.max_tokens, "ask for at least one token")
+        if request.temperature < 0:
+            raise InputError("temperature", request.temperature, "use 0 (greedy) or more")
+        unknown = next((t for t in prompt if not 0 <= t < self.pair.vocabulary), None)
+        if unknown is not None:
+            raise InputError("prompt", unknown, f"no such token; the vocabulary has {self.pair.vocabulary}")
+
+    # --- lane workers -----------------------------------------------------------------------------------
+
+    def _work(self, inbox: queue.SimpleQueue[Work | None], stream: Stream) -> None:
+        with torch.inference_mode():
+            while (work := inbox.get()) is not None:
+                try:
+                    self._finish(work, *self._executor.execute(work.step, work.members, stream))
+                except BaseException as error:
+                    self._fall(error)
+                    raise
+
+    # --- news for the scheduler -------------------------------------------------------------------------
+
+    def _finish(self, work: Work, found: list[Found], segments: list[SegmentTime]) -> None:
+        with self.lock:
+            now, origin_s = self.now(), self._origin_s
+            ended = self.scheduler.complete(work, [f.outcome for f in found], now)
+            times = [SegmentTime(s, start - origin_s, end - origin_s) for s, start, end, _ in segments]
+            self.recorder.worked(work, times, now)
+            for state, f, settlement, k in zip(
+                work.members, found, work.settlements, work.draft_lengths, strict=True
+            ):
+                emitted = settlement.emitted if settlement else 0
+                tape, position = self._tapes[state.id], state.emitted - emitted
+                if f.foreseen is not None:
+                    tape.foreseen(position - 1, f.foreseen)
+                if isinstance(f.outcome, Emission) and settlement is not None and k:
+                    tape.verified(position, f.outcome.matched, k)
+                self._handles[state.id].tokens += f.tokens[:emitted]
+            for state in ended:
+                self._end(state)
+            self._dispatch(now)
+            if self._closing:
+                self.news.notify_all()
+
+    def _dispatch(self, now: float) -> None:
+        if self._crash is None:
+            for work in self.scheduler.dispatch(now):
+                self._inboxes[work.lane.name, work.worker].put(work)
+
+    def _end(self, state: RequestState) -> None:
+        handle = self._handles.pop(state.id)
+        self.recorder.ended(state)
+        handle.tape = self._tapes.pop(state.id).bits(state.emitted)
+        self._release(handle, "" if state.status is Status.FINISHED else state.error or state.finish_reason)
+
+    def _release(self, handle: Handle, error: str) -> None:
+        handle.finish(error)
+        self.on_end(handle)
+        self.news.notify_all()
+
+    def _fall(self, error: BaseException) -> None:
+        """The engine itself failed: every request gets the error, nothing hangs."""
+        with self.lock:
+            self._crash = error
+            for handle in self._handles.values():
+                handle.finish(f"the engine failed: {type(error).__name__}: {error}")
+            self.news.notify_all()

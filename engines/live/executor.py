@@ -1,0 +1,105 @@
+"""Runs one step for the members of a batch, on a stream, and reads what came out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engines.architecture import Segment, Step
+from engines.live.stages import Stages
+from engines.live.streams import Stream
+from engines.live.verification import request_key
+from engines.request import Emission, Request, RequestState
+from engines.run import SegmentTime
+from engines.scheduler import Outcome
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a step found for one member: what the scheduler is told, the target's tokens, and whether the draft
+    model would have proposed the last token before the step (None: not asked)."""
+
+    outcome: Outcome
+    tokens: Sequence[int] = ()
+    foreseen: bool | None = None
+
+
+class Executor:
+    """The hands of the lane workers; any number of threads may use it at once, each with its stream's turn."""
+
+    def __init__(self, stages: Stages) -> None:
+        self.stages = stages
+
+    def execute(
+        self, step: Step, members: list[RequestState], stream: Stream
+    ) -> tuple[list[Found], list[SegmentTime]]:
+        """Run a step; times are on time.perf_counter's clock. If it raises, run it again for each member alone,
+        so that one request's fault is its own (a step changes nothing that matters before its last line)."""
+        try:
+            return self._run(step, members, stream)
+        except Exception as error:
+            if len(members) == 1:
+                return [Found(error)], []
+        alone = [self.execute(step, [member], stream) for member in members]
+        return [found[0] for found, _ in alone], [segment for _, segments in alone for segment in segments]
+
+    def _run(self, step: Step, members: list[RequestState], stream: Stream) -> tuple[list[Found], list[SegmentTime]]:
+        results: dict[Segment, Any] = {}
+        with stream.turn():
+            slots = torch.tensor([state.slot for state in members], device=self.stages.device)
+            if step is Step.PREFILL:
+                self._load(members)
+            marks = [stream.mark()]
+            for segment in step.segments:
+                results[segment] = self._segment(segment, slots, members)
+                marks.append(stream.mark())
+        times = itertools.pairwise(stream.times(marks))
+        segments = [SegmentTime(s, *pair) for s, pair in zip(step.segments, times, strict=True)]
+        values = {segment: result.tolist() for segment, result in results.items() if result is not None}
+        return self._read(members, values), segments
+
+    def _load(self, members: list[RequestState]) -> None:
+        for state in members:
+            request = state.request
+            assert state.slot is not None
+            assert request.prompt is not None
+            key = request_key(request.seed, request.id)
+            self.stages.load(state.slot, request.prompt, key, request.temperature)
+
+    def _segment(self, segment: Segment, slots: torch.Tensor, members: list[RequestState]) -> torch.Tensor | None:
+        sampling = any(state.request.temperature > 0 for state in members)
+        counts = [state.request.prompt_tokens for state in members]
+        k = max(state.draft_length for state in members)
+        match segment:
+            case Segment.PREFILL_DRAFT:
+                self.stages.prefill_draft(slots, counts)
+                return None
+            case Segment.PREFILL_TARGET:
+                return self.stages.prefill_target(slots, counts, sampling)
+            case Segment.DRAFT:
+                return self.stages.draft(slots, k, sampling)
+            case Segment.VERIFY:
+                return self.stages.verify(slots, k, sampling)
+
+    def _read(self, members: list[RequestState], values: dict[Segment, list[Any]]) -> list[Found]:
+        foreseen = values.get(Segment.DRAFT, [None] * len(members))
+        if Segment.VERIFY in values:
+            steps = [(matched, picked[: matched + 1]) for matched, *picked in values[Segment.VERIFY]]
+        elif Segment.PREFILL_TARGET in values:
+            steps = [(0, [token]) for token in values[Segment.PREFILL_TARGET]]
+        else:
+            return [Found(None, (), hindsight) for hindsight in foreseen]
+        return [
+            Found(Emission(matched, self._stop_after(state.request, tokens)), tokens, hindsight)
+            for state, (matched, tokens), hindsight in zip(members, steps, foreseen, strict=True)
+        ]
+
+    def _stop_after(self, request: Request, tokens: Sequence[int]) -> int | None:
+        if request.ignore_eos:
+            return None
+        ends = self.stages.pair.end_tokens
+        return next((i + 1 for i, token in enumerate(tokens) if token in ends), None)

@@ -1,0 +1,134 @@
+"""Prefill, draft and verify: what the device does for a batch of slots.
+
+All state lives in tables indexed by slot, so a lane hands another lane nothing but slot numbers. A sequence of
+`length` known tokens (prompt and output) has its first length - 1 in the target's pool and at least its first
+length - 2 in the draft's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engines.errors import InputError
+from engines.live.attention import PackedBatch, forward
+from engines.live.kv_cache import SlotPool
+from engines.live.pairs import Pair
+from engines.live.verification import count_matches, pick
+
+
+class Stages:
+    """The tables of one engine and the functions over them.
+
+    tokens: [slots + 1, row_length]; lengths, draft_lengths, keys: [slots + 1] int64; drafts: [slots + 1, k];
+    temperatures: [slots + 1] float32. The last row is scratch. Rows of the pools hold `max_context` tokens and
+    the drafts that may run past them.
+    """
+
+    def __init__(self, pair: Pair, slots: int, max_draft_length: int, max_context: int | None = None) -> None:
+        room = pair.max_context - max_draft_length - 1
+        self.max_context = room if max_context is None else max_context
+        if not 2 <= self.max_context <= room:
+            raise InputError(
+                "max_context",
+                self.max_context,
+                f"use 2 to {room}: the models position {pair.max_context} tokens, drafts take {max_draft_length + 1}",
+            )
+        row_length = self.max_context + max_draft_length + 1
+        device = pair.device
+        self.pair, self.device, self.max_draft_length = pair, device, max_draft_length
+        self.target_pool = SlotPool(pair.target.config, slots, row_length, device, pair.dtype)
+        self.draft_pool = SlotPool(pair.draft.config, slots, row_length, device, pair.dtype)
+        self.tokens = torch.zeros(slots + 1, row_length, dtype=torch.int64, device=device)
+        self.lengths = torch.full((slots + 1,), 2, dtype=torch.int64, device=device)
+        self.drafts = torch.zeros(slots + 1, max_draft_length, dtype=torch.int64, device=device)
+        self.draft_lengths = torch.zeros(slots + 1, dtype=torch.int64, device=device)
+        self.keys = torch.zeros(slots + 1, dtype=torch.int64, device=device)
+        self.temperatures = torch.zeros(slots + 1, dtype=torch.float32, device=device)
+
+    def load(self, slot: int, prompt: Sequence[int], key: int = 0, temperature: float = 0.0) -> None:
+        """Give a slot to a request: its prompt and its randomness."""
+        self.tokens[slot, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64).to(self.device)
+        self.lengths[slot] = len(prompt)
+        self.keys[slot] = key
+        self.temperatures[slot] = temperature
+
+    def prefill_draft(self, slots: Tensor, counts: list[int]) -> None:
+        """Fill the draft's pool from the prompts. slots: [batch]; counts: prompt tokens of each."""
+        batch, tokens = self._prompts(self.draft_pool, slots, counts)
+        forward(self.pair.draft, tokens, batch, batch.last[:1])
+
+    def prefill_target(self, slots: Tensor, counts: list[int], sampling: bool = False) -> Tensor:
+        """Fill the target's pool and pick the first output tokens, [batch]."""
+        batch, tokens = self._prompts(self.target_pool, slots, counts)
+        logits = forward(self.pair.target, tokens, batch, batch.last)
+        lengths = self.lengths[slots]
+        first = self._pick(logits, slots, lengths, sampling)
+        self.tokens[slots, lengths] = first
+        self.lengths[slots] = lengths + 1
+        return first
+
+    def draft(self, slots: Tensor, k: int, sampling: bool = False) -> Tensor:
+        """Propose k tokens for each slot. Returns [batch] bool: whether the draft model would have proposed the
+        last token that is known already, which the tape of acceptance needs and this pass tells for nothing.
+
+        The first pass feeds the last two tokens, so the pool is right whether or not the last step accepted
+        everything.
+        """
+        size, lengths = len(slots), self.lengths[slots]
+        batch = PackedBatch(self.draft_pool, slots, lengths - 2, 2)
+        picked = self._pick(
+            forward(self.pair.draft, self._known(slots, batch, 2), batch, None),
+            slots.repeat_interleave(2), batch.positions + 1, sampling,
+        ).view(size, 2)  # fmt: skip
+        foreseen = picked[:, 0] == self.tokens[slots, lengths - 1]
+        proposal = picked[:, 1]
+        self.drafts[slots, 0] = proposal
+        for i in range(1, k):
+            batch = PackedBatch(self.draft_pool, slots, lengths + (i - 1), 1)
+            logits = forward(self.pair.draft, proposal, batch, None)
+            proposal = self._pick(logits, slots, batch.positions + 1, sampling)
+            self.drafts[slots, i] = proposal
+        self.draft_lengths[slots] = k
+        return foreseen
+
+    def verify(self, slots: Tensor, k: int, sampling: bool = False) -> Tensor:
+        """Check each slot's drafts with the target; k is the largest draft length among them.
+
+        Returns [batch, 2 + k] int64: how many drafts matched, then the target's own picks, of which the first
+        matched + 1 are the step's output.
+        """
+        lengths, drafts = self.lengths[slots], self.drafts[slots, :k]
+        batch = PackedBatch(self.target_pool, slots, lengths - 1, k + 1)
+        tokens = torch.cat([self.tokens[slots, lengths - 1, None], drafts], dim=1).view(-1)
+        logits = forward(self.pair.target, tokens, batch, None)
+        picked = self._pick(logits, slots.repeat_interleave(k + 1), batch.positions + 1, sampling)
+        picked = picked.view(len(slots), k + 1)
+        matched = count_matches(drafts, picked[:, :k], self.draft_lengths[slots])
+        places = batch.positions.view_as(picked) + 1
+        self.tokens[slots[:, None], places] = picked
+        self.lengths[slots] = lengths + matched + 1
+        return torch.cat([matched[:, None], picked], dim=1)
+
+    def foresees_last(self, tokens: Sequence[int], key: int = 0, temperature: float = 0.0) -> bool:
+        """Whether the draft model proposes the last of these tokens after the others (uses the scratch slot)."""
+        scratch = self.draft_pool.scratch_slot
+        self.load(scratch, tokens[:-1], key, temperature)
+        slots = torch.tensor([scratch], device=self.device)
+        batch, prompt = self._prompts(self.draft_pool, slots, [len(tokens) - 1])
+        logits = forward(self.pair.draft, prompt, batch, batch.last)
+        picked = self._pick(logits, slots, self.lengths[slots], temperature > 0)
+        return int(picked) == tokens[-1]
+
+    def _prompts(self, pool: SlotPool, slots: Tensor, counts: list[int]) -> tuple[PackedBatch, Tensor]:
+        batch = PackedBatch(pool, slots, torch.zeros_like(slots), counts)
+        return batch, self.tokens.view(-1)[batch.rows]
+
+    def _known(self, slots: Tensor, batch: PackedBatch, count: int) -> Tensor:
+        return self.tokens[slots.repeat_interleave(count), batch.positions]
+
+    def _pick(self, logits: Tensor, slots: Tensor, positions: Tensor, sampling: bool) -> Tensor:
+        temperatures = self.temperatures[slots] if sampling else None
+        return pick(logits, temperatures, self.keys[slots], positions)

@@ -1,0 +1,97 @@
+"""A stream runs one thing after another, first come first served: a CUDA stream, or its like on the CPU."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+
+class Stream(Protocol):
+    """What a lane worker needs of a stream."""
+
+    def turn(self) -> Any:
+        """Context in which this thread, and no other, may give the stream work; in order of asking."""
+
+    def mark(self) -> Any:
+        """A point in the stream's time."""
+
+    def times(self, marks: Sequence[Any]) -> list[float]:
+        """Seconds on the host clock (time.perf_counter) at which the stream passed the marks; waits for them."""
+
+
+class FairLock:
+    """A lock that serves waiting threads in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._held = False
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if not self._held:
+                self._held = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._held = False
+
+
+class HostStream:
+    """Work runs in the calling thread while it has its turn."""
+
+    def __init__(self) -> None:
+        self._lock = FairLock()
+
+    def turn(self) -> FairLock:
+        return self._lock
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def times(self, marks: Sequence[float]) -> list[float]:
+        return list(marks)
+
+
+class CudaStream:
+    """Work is queued in the caller's turn and runs later; marks are events."""
+
+    def __init__(self, device: torch.device, priority: int) -> None:
+        self.stream = torch.cuda.Stream(device, priority)
+        self._lock = FairLock()
+        with torch.cuda.stream(self.stream):
+            self._origin = self.mark()
+            self._origin.synchronize()
+            self._origin_s = time.perf_counter()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with self._lock, torch.cuda.stream(self.stream):
+            yield
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self.stream)
+        return event
+
+    def times(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
+        marks[-1].synchronize()
+        return [self._origin_s + self._origin.elapsed_time(mark) / 1e3 for mark in marks]
+
+
+def make_stream(device: torch.device, priority: int = 0) -> Stream:
+    return HostStream() if device.type == "cpu" else CudaStream(device, priority)

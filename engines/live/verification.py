@@ -1,0 +1,71 @@
+"""Which token a model picks, and how many drafts the target agrees with.
+
+Greedy picks the largest logit. Sampling picks the largest of logit / temperature + Gumbel noise, which is a
+sample of the softmax; the noise depends only on (seed, position, token). Draft and target share it, and a draft
+is accepted where both pick the same token. So the output is, token by token, what the target alone would have
+sampled with that noise: exactly the target's distribution, whatever k, lane or batch (the coupling of Daliri,
+Musco and Suresh, "Coupling without Communication and Drafter-Invariant Speculative Decoding", 2024).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+_GAMMA, _MIX_1, _MIX_2 = (_signed(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical shift right of int64."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(value: Tensor) -> Tensor:
+    """The SplitMix64 finaliser (Steele, Lea and Flood, 2014) on int64, which wraps."""
+    value = (value ^ _shift(value, 30)) * _MIX_1
+    value = (value ^ _shift(value, 27)) * _MIX_2
+    return value ^ _shift(value, 31)
+
+
+def request_key(seed: int, request: int) -> int:
+    """A signed 64-bit key of a request's randomness."""
+    return _signed((seed * 0x9E3779B97F4A7C15 + (request + 1) * 0xD1B54A32D192ED03) & _MASK)
+
+
+def gumbel(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
+    """Noise for each row and token, [rows, vocabulary] float32. keys, positions: [rows] int64."""
+    row = _mix(keys + positions * _GAMMA)
+    token = torch.arange(1, vocabulary + 1, device=keys.device) * _GAMMA
+    uniform = (_shift(_mix(row[:, None] + token), 40).float() + 0.5) * 2.0**-24
+    return -torch.log(-torch.log(uniform))
+
+
+def pick(logits: Tensor, temperatures: Tensor | None, keys: Tensor, positions: Tensor) -> Tensor:
+    """The token that each row picks, [rows] int64.
+
+    logits: [rows, vocabulary]. temperatures: [rows] float32, 0 is greedy; None when all rows are greedy.
+    positions: [rows] int64, where in its sequence the picked token goes.
+    """
+    greedy = logits.argmax(-1)
+    if temperatures is None:
+        return greedy
+    safe = temperatures.clamp(min=1e-6)[:, None]
+    sampled = (logits.float() / safe + gumbel(keys, positions, logits.shape[-1])).argmax(-1)
+    return torch.where(temperatures > 0, sampled, greedy)
+
+
+def count_matches(drafts: Tensor, picked: Tensor, draft_lengths: Tensor) -> Tensor:
+    """Leading drafts that equal the target's picks, [batch] int64.
+
+    drafts: [batch, k]; picked: [batch, k] (the target's choice at each draft's place); draft_lengths: [batch],
+    how many of a row's drafts are real and not padding.
+    """
+    real = torch.arange(drafts.shape[1], device=drafts.device) < draft_lengths[:, None]
+    return ((drafts == picked) & real).long().cumprod(1).sum(1)

@@ -1,0 +1,159 @@
+"""The engines change how fast tokens come, never which."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engines.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Step
+from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.live.engine import Handle, LiveEngine
+from engines.live.pairs import Pair
+from engines.live.serve import serve
+from engines.metrics import PARTS, acceptance, decompose
+from engines.request import Request
+from engines.run import Run
+from engines.workload import Workload
+from tests.engines.live.conftest import random_requests
+
+
+def collect(engine: LiveEngine, workload: Workload) -> tuple[dict[int, Handle], Run]:
+    handles: dict[int, Handle] = {}
+    submit = engine.submit
+
+    def keep(request: Request) -> Handle:
+        handles[request.id] = submit(request)
+        return handles[request.id]
+
+    engine.submit = keep  # type: ignore[method-assign]
+    return handles, serve(engine, workload)
+
+
+def served(
+    architecture: Architecture, pair: Pair, requests: tuple[Request, ...], concurrency: int
+) -> dict[int, list[int]]:
+    with LiveEngine(architecture, pair) as engine:
+        handles, _ = collect(engine, Workload(requests, concurrency=concurrency))
+    return {i: handle.result() for i, handle in handles.items()}
+
+
+def generated(folder: Path, requests: tuple[Request, ...]) -> dict[int, list[int]]:
+    """What transformers' own generate gives, one request at a time, ending at the end-of-sequence token."""
+    target = AutoModelForCausalLM.from_pretrained(folder / "target", dtype=torch.float32)
+    out = {}
+    for request in requests:
+        tokens = target.generate(torch.tensor([request.prompt]), max_new_tokens=request.max_tokens, do_sample=False)
+        out[request.id] = tokens[0, request.prompt_tokens :].tolist()
+    return out
+
+
+@pytest.fixture(scope="module")
+def requests_to_serve() -> tuple[Request, ...]:
+    return random_requests(14, ignore_eos=False)
+
+
+@pytest.fixture(scope="module")
+def expected(
+    pair: Pair, pair_folders: dict[str, Path], requests_to_serve: tuple[Request, ...]
+) -> dict[int, list[int]]:
+    return generated(
+        pair_folders["llama" if pair.target.config.model_type == "llama" else "qwen3"], requests_to_serve
+    )
+
+
+@pytest.fixture(scope="module")
+def llama_expected(pair_folders: dict[str, Path], requests_to_serve: tuple[Request, ...]) -> dict[int, list[int]]:
+    return generated(pair_folders["llama"], requests_to_serve)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 10])
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_greedy_output_equals_generate(
+    name: str,
+    concurrency: int,
+    pair: Pair,
+    requests_to_serve: tuple[Request, ...],
+    expected: dict[int, list[int]],
+) -> None:
+    assert served(ARCHITECTURES[name], pair, requests_to_serve, concurrency) == expected
+
+
+def test_some_outputs_end_early_and_some_at_their_limit(
+    requests_to_serve: tuple[Request, ...], expected: dict[int, list[int]]
+) -> None:
+    """Otherwise the comparison above would say nothing about ends of sequence."""
+    lengths = {len(expected[r.id]) == r.max_tokens for r in requests_to_serve}
+    assert lengths == {True, False}
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_every_draft_length_gives_the_same_tokens(
+    k: int, llama: Pair, llama_expected: dict[int, list[int]], requests_to_serve: tuple[Request, ...]
+) -> None:
+    architecture = PDV.replace(draft_length=FixedDraftLength(k))
+    assert served(architecture, llama, requests_to_serve, 4) == llama_expected
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        PDV.replace(draft_length=AdaptiveDraftLength(1, 8, 2, window=5, every=1)),
+        PDV.replace(running_stages=1, hybrid_at_or_below=3),
+        PD.with_batch_limits({Step.PREFILL: 4}),
+        PD.replace(slots=2),
+        BASELINE.replace(lanes=(dataclasses.replace(BASELINE.lanes[0], workers=8),)),
+    ],
+    ids=["adaptive", "one permit, hybrid to 3", "packed prefill", "two slots", "eight workers"],
+)
+def test_settings_do_not_change_tokens(
+    architecture: Architecture,
+    llama: Pair,
+    llama_expected: dict[int, list[int]],
+    requests_to_serve: tuple[Request, ...],
+) -> None:
+    assert served(architecture, llama, requests_to_serve, 10) == llama_expected
+
+
+def test_drafts_are_accepted_and_rejected_in_these_tests(llama: Pair) -> None:
+    """A pair that always or never agrees would not exercise the cache after a partial acceptance."""
+    with LiveEngine(PD, llama) as engine:
+        _, run = collect(engine, Workload(random_requests(10), concurrency=5))
+    assert 0.15 < acceptance(run)["acceptance_rate"] < 0.85
+
+
+def test_the_record_of_a_live_run_adds_up(llama: Pair) -> None:
+    with LiveEngine(PDV, llama) as engine:
+        handles, run = collect(engine, Workload(random_requests(12), concurrency=6))
+    table = run.requests
+    assert list(table["request"]) == sorted(handles)
+    assert (table["drafted"] == table["accepted"] + table["rejected"] + table["discarded"]).all()
+    assert [len(handles[i].tokens) for i in table["request"]] == table["output_tokens"].tolist()
+    parts = decompose(run)
+    assert (parts[PARTS].sum(axis=1) - parts["latency_s"]).abs().max() < 1e-9
+    assert (parts[PARTS] > -1e-9).all().all()
+
+
+def test_draft_and_verify_are_batched_across_requests(llama: Pair) -> None:
+    with LiveEngine(PDV, llama) as engine:
+        _, run = collect(engine, Workload(random_requests(12, longest=60), concurrency=10))
+    assert run.spans.groupby("segment")["batch_size"].max()[["draft", "verify"]].min() >= 4
+
+
+def test_a_prompt_is_computed_once(llama: Pair) -> None:
+    """One prefill a request; later passes read 2 or 1 tokens (draft) and k + 1 (verify) a request."""
+    seen: list[int] = []
+    forward = llama.target.forward
+    llama.target.forward = lambda *a, **kw: (seen.append(kw["input_ids"].numel()), forward(*a, **kw))[1]
+    try:
+        requests = random_requests(5, seed=8)
+        served(PD, llama, requests, 5)
+    finally:
+        llama.target.forward = forward
+    for request in requests:
+        seen.remove(request.prompt_tokens)
+    assert seen
+    assert all(tokens % 5 == 0 and tokens <= 5 * len(requests) for tokens in seen)  # k + 1 = 5
