@@ -27,7 +27,11 @@ class QueueFullError(RuntimeError):
 
 
 class Wait(NamedTuple):
-    """How long a request waited before a step, by cause; seconds. The parts sum to the whole wait."""
+    """How long a request waited before a step, by cause; seconds. The parts sum to the whole wait.
+
+    admission_s: no slot was free (before prefill). permit_s: a worker was free and a permit was not.
+    queue_s: the rest, while the lane's workers were busy.
+    """
 
     admission_s: float
     queue_s: float
@@ -64,6 +68,23 @@ Outcome = Emission | Exception | None
 """What a step found for one member: an Emission (prefill, verify), None (draft), or the error it met."""
 
 
+class _Stopwatch:
+    """How long a condition has held in all, seconds; it may come and go."""
+
+    def __init__(self) -> None:
+        self._total_s = 0.0
+        self._since_s: float | None = None
+
+    def set(self, holds: bool, now: float) -> None:
+        if self._since_s is not None and not holds:
+            self._total_s, self._since_s = self.read(now), None
+        elif self._since_s is None and holds:
+            self._since_s = now
+
+    def read(self, now: float) -> float:
+        return self._total_s if self._since_s is None else self._total_s + now - self._since_s
+
+
 class _Queue:
     """Requests that are ready for one step of one lane, first come first served."""
 
@@ -71,7 +92,12 @@ class _Queue:
         self.lane = lane
         self.step = step
         self.waiting: deque[RequestState] = deque()
-        self.permit_missing_since: float | None = None
+        self.slot_missing = _Stopwatch()
+        self.permit_missing = _Stopwatch()
+
+    def missing_s(self, now: float) -> tuple[float, float]:
+        """How long a slot, and only a permit, have been missing in all."""
+        return self.slot_missing.read(now), self.permit_missing.read(now)
 
 
 class Scheduler:
@@ -95,7 +121,6 @@ class Scheduler:
         self._carried: dict[tuple[str, int], RequestState] = {}  # what each carrying worker holds
         self._order = itertools.count()
         self._work_ids = itertools.count()
-        self._slot_freed_s = 0.0
 
     # --- what the caller reports ------------------------------------------------------------------------
 
@@ -110,9 +135,10 @@ class Scheduler:
         if limit is not None and self.queue_length(Stage.PREFILL) >= limit:
             raise QueueFullError(f"{limit} requests already wait (queue_limit); try later or raise the limit")
         allowed = request.max_tokens if max_tokens is None else max_tokens
-        state = RequestState(request, allowed, now, now, next(self._order))
+        queue = self._queues[Stage.PREFILL]
+        state = RequestState(request, allowed, now, now, next(self._order), queue.missing_s(now))
         self.requests[request.id] = state
-        self._queues[Stage.PREFILL].waiting.append(state)
+        queue.waiting.append(state)
         return state
 
     def complete(self, work: Work, outcomes: Sequence[Outcome], now: float) -> list[RequestState]:
@@ -156,8 +182,8 @@ class Scheduler:
         while (choice := self._next_choice()) is not None:
             started.append(self._start(*choice, now))
         for queue in self._queues.values():
-            if queue.permit_missing_since is None and self._lacks_only_permit(queue):
-                queue.permit_missing_since = now
+            queue.slot_missing.set(queue.step is Step.PREFILL and not self.free_slots, now)
+            queue.permit_missing.set(self._lacks_only_permit(queue), now)
         return started
 
     def queue_length(self, stage: Stage) -> int:
@@ -233,7 +259,6 @@ class Scheduler:
             if lane.carries_request:
                 state.worker = worker
                 self._carried[lane.name, worker] = state
-        queue.permit_missing_since = None
         self.permits[lane.device] -= 1
         if carried is None:
             heapq.heappop(self._idle[lane.name])
@@ -252,19 +277,16 @@ class Scheduler:
         self.active[state.slot] = state
 
     def _wait(self, state: RequestState, queue: _Queue, now: float) -> Wait:
-        """Split now - ready: first no slot was free, then the lane was busy, at last a permit was missing."""
-        admitted = state.ready_s
-        if state.needs is Stage.PREFILL:
-            admitted = min(now, max(admitted, self._slot_freed_s))
-        since = queue.permit_missing_since
-        permit_from = now if since is None else min(now, max(admitted, since))
-        return Wait(admitted - state.ready_s, permit_from - admitted, now - permit_from)
+        slot_s, permit_s = (
+            after - before for before, after in zip(state.ready_missing_s, queue.missing_s(now), strict=True)
+        )
+        return Wait(slot_s, max(0.0, now - state.ready_s - slot_s - permit_s), permit_s)
 
     # --- finishing --------------------------------------------------------------------------------------
 
     def _requeue(self, state: RequestState, lane: Lane, now: float) -> None:
-        state.ready_s, state.ready_order = now, next(self._order)
         queue = self._queues[state.needs]
+        state.ready_s, state.ready_order, state.ready_missing_s = now, next(self._order), queue.missing_s(now)
         if queue.lane is not lane:
             self._put_down(state)
         if state.worker is None:
@@ -295,8 +317,8 @@ class Scheduler:
             return None
         if outcome is None:
             raise ValueError(f"work {work.id} ({work.step}): request {state.id} needs an Emission")
-        settlement = self._settle(state, work, outcome, now)
         state.needs = Stage.DRAFT
+        settlement = self._settle(state, work, outcome, now)
         if settlement.emitted == outcome.stop_after:
             self._end(state, Status.FINISHED, "stop", now)
         elif state.emitted >= state.max_tokens:
@@ -326,6 +348,4 @@ class Scheduler:
         self._put_down(state)
         if state.slot is not None:
             del self.active[state.slot]
-            if not self.free_slots:
-                self._slot_freed_s = now
             heapq.heappush(self.free_slots, state.slot)

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import gammaincinv, ndtri
 
 from engines.corpus import held_out_prompt
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
 from engines.request import Request
 from engines.run import Run
 
@@ -46,7 +46,7 @@ class Workload:
         if len({request.id for request in self.requests}) < len(self.requests):
             raise InputError("requests", f"{len(self.requests)} requests", "give every request an id of its own")
         if self.concurrency is not None:
-            _whole("concurrency", self.concurrency, 1)
+            require_whole("concurrency", self.concurrency, 1)
             if self.think_s and len(self.think_s) != len(self.requests):
                 raise InputError("think_s", f"{len(self.think_s)} values", "give one think time a request, or none")
             return
@@ -75,7 +75,7 @@ class FixedLength:
     value: int
 
     def __post_init__(self) -> None:
-        _whole("length", self.value, 1)
+        require_whole("length", self.value, 1)
 
     def tokens(self, uniform: np.ndarray) -> np.ndarray:
         return np.full(len(uniform), self.value)
@@ -135,7 +135,7 @@ class ListedLength:
         if not self.values:
             raise InputError("length.values", (), "list at least one length")
         for value in self.values:
-            _whole("length.values", value, 1)
+            require_whole("length.values", value, 1)
 
     def tokens(self, uniform: np.ndarray) -> np.ndarray:
         return np.resize(self.values, len(uniform))
@@ -173,8 +173,8 @@ def make_workload(
     (open loop, requests per second, the first at 0). process: "poisson", "gamma" with coefficient of variation
     `cv` of the gaps (above 1 is burstier than Poisson), or "fixed" gaps. Raises InputError.
     """
-    _whole("count", count, 1)
-    _whole("seed", seed, 0)
+    require_whole("count", count, 1)
+    require_whole("seed", seed, 0)
     if (concurrency is None) == (rate is None):
         raise InputError("concurrency, rate", (concurrency, rate), "give exactly one of them")
     if not (math.isfinite(temperature) and temperature >= 0):
@@ -188,7 +188,7 @@ def make_workload(
     arrivals: list[float | None] = [None] * count
     think: tuple[float, ...] = ()
     if concurrency is not None:
-        _whole("concurrency", concurrency, 1)
+        require_whole("concurrency", concurrency, 1)
         think = _think_times(_uniform(seed, _Purpose.THINK, count), mean_think_s, concurrency)
         info |= {"concurrency": concurrency, "mean_think_s": mean_think_s}
     elif rate is not None:
@@ -291,18 +291,13 @@ def _think_times(uniform: np.ndarray, mean_s: float, concurrency: int) -> tuple[
     return tuple(pauses.tolist())
 
 
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InputError(name, value, f"use a whole number of at least {least}")
-
-
 def _positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
         raise InputError(name, value, "use a number above 0")
 
 
 def _bounds(low: int, high: int) -> None:
-    _whole("length.low", low, 1)
-    _whole("length.high", high, 1)
+    require_whole("length.low", low, 1)
+    require_whole("length.high", high, 1)
     if high < low:
         raise InputError("length.low, high", (low, high), "need low <= high")

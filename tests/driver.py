@@ -80,9 +80,7 @@ def drive(
                 recorder.rejected(what, now, error)
             observer.submitted(what, refused, now)
         elif isinstance(what, Work):
-            found = [
-                outcome(what, i) if outcome else _matching(what, i, matched) for i in range(len(what.members))
-            ]
+            found = [outcome(what, i) if outcome else _matching(what, i, matched) for i in range(len(what.members))]
             ended = scheduler.complete(what, found, now)
             observer.completed(what, found, ended, now)
             recorder.worked(what, _segments(what, now), now)
