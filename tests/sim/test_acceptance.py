@@ -8,14 +8,7 @@ import pytest
 from engines.errors import InputError
 from engines.request import Request
 from sim.acceptance import AcceptanceSource, Independent, Markov, PerPosition, PerRequestSpread, Tapes, matches
-from sim.acceptance_fits import (
-    PROFILE_MODELS,
-    fit_independent,
-    fit_markov,
-    fit_per_position,
-    fit_per_request_spread,
-    from_profile,
-)
+from sim.acceptance_fits import MODELS, fit_markov, fit_tapes, from_profile
 from tests.calibrate.profiles import made_up
 
 SOURCES: list[AcceptanceSource] = [
@@ -70,13 +63,18 @@ def test_per_request_spread_has_its_mean_and_spread() -> None:
 
 
 def test_fits_recover_the_truth() -> None:
-    assert fit_independent(tapes(Independent(0.8))).alpha == pytest.approx(0.8, abs=0.01)
+    independent = fit_tapes(tapes(Independent(0.8)), "independent", 4)
+    assert independent.describe()["alpha"] == pytest.approx(0.8, abs=0.01)
+    rates = fit_tapes(tapes(Independent(0.8)), "per position", 3).describe()["rates"]
+    assert rates == pytest.approx([0.8, 0.64, 0.512], abs=0.01)
+    spread = fit_tapes(tapes(PerRequestSpread(0.7, 0.15)), "per-request spread", 4).describe()
+    assert (spread["mean"], spread["sd"]) == pytest.approx((0.7, 0.15), abs=0.03)
     markov = fit_markov(tapes(Markov(0.9, 0.4)))
     assert (markov.after_right, markov.after_wrong) == pytest.approx((0.9, 0.4), abs=0.015)
-    spread = fit_per_request_spread(tapes(PerRequestSpread(0.7, 0.15)))
-    assert (spread.mean, spread.sd) == pytest.approx((0.7, 0.15), abs=0.02)
-    assert fit_per_request_spread(tapes(Independent(0.7), tokens=20)).sd < 0.05
-    assert fit_per_position(tapes(Independent(0.8)), 3).rates == pytest.approx((0.8, 0.64, 0.512), abs=0.01)
+
+
+def test_a_chain_that_is_never_wrong_has_no_memory_to_fit() -> None:
+    assert fit_markov({0: np.array([-1, 1, 1, 1], dtype=np.int8)}) == Markov(1.0, 1.0)
 
 
 def test_a_tape_is_replayed() -> None:
@@ -100,8 +98,9 @@ def test_unknown_positions_can_be_drawn_at_a_rate() -> None:
     "make",
     [
         lambda: Independent(1.2), lambda: PerPosition(()), lambda: PerPosition((0.5, 0.6)),
-        lambda: PerRequestSpread(0.5, 0.6), lambda: Markov(-0.1, 0.5), lambda: fit_independent({}),
-        lambda: fit_per_position({1: np.array([-1, 1], dtype=np.int8)}, 4), lambda: from_profile(made_up(), "lucky"),
+        lambda: PerRequestSpread(0.5, 0.6), lambda: Markov(-0.1, 0.5), lambda: fit_markov({}),
+        lambda: fit_tapes({1: np.array([-1, 1], dtype=np.int8)}, "independent", 4),
+        lambda: fit_tapes({1: np.ones(50, dtype=np.int8)}, "lucky", 4), lambda: from_profile(made_up(), "lucky"),
         lambda: Tapes({}).acceptance(request(1), 0),
         lambda: Tapes({1: np.array([], dtype=np.int8)}).acceptance(request(1), 0),
     ],
@@ -111,7 +110,7 @@ def test_bad_values_are_refused(make) -> None:  # type: ignore[no-untyped-def]
         make()
 
 
-@pytest.mark.parametrize("model", PROFILE_MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_models_of_a_profile_have_its_acceptance(model: str) -> None:
     source = from_profile(made_up(), model)
     first = [matched > 0 for i in range(300) for matched in source.acceptance(request(i), 0).matches[1:190]]

@@ -99,8 +99,8 @@ OFF: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
     "adaptive": (lambda: run(PD.replace(draft_length=AdaptiveDraftLength(4, 4))), lambda: run(PD)),
     "per position": (lambda: run(PD, acceptance=PerPosition((0.7,))), lambda: run(PD)),
     "hybrid": (
-        lambda: run(pair(hybrid=1), PAIR, WIDE, acceptance=SURE),
-        lambda: run(pair(hybrid=0), PAIR, WIDE, acceptance=SURE),
+        lambda: run(pair(hybrid=1), PAIR, acceptance=SURE),
+        lambda: run(pair(hybrid=0), PAIR, acceptance=SURE),
     ),
 }
 REACHED: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
@@ -114,17 +114,17 @@ REACHED: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
     "adaptive": (lambda: run(PD.replace(draft_length=AdaptiveDraftLength())), lambda: run(PD)),
     "per position": (lambda: run(PD, acceptance=PerPosition((0.7, 0.3))), lambda: run(PD)),
     "hybrid": (
-        lambda: run(pair(hybrid=2), PAIR, WIDE, acceptance=SURE),
-        lambda: run(pair(hybrid=0), PAIR, WIDE, acceptance=SURE),
+        lambda: run(pair(hybrid=2), PAIR, acceptance=SURE),
+        lambda: run(pair(hybrid=0), PAIR, acceptance=SURE),
     ),
 }
-# Two requests that are always together, so that one active request is never the case.
+# Two requests, both admitted at once, whose last draft starts while both are there: one active is never seen.
 PAIR = make_workload(2, FixedLength(50), FixedLength(40), concurrency=2)
-WIDE = CostModel(made_up(), extrapolate=True)
 
 
 def pair(hybrid: int) -> Architecture:
-    return PDV.with_batch_limits({Step.PREFILL: 2}).replace(hybrid_at_or_below=hybrid)
+    lanes = tuple(replace(lane, workers=2 if lane.name == "prefill" else 1) for lane in PDV.lanes)
+    return PDV.replace(lanes=lanes, hybrid_at_or_below=hybrid)
 
 
 @pytest.mark.parametrize("feature", OFF)
@@ -212,7 +212,9 @@ def test_progress_tells_every_end() -> None:
 
 def test_littles_law_notices_a_lost_moment() -> None:
     population = _Population()
-    state = RequestState(Request(0, 1, 1), 1, 0.0, 0.0, 0, finish_s=2.0)
+    state = RequestState(
+        Request(0, 1, 1), 1, arrival_s=0.0, ready_s=0.0, ready_order=0, ready_missing_s=(0.0, 0.0), finish_s=2.0
+    )
     population.enter(0.0)
     population.leave(2.1, state)
     with pytest.raises(AssertionError, match="Little"):
