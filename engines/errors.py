@@ -14,7 +14,10 @@ class InputError(ValueError):
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
         self.field, self.value, self.remedy = field, value, remedy
-        super().__init__(f"{field} = {value!r}: {remedy}")
+        super().__init__(field, value, remedy)  # its arguments, so that it can be pickled and raised again
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.value!r}: {self.remedy}"
 
 
 def require_whole(field: str, value: Any, least: int) -> None:
