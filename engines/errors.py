@@ -13,8 +13,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
+        # All three go into args, so that copies made of them (by pickle, by SimPy) are whole.
+        super().__init__(field, value, remedy)
         self.field, self.value, self.remedy = field, value, remedy
-        super().__init__(field, value, remedy)  # its arguments, so that it can be pickled and raised again
 
     def __str__(self) -> str:
         return f"{self.field} = {self.value!r}: {self.remedy}"
