@@ -117,7 +117,11 @@ class Profile:
                     str(path), f"{len(tables[name])} rows",
                     f"profile.toml says {rows[name]}: truncated; {AGAIN} (if you meant it, correct `rows`)",
                 )  # fmt: skip
-        return Profile(info, **tables, tapes=_read_tapes(folder / "tapes.parquet"))
+        tapes = _read_tapes(folder / "tapes.parquet")
+        try:
+            return Profile(info, **tables, tapes=tapes)
+        except InputError as error:
+            raise InputError(f"{folder}/{error.field}", error.value, error.remedy) from error
 
 
 # --- reading ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
 
 
 class Stage(StrEnum):
@@ -83,6 +83,7 @@ class Lane:
     carries_request: bool = False
 
     def __post_init__(self) -> None:
+        _require_name("lanes.name", self.name)
         where = f"lanes.{self.name}"
         try:
             steps = {Step(step): limit for step, limit in self.steps.items()}
@@ -93,12 +94,16 @@ class Lane:
         if not steps:
             raise InputError(f"{where}.steps", {}, "give the lane at least one step")
         for step, limit in steps.items():
-            _at_least(f"{where}.steps.{step}", limit, 1)
+            require_whole(f"{where}.steps.{step}", limit, 1)
+        if not isinstance(self.carries_request, bool):
+            raise InputError(f"{where}.carries_request", self.carries_request, "use true or false")
         if self.carries_request and max(steps.values()) > 1:
             raise InputError(f"{where}.steps", self.steps, "a lane that carries requests has batch limits of 1")
-        _at_least(f"{where}.workers", self.workers, 1)
-        _at_least(f"{where}.stream", self.stream, 0)
-        _at_least(f"{where}.device", self.device, 0)
+        require_whole(f"{where}.workers", self.workers, 1)
+        require_whole(f"{where}.stream", self.stream, 0)
+        require_whole(f"{where}.device", self.device, 0)
+        if isinstance(self.stream_priority, bool) or not isinstance(self.stream_priority, int):
+            raise InputError(f"{where}.stream_priority", self.stream_priority, "use a whole number")
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ class Architecture:
     queue_limit: int | None = None
 
     def __post_init__(self) -> None:
+        _require_name("name", self.name)
         object.__setattr__(self, "lanes", tuple(self.lanes))
         if not self.lanes:
             raise InputError("lanes", [], "give the architecture at least one lane")
@@ -137,24 +143,28 @@ class Architecture:
         self._check_steps()
         try:
             object.__setattr__(self, "priority", tuple(Stage(stage) for stage in self.priority))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise InputError("priority", self.priority, f"list stages: {', '.join(Stage)}") from error
         if self.priority and sorted(self.priority) != sorted(Stage):
             raise InputError("priority", list(self.priority), "list each stage once, or leave it empty for FIFO")
         if self.verify_first_above is not None:
-            _at_least("verify_first_above", self.verify_first_above, 0)
+            require_whole("verify_first_above", self.verify_first_above, 0)
             if not self.priority or not self._runs(Step.VERIFY):
                 raise InputError(
                     "verify_first_above", self.verify_first_above, "needs a priority order and a verify step"
                 )
-        _at_least("hybrid_at_or_below", self.hybrid_at_or_below, 0)
-        if self.hybrid_at_or_below and not self._runs(Step.DRAFT):
-            raise InputError("hybrid_at_or_below", self.hybrid_at_or_below, "needs a lane with a draft step")
-        _at_least("slots", self.slots, 1)
+        require_whole("hybrid_at_or_below", self.hybrid_at_or_below, 0)
+        if self.hybrid_at_or_below:
+            if not self._runs(Step.DRAFT):
+                raise InputError("hybrid_at_or_below", self.hybrid_at_or_below, "needs a lane with a draft step")
+            if self.lane_for(Stage.DRAFT)[0].device != self.lane_for(Stage.VERIFY)[0].device:
+                remedy = "put the lanes that draft and verify on one device, or use 0"
+                raise InputError("hybrid_at_or_below", self.hybrid_at_or_below, remedy)
+        require_whole("slots", self.slots, 1)
         if self.running_stages is not None:
-            _at_least("running_stages", self.running_stages, 1)
+            require_whole("running_stages", self.running_stages, 1)
         if self.queue_limit is not None:
-            _at_least("queue_limit", self.queue_limit, 1)
+            require_whole("queue_limit", self.queue_limit, 1)
 
     def _runs(self, step: Step) -> bool:
         return any(step in lane.steps for lane in self.lanes)
@@ -223,10 +233,6 @@ class Architecture:
             raise InputError("lanes", lanes, "write one [[lanes]] table a lane")
         if "draft_length" in values:
             values["draft_length"] = _draft_length(values["draft_length"])
-        for required in ("name",):
-            if required not in values:
-                raise InputError(required, None, "give it")
-        values["priority"] = tuple(values.get("priority", ()))
         return _build(Architecture, "", {**values, "lanes": tuple(_build(Lane, "lanes.", lane) for lane in lanes)})
 
 
@@ -247,20 +253,17 @@ def _build(kind: Any, prefix: str, values: Mapping[str, Any]) -> Any:
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise InputError(f"{prefix}{name}", None, "give it")
-    try:
-        return kind(**values)
-    except TypeError as error:  # a value of a wrong kind, such as a text where a number belongs
-        raise InputError(f"{prefix}*", dict(values), str(error)) from error
+    return kind(**values)
+
+
+def _require_name(field: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise InputError(field, value, "give it a name, as text")
 
 
 def _plain(value: Any) -> dict[str, Any]:
     fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
     return {name: v for name, v in fields if v is not None}
-
-
-def _at_least(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(name, value, f"use a whole number of at least {least}")
 
 
 BASELINE = Architecture(
@@ -300,6 +303,6 @@ def load_architecture(name: str) -> Architecture:
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise InputError("architecture", name, f"cannot read the file ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError("architecture", name, f"not valid TOML ({error})") from error
     return Architecture.from_dict(values)

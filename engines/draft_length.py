@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,7 @@ class FixedDraftLength:
     k: int = 4
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError("draft_length", self.k, "use a draft length of 1 or more")
+        require_whole("draft_length", self.k, 1)
 
     @property
     def maximum(self) -> int:
@@ -46,27 +45,17 @@ class AdaptiveDraftLength:
     long_queue: int = 12
 
     def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.start <= self.maximum:
-            raise InputError(
-                "draft_length",
-                (self.minimum, self.start, self.maximum),
-                "need 1 <= minimum <= start <= maximum",
-            )
-        for name in ("window", "every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"draft_length.{name}", getattr(self, name), "use 1 or more")
-        if not 0 <= self.lower_below <= self.raise_above <= 1:
-            raise InputError(
-                "draft_length.lower_below, raise_above",
-                (self.lower_below, self.raise_above),
-                "need 0 <= lower_below <= raise_above <= 1",
-            )
-        if not 0 <= self.short_queue <= self.long_queue:
-            raise InputError(
-                "draft_length.short_queue, long_queue",
-                (self.short_queue, self.long_queue),
-                "need 0 <= short_queue <= long_queue",
-            )
+        least = {"minimum": 1, "start": 1, "maximum": 1, "window": 1, "every": 1, "short_queue": 0, "long_queue": 0}
+        for name, bound in least.items():
+            require_whole(f"draft_length.{name}", getattr(self, name), bound)
+        for name in ("raise_above", "lower_below"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InputError(f"draft_length.{name}", value, "use a rate from 0 to 1")
+        for names in (("minimum", "start", "maximum"), ("lower_below", "raise_above"), ("short_queue", "long_queue")):
+            values = [getattr(self, name) for name in names]
+            if values != sorted(values):
+                raise InputError(f"draft_length.{', '.join(names)}", values, f"need {' <= '.join(names)}")
 
     def controller(self) -> AdaptiveController:
         return AdaptiveController(self)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 
 class InputError(ValueError):
     """Input that cannot be used: names the field, the offending value and the remedy.
@@ -16,3 +19,15 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.field} = {self.value!r}: {self.remedy}"
+
+
+def require_whole(field: str, value: Any, least: int) -> None:
+    """Raises InputError unless the value is a whole number of at least `least` (true and false are none)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(field, value, f"use a whole number of at least {least}")
+
+
+def require_positive(field: str, value: Any) -> None:
+    """Raises InputError unless the value is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise InputError(field, value, "use a number above 0")

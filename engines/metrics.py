@@ -45,8 +45,8 @@ def summary(run: Run) -> dict[str, float]:
         out[f"{column}.mean"] = float(values.mean()) if len(values) else float("nan")
         for name, q in QUANTILES.items():
             out[f"{column}.{name}"] = float(values.quantile(q)) if len(values) else float("nan")
-    out["throughput_tokens_per_s"] = float(run.finished["output_tokens"].sum()) / run.duration_s
-    out["throughput_requests_per_s"] = len(run.finished) / run.duration_s
+    out["throughput_tokens_per_s"] = _over_duration(float(run.finished["output_tokens"].sum()), run)
+    out["throughput_requests_per_s"] = _over_duration(len(run.finished), run)
     out |= acceptance(run) | batch_sizes(run) | lane_busy(run) | device_utilisation(run)
     return out
 
@@ -69,9 +69,9 @@ def batch_sizes(run: Run) -> dict[str, float]:
 
 
 def lane_busy(run: Run) -> dict[str, float]:
-    """Fraction of the run's duration that each lane spent in steps, averaged over its workers' number at work."""
+    """How many of a lane's workers were running a step, on average over the run's duration."""
     busy = (run.spans["end_s"] - run.spans["start_s"]).groupby(run.spans["lane"]).sum()
-    return {f"lane_busy.{lane}": float(seconds) / run.duration_s for lane, seconds in busy.items()}
+    return {f"lane_busy.{lane}": _over_duration(float(seconds), run) for lane, seconds in busy.items()}
 
 
 def device_utilisation(run: Run) -> dict[str, float]:
@@ -82,14 +82,19 @@ def device_utilisation(run: Run) -> dict[str, float]:
     order = np.lexsort((change, times))
     times, depth = times[order], np.cumsum(change[order])
     held = np.diff(times, append=times[-1:])
-    return {f"running_at_least_{n}": float(held[depth >= n].sum()) / run.duration_s for n in (1, 2, 3)}
+    return {f"running_at_least_{n}": _over_duration(float(held[depth >= n].sum()), run) for n in (1, 2, 3)}
 
 
 def goodput(run: Run, ttft_s: float, tpot_s: float) -> float:
     """Requests a second that met both objectives."""
     times = request_times(run)
     met = (times["ttft_s"] <= ttft_s) & (times["tpot_s"].fillna(0) <= tpot_s)
-    return float(met.sum()) / run.duration_s
+    return _over_duration(float(met.sum()), run)
+
+
+def _over_duration(amount: float, run: Run) -> float:
+    """nan where nothing took any time, as when every request was refused."""
+    return amount / run.duration_s if run.duration_s > 0 else float("nan")
 
 
 def decompose(run: Run) -> pd.DataFrame:

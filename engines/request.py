@@ -41,12 +41,14 @@ class Status(StrEnum):
     REJECTED = "rejected"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RequestState:
     """A request as the scheduler sees it: what it needs next and what it has received so far.
 
-    Times are seconds on the caller's clock. `needs` is the stage it waits for or is in. `draft_length` is the
-    number of drafts that await verification. drafted = accepted + rejected + discarded once it has ended.
+    Times are seconds on the caller's clock. `needs` is the stage it waits for or is in; `ready_s` is when it last
+    became ready for it, `ready_order` its place among all that did, `ready_missing_s` how long slots and permits
+    had then been missing. `draft_length` is the number of drafts that await verification. drafted = accepted +
+    rejected + discarded once it has ended.
     """
 
     request: Request
@@ -54,6 +56,7 @@ class RequestState:
     arrival_s: float
     ready_s: float
     ready_order: int
+    ready_missing_s: tuple[float, float]
     needs: Stage = Stage.PREFILL
     status: Status = Status.WAITING
     slot: int | None = None
@@ -102,7 +105,7 @@ class Emission:
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """How a target pass was booked: drafts accepted, rejected (wrong, or behind a wrong one) and discarded
-    (right, but past the end), and tokens emitted."""
+    (behind the last token of the output, where right and wrong have no meaning), and tokens emitted."""
 
     emitted: int
     accepted: int = 0

@@ -20,7 +20,7 @@ import tomli_w
 from engines.architecture import Segment
 from engines.errors import InputError
 from engines.request import Request, RequestState, Status
-from engines.scheduler import Work
+from engines.work import Work
 
 SCHEMA_VERSION = 1
 
@@ -95,7 +95,7 @@ class Run:
             raise InputError("run", str(folder), "no run.toml there; give the folder that `pdv run` wrote")
         try:
             info = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError("run", str(path), f"not valid TOML ({error}); record the run again") from error
         version = info.pop("schema_version", None)
         if version != SCHEMA_VERSION:

@@ -15,53 +15,31 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from engines.architecture import Architecture, Lane, Stage, Step
 from engines.request import Emission, Request, RequestState, Settlement, Status, settle
+from engines.work import Outcome, Wait, Work
 
 
 class QueueFullError(RuntimeError):
     """The request was not taken: as many as `queue_limit` already wait for a slot."""
 
 
-class Wait(NamedTuple):
-    """How long a request waited before a step, by cause; seconds. The parts sum to the whole wait."""
+class _Stopwatch:
+    """How long a condition has held in all, seconds; it may come and go."""
 
-    admission_s: float
-    queue_s: float
-    permit_s: float
+    def __init__(self) -> None:
+        self._total_s = 0.0
+        self._since_s: float | None = None
 
+    def set(self, holds: bool, now: float) -> None:
+        if self._since_s is not None and not holds:
+            self._total_s, self._since_s = self.read(now), None
+        elif self._since_s is None and holds:
+            self._since_s = now
 
-@dataclass(slots=True)
-class Work:
-    """A batch that a worker of a lane has started.
-
-    draft_lengths: k of each member (0 for prefill). waits: what each member waited for before this work.
-    settlements: filled in by Scheduler.complete, one a member; None for members that failed, were cancelled
-    or had nothing to settle (draft).
-    """
-
-    id: int
-    lane: Lane
-    worker: int
-    step: Step
-    members: list[RequestState]
-    dispatched_s: float
-    hybrid: bool = False
-    draft_lengths: list[int] = field(default_factory=list)
-    waits: list[Wait] = field(default_factory=list)
-    settlements: list[Settlement | None] = field(default_factory=list)
-
-    @property
-    def slots(self) -> list[int]:
-        """Slot numbers of the members: all that a lane hands to the device."""
-        return [member.slot for member in self.members if member.slot is not None]
-
-
-Outcome = Emission | Exception | None
-"""What a step found for one member: an Emission (prefill, verify), None (draft), or the error it met."""
+    def read(self, now: float) -> float:
+        return self._total_s if self._since_s is None else self._total_s + now - self._since_s
 
 
 class _Queue:
@@ -71,7 +49,12 @@ class _Queue:
         self.lane = lane
         self.step = step
         self.waiting: deque[RequestState] = deque()
-        self.permit_missing_since: float | None = None
+        self.slot_missing = _Stopwatch()
+        self.permit_missing = _Stopwatch()
+
+    def missing_s(self, now: float) -> tuple[float, float]:
+        """How long a slot, and only a permit, have been missing in all."""
+        return self.slot_missing.read(now), self.permit_missing.read(now)
 
 
 class Scheduler:
@@ -95,7 +78,6 @@ class Scheduler:
         self._carried: dict[tuple[str, int], RequestState] = {}  # what each carrying worker holds
         self._order = itertools.count()
         self._work_ids = itertools.count()
-        self._slot_freed_s = 0.0
 
     # --- what the caller reports ------------------------------------------------------------------------
 
@@ -110,9 +92,10 @@ class Scheduler:
         if limit is not None and self.queue_length(Stage.PREFILL) >= limit:
             raise QueueFullError(f"{limit} requests already wait (queue_limit); try later or raise the limit")
         allowed = request.max_tokens if max_tokens is None else max_tokens
-        state = RequestState(request, allowed, now, now, next(self._order))
+        queue = self._queues[Stage.PREFILL]
+        state = RequestState(request, allowed, now, now, next(self._order), queue.missing_s(now))
         self.requests[request.id] = state
-        self._queues[Stage.PREFILL].waiting.append(state)
+        queue.waiting.append(state)
         return state
 
     def complete(self, work: Work, outcomes: Sequence[Outcome], now: float) -> list[RequestState]:
@@ -156,8 +139,8 @@ class Scheduler:
         while (choice := self._next_choice()) is not None:
             started.append(self._start(*choice, now))
         for queue in self._queues.values():
-            if queue.permit_missing_since is None and self._lacks_only_permit(queue):
-                queue.permit_missing_since = now
+            queue.slot_missing.set(queue.step is Step.PREFILL and not self.free_slots, now)
+            queue.permit_missing.set(self._lacks_only_permit(queue), now)
         return started
 
     def queue_length(self, stage: Stage) -> int:
@@ -233,7 +216,6 @@ class Scheduler:
             if lane.carries_request:
                 state.worker = worker
                 self._carried[lane.name, worker] = state
-        queue.permit_missing_since = None
         self.permits[lane.device] -= 1
         if carried is None:
             heapq.heappop(self._idle[lane.name])
@@ -252,19 +234,16 @@ class Scheduler:
         self.active[state.slot] = state
 
     def _wait(self, state: RequestState, queue: _Queue, now: float) -> Wait:
-        """Split now - ready: first no slot was free, then the lane was busy, at last a permit was missing."""
-        admitted = state.ready_s
-        if state.needs is Stage.PREFILL:
-            admitted = min(now, max(admitted, self._slot_freed_s))
-        since = queue.permit_missing_since
-        permit_from = now if since is None else min(now, max(admitted, since))
-        return Wait(admitted - state.ready_s, permit_from - admitted, now - permit_from)
+        slot_s, permit_s = (
+            after - before for before, after in zip(state.ready_missing_s, queue.missing_s(now), strict=True)
+        )
+        return Wait(slot_s, max(0.0, now - state.ready_s - slot_s - permit_s), permit_s)
 
     # --- finishing --------------------------------------------------------------------------------------
 
     def _requeue(self, state: RequestState, lane: Lane, now: float) -> None:
-        state.ready_s, state.ready_order = now, next(self._order)
         queue = self._queues[state.needs]
+        state.ready_s, state.ready_order, state.ready_missing_s = now, next(self._order), queue.missing_s(now)
         if queue.lane is not lane:
             self._put_down(state)
         if state.worker is None:
@@ -295,8 +274,8 @@ class Scheduler:
             return None
         if outcome is None:
             raise ValueError(f"work {work.id} ({work.step}): request {state.id} needs an Emission")
-        settlement = self._settle(state, work, outcome, now)
         state.needs = Stage.DRAFT
+        settlement = self._settle(state, work, outcome, now)
         if settlement.emitted == outcome.stop_after:
             self._end(state, Status.FINISHED, "stop", now)
         elif state.emitted >= state.max_tokens:
@@ -326,6 +305,4 @@ class Scheduler:
         self._put_down(state)
         if state.slot is not None:
             del self.active[state.slot]
-            if not self.free_slots:
-                self._slot_freed_s = now
             heapq.heappush(self.free_slots, state.slot)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
 from engines.request import Request
 from engines.workload import Workload
 
@@ -67,8 +67,8 @@ def read_trace(
     """
     path = Path(path)
     for name, value in (("limit", limit), ("max_prompt", max_prompt), ("max_output", max_output)):
-        if value is not None and value < 1:
-            raise InputError(name, value, "use a whole number of at least 1")
+        if value is not None:
+            require_whole(name, value, 1)
     kind, rows = _open(path)
     arrivals: list[tuple[float, int, int]] = []
     failed = 0
@@ -133,7 +133,7 @@ def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, Ma
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        where = f"trace {path.name}, line {reader.line_num}"
+        where = f"trace {path.name}, line {reader.line_num + 1}"
         raise InputError(where, "unreadable", f"not valid CSV ({error}); repair the line") from error
 
 

@@ -120,6 +120,7 @@ class _Grid:
         values = np.column_stack([mean_s, rows["host_ms"] / 1e3, rows["mean_ms"] / rows["kernels"]])
         spread = rows[list(QUANTILES)].to_numpy(float) / rows["mean_ms"].to_numpy(float)[:, None]
         self.axes = [sorted(set(points[:, i].tolist())) for i in range(3)]
+        self.measured = [(axis[0], axis[-1]) for axis in self.axes]
         self.values, nearest = _filled(points, values, self.axes)
         self.spread = spread[nearest]
         for axis in (1, 2):
@@ -155,10 +156,11 @@ class _Grid:
 
     def check(self, axis: int, asked: float) -> None:
         """Raises InputError for a value outside the measured range, unless extrapolation was asked for."""
-        places = self.axes[axis]
-        low, high = (places[0], places[-1]) if axis == 0 else (0.0, places[-1] * (1 + TOLERANCE))
+        low, high = self.measured[axis]
+        if axis != 0 and asked <= high * (1 + TOLERANCE):
+            return
         if not (low <= asked <= high or self.extrapolate):
-            measured = f"the profile measured {self.segment} at {self.names[axis]} {places[0]:g} to {places[-1]:g}"
+            measured = f"the profile measured {self.segment} at {self.names[axis]} {low:g} to {high:g}"
             raise InputError(f"{self.segment} {self.names[axis]}", asked, f"{measured}; {REMEDY}")
 
 

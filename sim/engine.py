@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Generator, Mapping
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 import simpy
@@ -19,10 +19,11 @@ import simpy
 from calibrate.contention import RunningSegment
 from calibrate.profile import Profile
 from engines.architecture import Architecture, Lane, Segment, Step
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
 from engines.request import Emission, Request, RequestState
 from engines.run import Recorder, Run, SegmentTime
-from engines.scheduler import Outcome, QueueFullError, Scheduler, Work
+from engines.scheduler import QueueFullError, Scheduler
+from engines.work import Outcome, Work
 from engines.workload import Workload
 from sim.acceptance import AcceptanceSource, RequestAcceptance
 from sim.costs import CostModel, Costs
@@ -60,7 +61,10 @@ def simulate(
     described = {
         "kind": "simulated",
         "architecture": architecture.to_dict(),
-        "workload": dict(workload.info),
+        "workload": {
+            **workload.info,
+            **({} if workload.concurrency is None else {"concurrency": workload.concurrency}),
+        },
         "acceptance": acceptance.describe(),
         "costs": model.describe(),
         "seed": seed,
@@ -184,22 +188,20 @@ class _Engine:
 
     def _open_loop(self) -> Story:
         """Requests arrive at their own times, whatever became of the others."""
-        for arrival_s, together in groupby(self._workload.requests, key=lambda request: request.arrival_s or 0.0):
+        for request in self._unsent:
+            arrival_s = request.arrival_s or 0.0
             yield self._environment.timeout(max(0.0, arrival_s - self._environment.now))
-            for request in together:
-                self._submit(request)
-            self._dispatch()
+            self._submit(request)
 
     def _closed_loop(self) -> Story:
         """Each client sends a request, waits until it has ended, thinks, and sends the next unsent one."""
         yield self._environment.timeout(0)
-        for request in islice(self._unsent, self._workload.concurrency):
+        for request in list(islice(self._unsent, self._workload.concurrency)):
             if not self._submit(request):
-                self._answered()
-        self._dispatch()
+                self._next_of_client()
 
-    def _answered(self) -> None:
-        """A client is free. Requests that are refused are answered at once."""
+    def _next_of_client(self) -> None:
+        """A client's request is over, or was refused: it sends the next that is taken."""
         for request in self._unsent:
             if self._think_s:
                 self._environment.process(self._think(request))
@@ -209,13 +211,11 @@ class _Engine:
 
     def _think(self, request: Request) -> Story:
         yield self._environment.timeout(self._think_s[request.id])
-        if self._submit(request):
-            self._dispatch()
-        else:
-            self._answered()
+        if not self._submit(request):
+            self._next_of_client()
 
     def _submit(self, request: Request) -> bool:
-        """Hand a request to the scheduler; whether it was taken."""
+        """Hand a request to the scheduler, which may start it at once; whether it was taken."""
         now = self._environment.now
         try:
             allowed = self._output_limit(request)
@@ -226,10 +226,12 @@ class _Engine:
             return False
         self._known[request.id] = self._acceptance.acceptance(request, self._seed)
         self._population.enter(now)
+        self._dispatch()
         return True
 
     def _output_limit(self, request: Request) -> int:
         """Output tokens that fit. Raises InputError for a prompt that leaves no room."""
+        require_whole("max_tokens", request.max_tokens, 1)
         if self._max_context is None:
             return request.max_tokens
         room = self._max_context - request.prompt_tokens
@@ -246,7 +248,7 @@ class _Engine:
             self._tapes[state.id] = tape[: state.emitted]
         self._count_ended()
         if self._workload.concurrency is not None:
-            self._answered()
+            self._next_of_client()
 
     def _count_ended(self) -> None:
         self._ended += 1

@@ -12,7 +12,8 @@ import numpy as np
 from engines.architecture import Step
 from engines.request import Emission, Request, RequestState
 from engines.run import Recorder, Run, SegmentTime
-from engines.scheduler import Outcome, QueueFullError, Scheduler, Work
+from engines.scheduler import QueueFullError, Scheduler
+from engines.work import Outcome, Work
 
 Duration = Callable[[Work], float]
 Matched = Callable[[int, int, int], int]  # request id, position, k -> drafts that match
@@ -80,9 +81,7 @@ def drive(
                 recorder.rejected(what, now, error)
             observer.submitted(what, refused, now)
         elif isinstance(what, Work):
-            found = [
-                outcome(what, i) if outcome else _matching(what, i, matched) for i in range(len(what.members))
-            ]
+            found = [outcome(what, i) if outcome else _matching(what, i, matched) for i in range(len(what.members))]
             ended = scheduler.complete(what, found, now)
             observer.completed(what, found, ended, now)
             recorder.worked(what, _segments(what, now), now)

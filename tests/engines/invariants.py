@@ -17,11 +17,12 @@ import pytest
 from engines.architecture import Architecture, Lane, Stage, Step
 from engines.draft_length import FixedDraftLength
 from engines.request import Emission, Request, RequestState, Status
-from engines.scheduler import Outcome, Scheduler, Work
+from engines.scheduler import Scheduler
+from engines.work import Outcome, Work
 from tests.driver import Observer
 
 
-class InvariantViolation(AssertionError):
+class InvariantError(AssertionError):
     """A scheduler broke a rule."""
 
     def __init__(self, rule: str, what: str) -> None:
@@ -79,7 +80,9 @@ class Invariants(Observer):
     def cancelled(self, request_id: int, ended: RequestState | None, now: float) -> None:
         book = self.books.get(request_id)
         at_once = book is not None and book.work is None
-        _require((ended is not None) == at_once, "ends", f"request {request_id} cancelled while not running: {at_once}")
+        _require(
+            (ended is not None) == at_once, "ends", f"request {request_id} cancelled while not running: {at_once}"
+        )
         if book is None:
             return
         book.cancelled = True
@@ -94,10 +97,10 @@ class Invariants(Observer):
             mine = Candidate(work.step.stage, work.members[0].id)
             overtaken += [(work, c) for c in candidates if self._competes(c, work) and self._before(c, mine)]
             self._start(work)
+        _require(not self.candidates(), "idle", f"could start and did not: {self.candidates()}")
         for work, candidate in overtaken:
             kept_waiting = self.books[candidate.head].work is None
             _require(not kept_waiting, "priority", f"{work.step} of work {work.id} went before {candidate}")
-        _require(not self.candidates(), "idle", f"could start and did not: {self.candidates()}")
         for stage in Stage:
             claimed, true = self.scheduler.queue_length(stage), len(self.waiting(stage))
             _require(claimed == true, "queue length", f"{stage}: {claimed} claimed, {true} wait")
@@ -133,7 +136,9 @@ class Invariants(Observer):
     def busy(self, lane: Lane) -> set[int]:
         """Workers of a lane that run a work or carry a request."""
         running = {work.worker for work in self.running.values() if work.lane is lane}
-        return running | {book.worker[1] for book in self.books.values() if book.worker and book.worker[0] == lane.name}
+        return running | {
+            book.worker[1] for book in self.books.values() if book.worker and book.worker[0] == lane.name
+        }
 
     def free_permits(self, device: int) -> int:
         return self.architecture.permits(device) - sum(w.lane.device == device for w in self.running.values())
@@ -320,4 +325,4 @@ def settle_token_by_token(emission: Emission, draft_length: int, remaining: int)
 
 def _require(holds: bool, rule: str, what: str) -> None:
     if not holds:
-        raise InvariantViolation(rule, what)
+        raise InvariantError(rule, what)

@@ -1,0 +1,110 @@
+"""What a run says, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from engines.architecture import PD, PDV
+from engines.metrics import (
+    PARTS,
+    decompose,
+    device_utilisation,
+    goodput,
+    inter_token_latency,
+    lane_busy,
+    request_times,
+    summary,
+)
+from engines.request import Request
+from engines.run import REQUEST_COLUMNS, SPAN_COLUMNS, STEP_COLUMNS, Run
+from engines.scheduler import Scheduler
+from tests.driver import drive
+from tests.engines.records import run_by_hand
+
+
+def _run_of(latencies: list[float], output_tokens: list[int], ttft_s: float = 1.0) -> Run:
+    """Requests that all arrive at 0, in a run of which nothing else is known."""
+    requests = pd.DataFrame(index=range(len(latencies)), columns=REQUEST_COLUMNS).assign(
+        request=range(len(latencies)), arrival_s=0.0, first_token_s=ttft_s, finish_s=latencies,
+        output_tokens=output_tokens, drafted=0, accepted=0, status="finished",
+    )  # fmt: skip
+    return Run({}, requests, pd.DataFrame(columns=STEP_COLUMNS), pd.DataFrame(columns=SPAN_COLUMNS))
+
+
+def test_a_decomposition_by_hand() -> None:
+    parts = decompose(run_by_hand())
+    expected = {
+        0: {"hand_over": 0.2, "prefill": 0.8, "draft": 0.25, "thrown_away": 0.75, "verify": 0.5, "contention": 0.5},
+        1: {"prefill_queue": 0.5, "prefill": 2.0},
+    }
+    for request, named in expected.items():
+        for part in PARTS:
+            assert parts.loc[request, part] == pytest.approx(named.get(part, 0.0)), (request, part)
+    assert parts["latency_s"].tolist() == [3.0, 2.5]
+
+
+def test_times_by_hand() -> None:
+    times = request_times(run_by_hand())
+    assert times.loc[0].tolist() == [1.0, 1.0, 3.0]  # two tokens in the two seconds after the first
+    assert times.loc[1, ["ttft_s", "latency_s"]].tolist() == [2.5, 2.5]
+    assert np.isnan(times.loc[1, "tpot_s"])
+
+
+def test_a_summary_by_hand() -> None:
+    numbers = summary(run_by_hand())
+    assert numbers["throughput_tokens_per_s"] == pytest.approx(4 / 3)
+    assert numbers["throughput_requests_per_s"] == pytest.approx(2 / 3)
+    assert numbers["acceptance_rate"] == pytest.approx(1 / 4)
+    assert numbers["acceptance_length"] == 2.0
+    assert numbers["batch_size.verify"] == 1.0
+    assert numbers["tpot_s.mean"] == 1.0
+
+
+def test_busy_lanes_and_devices_by_hand() -> None:
+    run = run_by_hand()
+    busy = {"lane_busy.prefill": 2.8 / 3, "lane_busy.decode": 1 / 3, "lane_busy.verify": 1 / 3}
+    assert lane_busy(run) == pytest.approx(busy)
+    expected = {"running_at_least_1": 2.8 / 3, "running_at_least_2": 2 / 3, "running_at_least_3": 0.0}
+    assert device_utilisation(run) == pytest.approx(expected)
+
+
+def test_waits_between_groups_of_tokens_by_hand() -> None:
+    assert inter_token_latency(run_by_hand()).tolist() == [2.0]
+
+
+def test_quantiles_interpolate_linearly() -> None:
+    numbers = summary(_run_of([1.0, 2.0, 3.0, 4.0], [1, 1, 1, 1]))
+    assert numbers["latency_s.median"] == pytest.approx(2.5)
+    assert numbers["latency_s.p90"] == pytest.approx(3.7)
+    assert numbers["latency_s.p95"] == pytest.approx(3.85)
+    assert numbers["latency_s.p99"] == pytest.approx(3.97)
+
+
+def test_time_per_output_token_leaves_out_outputs_of_one_token() -> None:
+    numbers = summary(_run_of([1.0, 5.0], [1, 5]))
+    assert numbers["tpot_s.mean"] == pytest.approx(1.0)
+
+
+def test_goodput_counts_requests_that_meet_both_objectives() -> None:
+    run = _run_of([1.0, 5.0, 10.0], [1, 5, 4])  # time per token: none, 1 s, 3 s
+    assert goodput(run, ttft_s=1.0, tpot_s=1.0) == pytest.approx(2 / 10)
+    assert goodput(run, ttft_s=1.0, tpot_s=3.0) == pytest.approx(3 / 10)
+    assert goodput(run, ttft_s=0.9, tpot_s=3.0) == 0.0
+
+
+@pytest.mark.parametrize("architecture", [PD, PDV], ids=["pd", "pdv"])
+def test_acceptance_length_is_one_more_than_the_drafts_that_match(architecture: object) -> None:
+    run = drive(Scheduler(architecture), [Request(i, 10, 13, 0.0) for i in range(3)])  # type: ignore[arg-type]
+    numbers = summary(run)
+    assert numbers["acceptance_length"] == 3.0  # two of four drafts match in each of four steps
+    assert numbers["acceptance_rate"] == 0.5
+
+
+def test_a_run_that_finished_nothing_has_a_summary_and_an_empty_decomposition() -> None:
+    run = drive(Scheduler(PD), [Request(0, 10, 9, 0.0)], cancel=[(2.5, 0)])
+    numbers = summary(run)
+    assert numbers["throughput_tokens_per_s"] == 0.0
+    assert np.isnan(numbers["latency_s.mean"])
+    assert decompose(run).empty

@@ -1,0 +1,145 @@
+"""Traces of other systems, and what is wrong with the bad ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engines.errors import InputError
+from engines.traces import read_trace
+from engines.workload import Workload
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "traces"
+
+AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:17:03.9799600,4808,10
+2023-11-16 18:17:04.0319600,3180,8
+"""
+BURSTGPT = """Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
+5,ChatGPT,472,18,490,Conversation log
+45,ChatGPT,1087,0,1087,Conversation log
+118,GPT-4,417,276,693,API log
+"""
+MOONCAKE = """{"timestamp": 1000, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1]}
+{"timestamp": 3500, "input_length": 7319, "output_length": 490, "hash_ids": [0, 14]}
+"""
+GENERIC = """{"timestamp": 0.25, "prompt_tokens": 374, "output_tokens": 44}
+
+{"timestamp": 1.5, "prompt_tokens": 396, "output_tokens": 109}
+"""
+
+
+def _read(tmp_path: Path, text: str | bytes, **limits: int) -> Workload:
+    path = tmp_path / "trace.txt"  # formats are told apart by content, not by name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_trace(path, **limits)
+
+
+def _rows(workload: Workload) -> list[tuple[int, int, int, float | None]]:
+    return [(r.id, r.prompt_tokens, r.max_tokens, r.arrival_s) for r in workload.requests]
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "rows"),
+    [
+        (AZURE, "azure", [(0, 4808, 10, 0.0), (1, 3180, 8, 0.052)]),
+        (MOONCAKE, "mooncake", [(0, 6758, 500, 0.0), (1, 7319, 490, 2.5)]),
+        (GENERIC, "generic", [(0, 374, 44, 0.0), (1, 396, 109, 1.25)]),
+        (BURSTGPT, "burstgpt", [(0, 472, 18, 0.0), (1, 417, 276, 113.0)]),
+    ],
+)
+def test_every_format_is_read_with_its_first_arrival_at_zero(
+    tmp_path: Path, text: str, form: str, rows: list[tuple[int, int, int, float]]
+) -> None:
+    workload = _read(tmp_path, text)
+    assert _rows(workload) == rows
+    assert workload.info["format"] == form
+    assert workload.info["trace"] == "trace.txt"
+
+
+def test_failed_responses_are_left_out_and_counted(tmp_path: Path) -> None:
+    assert _read(tmp_path, BURSTGPT).info["failed_left_out"] == 1
+    assert "failed_left_out" not in _read(tmp_path, GENERIC).info
+
+
+def test_rows_out_of_order_are_sorted_and_ids_follow_the_arrivals(tmp_path: Path) -> None:
+    lines = GENERIC.split("\n")
+    assert _read(tmp_path, "\n".join(lines[::-1])).requests == _read(tmp_path, GENERIC).requests
+
+
+def test_a_limit_keeps_the_earliest_and_caps_cut_lengths(tmp_path: Path) -> None:
+    assert _rows(_read(tmp_path, "\n".join(MOONCAKE.split("\n")[::-1]), limit=1)) == [(0, 6758, 500, 0.0)]
+    assert _rows(_read(tmp_path, AZURE, max_prompt=4000, max_output=9)) == [(0, 4000, 9, 0.0), (1, 3180, 8, 0.052)]
+
+
+def test_dates_may_carry_a_zone_and_files_a_byte_order_mark(tmp_path: Path) -> None:
+    zoned = AZURE.replace("600,", "600+00:00,")
+    assert _rows(_read(tmp_path, "\ufeff" + zoned)) == _rows(_read(tmp_path, AZURE))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty"),
+        ("\n\n", "the file is empty"),
+        (b"PAR1\x00\xff\xfe", "not a text file"),
+        (AZURE.split("\n")[0], "no usable request"),
+        (BURSTGPT.replace(",18,", ",0,").replace(",276,", ",0,"), "no usable request"),
+        ("time,tokens\n1,2\n", "unknown format with columns time, tokens; known: azure"),
+        ('{"timestamp": 3}\n', "unknown format with columns timestamp; known: azure"),
+        (AZURE.replace("GeneratedTokens", "Generated"), "column GeneratedTokens is missing; the azure format needs"),
+        (BURSTGPT.replace("Timestamp", "Time"), "column Timestamp is missing; the burstgpt format needs"),
+        (MOONCAKE.replace("output_length", "length"), "column output_length is missing; the mooncake format needs"),
+        (GENERIC + '{"timestamp": 2, "prompt_tokens": 5}', r"line 4, output_tokens = None: the value is missing"),
+        (AZURE + "2023-11-16 18:17:05,7\n", r"line 4, GeneratedTokens = None: the value is missing"),
+        (AZURE + "2023-11-16 18:17:05,7,\n", r"line 4, GeneratedTokens = '': use a whole number"),
+        (AZURE.replace(",10", ",ten"), r"line 2, GeneratedTokens = 'ten': use a whole number"),
+        (AZURE.replace(",3180", ",-1"), r"line 3, ContextTokens = '-1': use a whole number of tokens, at least 1"),
+        (AZURE.replace(",8", ",0"), r"line 3, GeneratedTokens = '0': use a whole number of tokens, at least 1"),
+        (AZURE.replace("2023-11-16 18:17:04", "yesterday"), r"line 3, TIMESTAMP = 'yesterday.0319600': not a time"),
+        (AZURE + '"2023\n', r"line 4 = 'unreadable': not valid CSV"),
+        (GENERIC.replace("1.5", "-1.5"), r"line 3, timestamp = -1.5: not a time"),
+        (GENERIC.replace("1.5", "NaN"), r"line 3, timestamp = nan: not a time"),
+        (GENERIC.replace("1.5", "[]"), r"line 3, timestamp = \[\]: not a time"),
+        (GENERIC.replace("396", "3.5"), r"line 3, prompt_tokens = 3.5: use a whole number"),
+        (GENERIC.replace("396", "true"), r"line 3, prompt_tokens = True: use a whole number"),
+        (GENERIC[:-10], r"line 3 = .*: not valid JSON"),
+        (GENERIC + "[1, 2]", r"line 4 = '\[1, 2\]': write one JSON object a line"),
+    ],
+)
+def test_a_bad_trace_is_refused_with_its_place(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        _read(tmp_path, text)
+    assert "trace" in caught.value.field
+    assert "trace.txt" in str(caught.value)
+
+
+def test_bad_limits_and_paths_are_named(tmp_path: Path) -> None:
+    for name in ("limit", "max_prompt", "max_output"):
+        with pytest.raises(InputError, match=f"{name} = 0"):
+            _read(tmp_path, AZURE, **{name: 0})
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(InputError, match="cannot read the file"):
+            read_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "prompt_tokens", "output_tokens", "last_s"),
+    [
+        ("AzureLLMInferenceTrace_code.csv", 8819, 18_059_974, 245_896, 3435.948056),
+        ("mooncake_synthetic_head200.jsonl", 200, 2_663_480, 38_364, 58.501),
+        ("azure_conv_head2000_poisson2.jsonl", 2000, 1_762_857, 521_064, 1016.175452),
+    ],
+)
+def test_the_shared_traces_are_read_whole(
+    name: str, count: int, prompt_tokens: int, output_tokens: int, last_s: float
+) -> None:
+    path = SHARED / name
+    if not path.is_file():
+        pytest.skip(f"{name} is not in ../shared/traces; get it from its source to run this test")
+    workload = read_trace(path)
+    assert len(workload.requests) == count
+    assert workload.requests[-1].arrival_s == pytest.approx(last_s)
+    assert sum(request.prompt_tokens for request in workload.requests) == prompt_tokens
+    assert sum(request.max_tokens for request in workload.requests) == output_tokens

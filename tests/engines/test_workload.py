@@ -1,0 +1,221 @@
+"""Workloads: rates, spreads, keyed randomness, prompts of real text, replay."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines.architecture import PDV
+from engines.corpus import held_out_text
+from engines.errors import InputError
+from engines.lengths import FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
+from engines.request import Request
+from engines.run import Run
+from engines.scheduler import Scheduler
+from engines.workload import Workload, lengths_of, make_workload, replay, with_prompts
+from tests.driver import drive
+
+MANY = 20_000
+SHORT = FixedLength(8)
+SPREAD = LogNormalLength(median=100, sigma=0.5, low=1, high=10_000)
+
+
+def _open(count: int = MANY, **settings: Any) -> Workload:
+    return make_workload(count, SHORT, SHORT, **{"rate": 4.0, **settings})
+
+
+def _gaps(workload: Workload) -> np.ndarray:
+    return np.diff([request.arrival_s or 0.0 for request in workload.requests])
+
+
+@pytest.mark.parametrize(
+    ("process", "cv", "expected"), [("poisson", 1.0, 1.0), ("gamma", 0.5, 0.5), ("gamma", 2.5, 2.5)]
+)
+def test_gaps_have_the_asked_rate_and_coefficient_of_variation(process: str, cv: float, expected: float) -> None:
+    gaps = _gaps(_open(process=process, cv=cv))
+    assert gaps.mean() == pytest.approx(1 / 4, rel=4 * expected / math.sqrt(MANY))
+    assert gaps.std() / gaps.mean() == pytest.approx(expected, rel=0.05)
+
+
+def test_fixed_gaps_are_all_alike_and_the_first_arrival_is_at_zero() -> None:
+    workload = _open(count=5, process="fixed", rate=2.0)
+    assert [request.arrival_s for request in workload.requests] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert _open().requests[0].arrival_s == 0.0
+
+
+def test_a_gamma_process_of_cv_one_is_poisson() -> None:
+    np.testing.assert_allclose(_gaps(_open(process="gamma")), _gaps(_open(process="poisson")), rtol=1e-6, atol=1e-9)
+
+
+def test_twice_the_rate_is_the_same_load_at_half_the_times() -> None:
+    np.testing.assert_allclose(_gaps(_open(rate=8.0)), _gaps(_open(rate=4.0)) / 2, atol=1e-9)
+
+
+def _lengths(lengths: Lengths, count: int = MANY, seed: int = 0) -> np.ndarray:
+    workload = make_workload(count, lengths, lengths, concurrency=1, seed=seed)
+    return np.array([[request.prompt_tokens, request.max_tokens] for request in workload.requests])
+
+
+def test_fixed_lengths_are_fixed() -> None:
+    assert (_lengths(FixedLength(7), 50) == 7).all()
+
+
+def test_uniform_lengths_are_equally_likely_from_low_to_high() -> None:
+    values, counts = np.unique(_lengths(UniformLength(3, 6))[:, 0], return_counts=True)
+    assert values.tolist() == [3, 4, 5, 6]
+    np.testing.assert_allclose(counts / MANY, 0.25, atol=0.02)
+
+
+def test_lognormal_lengths_have_their_median_and_spread_within_their_bounds() -> None:
+    prompts = _lengths(SPREAD)[:, 0]
+    assert np.median(prompts) == pytest.approx(100, rel=0.03)
+    assert np.log(prompts).std() == pytest.approx(0.5, rel=0.03)
+    bounded = _lengths(dataclasses.replace(SPREAD, low=80, high=120))
+    assert (bounded.min(), bounded.max()) == (80, 120)
+    assert (_lengths(LogNormalLength(64, 0.0, 1, 100), 20) == 64).all()
+
+
+def test_lengths_of_a_trace_keep_their_pairs_and_start_over() -> None:
+    trace = Workload((Request(0, 5, 50, 0.0), Request(1, 6, 60, 1.0)))
+    workload = make_workload(3, *lengths_of(trace), concurrency=1)
+    assert [(r.prompt_tokens, r.max_tokens) for r in workload.requests] == [(5, 50), (6, 60), (5, 50)]
+
+
+def test_prompt_and_output_lengths_are_independent() -> None:
+    prompts, outputs = _lengths(SPREAD).T
+    assert abs(np.corrcoef(prompts, outputs)[0, 1]) < 4 / math.sqrt(MANY)
+
+
+@pytest.mark.parametrize(
+    "load", [{"rate": 3.0, "process": "gamma", "cv": 2.0}, {"concurrency": 3, "mean_think_s": 2.0}]
+)
+def test_adding_requests_never_changes_earlier_ones(load: dict[str, Any]) -> None:
+    few, many = (make_workload(n, SPREAD, UniformLength(1, 99), seed=5, **load) for n in (10, 300))
+    assert many.requests[:10] == few.requests
+    assert many.think_s[:10] == few.think_s
+
+
+def test_the_seed_decides_everything() -> None:
+    assert _open(count=50, seed=1) == _open(count=50, seed=1)
+    assert not np.array_equal(_gaps(_open(count=50, seed=1)), _gaps(_open(count=50, seed=2)))
+    assert not np.array_equal(_lengths(SPREAD, 50, seed=1), _lengths(SPREAD, 50, seed=2))
+
+
+def test_how_requests_arrive_does_not_change_their_lengths() -> None:
+    closed = make_workload(50, SPREAD, SPREAD, concurrency=4)
+    opened = make_workload(50, SPREAD, SPREAD, rate=1.0)
+    assert [dataclasses.replace(request, arrival_s=None) for request in opened.requests] == list(closed.requests)
+
+
+def test_think_times_are_exponential_after_each_clients_first_request() -> None:
+    workload = make_workload(MANY, SHORT, SHORT, concurrency=10, mean_think_s=3.0)
+    think = np.array(workload.think_s)
+    assert (think[:10] == 0).all()
+    assert think[10:].mean() == pytest.approx(3.0, rel=0.03)
+    assert think[10:].std() == pytest.approx(3.0, rel=0.05)
+    assert make_workload(5, SHORT, SHORT, concurrency=2).think_s == ()
+
+
+def test_prompts_are_real_text_of_exactly_the_asked_length() -> None:
+    workload = with_prompts(make_workload(6, UniformLength(5, 60), SHORT, concurrency=1), str.encode, seed=3)
+    source = held_out_text()
+    for request in workload.requests:
+        assert request.prompt is not None
+        assert len(request.prompt) == request.prompt_tokens
+        assert bytes(request.prompt) in source
+    assert len({request.prompt for request in workload.requests}) == 6
+
+
+def test_a_tokenizer_that_packs_several_bytes_into_a_token_gets_enough_text() -> None:
+    def encode(text: str) -> list[int]:
+        return [sum(text[i : i + 5].encode()) for i in range(0, len(text), 5)]
+
+    workload = with_prompts(make_workload(4, FixedLength(33), SHORT, concurrency=1), encode)
+    assert {len(request.prompt or ()) for request in workload.requests} == {33}
+
+
+def test_prompts_are_keyed_by_seed_and_request() -> None:
+    few, many, other = (
+        with_prompts(make_workload(n, UniformLength(5, 60), SHORT, concurrency=1), str.encode, seed=seed)
+        for n, seed in ((3, 0), (9, 0), (3, 1))
+    )
+    assert many.requests[:3] == few.requests
+    assert all(a.prompt != b.prompt for a, b in zip(few.requests, other.requests, strict=True))
+
+
+def test_a_prompt_longer_than_any_file_is_named() -> None:
+    workload = make_workload(1, FixedLength(10_000_000), SHORT, concurrency=1)
+    with pytest.raises(InputError, match=r"request 0\.prompt_tokens = 10000000: no held-out file"):
+        with_prompts(workload, str.encode)
+
+
+def test_a_replay_asks_what_was_asked_when_it_was_asked() -> None:
+    requests = [Request(7, 10, 6, 1.5), Request(3, 20, 9, 0.5), Request(5, 30, 4, 0.5)]
+    recorded = drive(Scheduler(PDV), requests, cancel=[(2.0, 7)])
+    recorded.info["workload"] = {"temperature": 0.5, "seed": 11, "ignore_eos": False}
+    again = replay(recorded)
+    asked = [(r.id, r.prompt_tokens, r.max_tokens, r.arrival_s) for r in again.requests]
+    assert asked == [(3, 20, 9, 0.5), (5, 30, 4, 0.5), (7, 10, 6, 1.5)]
+    assert {(r.temperature, r.seed, r.ignore_eos) for r in again.requests} == {(0.5, 11, False)}
+    assert again.concurrency is None
+
+
+def test_a_replay_of_a_run_without_requests_is_refused() -> None:
+    recorded = drive(Scheduler(PDV), [Request(0, 10, 6, 0.0)])
+    with pytest.raises(InputError, match="at least one request"):
+        replay(Run({}, recorded.requests[:0], recorded.steps, recorded.spans))
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("count", {"count": 0}),
+        ("rate", {"rate": -2.0}),
+        ("rate", {"rate": 0}),
+        ("rate", {"rate": math.nan}),
+        ("rate", {"rate": "fast"}),
+        ("process", {"process": "bursty"}),
+        ("cv", {"process": "gamma", "cv": 0.0}),
+        ("cv", {"process": "poisson", "cv": 2.0}),
+        ("seed", {"seed": -1}),
+        ("temperature", {"temperature": -0.1}),
+        ("mean_think_s", {"mean_think_s": 1.0}),  # nobody thinks in an open loop
+        ("mean_think_s", {"rate": None, "concurrency": 2, "mean_think_s": -1.0}),
+        ("concurrency", {"rate": None, "concurrency": 0}),
+        ("concurrency, rate", {"rate": None}),
+        ("concurrency, rate", {"concurrency": 3}),
+    ],
+)
+def test_a_bad_setting_is_named(field: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        _open(**{"count": 3, **settings})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "make"),
+    [
+        ("length", lambda: FixedLength(0)),
+        ("length.low", lambda: UniformLength(0, 5)),
+        ("length.low, high", lambda: UniformLength(6, 5)),
+        ("length.high", lambda: UniformLength(6, 7.5)),  # type: ignore[arg-type]
+        ("length.median", lambda: LogNormalLength(0, 1, 1, 5)),
+        ("length.sigma", lambda: LogNormalLength(5, -1, 1, 5)),
+        ("length.values", lambda: ListedLength(())),
+        ("length.values", lambda: ListedLength((3, 0))),
+        ("requests", lambda: Workload(())),
+        ("requests", lambda: Workload((Request(0, 1, 1, 0.0), Request(0, 1, 1, 0.0)))),
+        ("arrival_s", lambda: Workload((Request(0, 1, 1),))),
+        ("arrival_s", lambda: Workload((Request(0, 1, 1, 2.0), Request(1, 1, 1, 1.0)))),
+        ("think_s", lambda: Workload((Request(0, 1, 1),), 1, (1.0, 2.0))),
+        ("think_s", lambda: Workload((Request(0, 1, 1, 0.0),), think_s=(1.0,))),
+    ],
+)
+def test_a_bad_value_is_named(field: str, make: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        make()
+    assert caught.value.field == field

@@ -1,0 +1,117 @@
+"""What is right depends on seed, request and position alone, at the rate that was asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engines.errors import InputError
+from engines.request import Request
+from sim.acceptance import AcceptanceSource, Independent, Markov, PerPosition, PerRequestSpread, Tapes, matches
+from sim.acceptance_fits import MODELS, fit_markov, fit_tapes, from_profile
+from tests.calibrate.profiles import made_up
+
+SOURCES: list[AcceptanceSource] = [
+    Independent(0.8),
+    PerPosition((0.8, 0.5, 0.4)),
+    PerRequestSpread(0.7, 0.15),
+    Markov(0.9, 0.4),
+]
+
+
+def request(number: int, tokens: int = 200) -> Request:
+    return Request(number, 10, tokens)
+
+
+def tapes(source: AcceptanceSource, requests: int = 400, tokens: int = 200) -> dict[int, np.ndarray]:
+    made = {i: source.acceptance(request(i, tokens), seed=4).tape for i in range(requests)}
+    return {i: tape for i, tape in made.items() if tape is not None}
+
+
+def test_matches_by_hand() -> None:
+    assert matches(np.array([1, 1, 0, 1, 0, 0, 1], dtype=bool)).tolist() == [2, 1, 0, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: type(s).__name__)
+def test_more_output_never_changes_what_came_before(source: AcceptanceSource) -> None:
+    short, long = source.acceptance(request(5, 50), 0), source.acceptance(request(5, 100), 0)
+    assert [min(m, 50 - p) for p, m in enumerate(long.matches[:50])] == short.matches
+    assert source.acceptance(request(5), 1).matches != source.acceptance(request(5), 0).matches
+    assert source.acceptance(request(6), 0).matches != source.acceptance(request(5), 0).matches
+
+
+def test_independent_meets_the_closed_form() -> None:
+    """At alpha 0.8 and k = 4 a step emits 1 + 0.8 + 0.64 + 0.512 + 0.4096 = 3.36 tokens."""
+    lengths = [min(m, 4) + 1 for i in range(400) for m in Independent(0.8).acceptance(request(i), 0).matches[:190]]
+    assert np.mean(lengths) == pytest.approx(3.36, abs=0.03)
+
+
+def test_per_position_meets_its_rates_whatever_k() -> None:
+    source = PerPosition((0.8, 0.5, 0.4))
+    found = np.array([m for i in range(400) for m in source.acceptance(request(i), 0).matches[:190]])
+    assert [(found > i).mean() for i in range(5)] == pytest.approx([0.8, 0.5, 0.4, 0.32, 0.256], abs=0.01)
+    assert source.acceptance(request(0), 0).tape is None
+
+
+def test_per_request_spread_has_its_mean_and_spread() -> None:
+    alphas = [PerRequestSpread(0.7, 0.15).alpha(request(i), 0) for i in range(3000)]
+    assert np.mean(alphas) == pytest.approx(0.7, abs=0.01)
+    assert np.std(alphas) == pytest.approx(0.15, abs=0.01)
+    assert PerRequestSpread(0.7, 0.0).acceptance(request(0), 0).matches == (
+        Independent(0.7).acceptance(request(0), 0).matches
+    )
+
+
+def test_fits_recover_the_truth() -> None:
+    independent = fit_tapes(tapes(Independent(0.8)), "independent", 4)
+    assert independent.describe()["alpha"] == pytest.approx(0.8, abs=0.01)
+    rates = fit_tapes(tapes(Independent(0.8)), "per position", 3).describe()["rates"]
+    assert rates == pytest.approx([0.8, 0.64, 0.512], abs=0.01)
+    spread = fit_tapes(tapes(PerRequestSpread(0.7, 0.15)), "per-request spread", 4).describe()
+    assert (spread["mean"], spread["sd"]) == pytest.approx((0.7, 0.15), abs=0.03)
+    markov = fit_markov(tapes(Markov(0.9, 0.4)))
+    assert (markov.after_right, markov.after_wrong) == pytest.approx((0.9, 0.4), abs=0.015)
+
+
+def test_a_chain_that_is_never_wrong_has_no_memory_to_fit() -> None:
+    assert fit_markov({0: np.array([-1, 1, 1, 1], dtype=np.int8)}) == Markov(1.0, 1.0)
+
+
+def test_a_tape_is_replayed() -> None:
+    tape = np.array([-1, 1, 1, -1, 0, 1], dtype=np.int8)
+    known = Tapes({7: tape}).acceptance(request(7), 0)
+    assert known.output_tokens == 6
+    assert known.matches == [0, 2, 1, 0, 0, 1]
+    assert Tapes({7: tape}, unknown=1.0).acceptance(request(7), 0).matches[1:] == [3, 2, 1, 0, 1]
+    assert known.tape is not None
+    assert known.tape.tolist() == [-1, 1, 1, 0, 0, 1]
+
+
+def test_unknown_positions_can_be_drawn_at_a_rate() -> None:
+    blank = np.full(2000, -1, dtype=np.int8)
+    known = Tapes({7: blank}, unknown=0.3).acceptance(request(7), 0)
+    assert known.tape is not None
+    assert (known.tape[1:] == 1).mean() == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Independent(1.2), lambda: PerPosition(()), lambda: PerPosition((0.5, 0.6)),
+        lambda: PerRequestSpread(0.5, 0.6), lambda: Markov(-0.1, 0.5), lambda: fit_markov({}),
+        lambda: fit_tapes({1: np.array([-1, 1], dtype=np.int8)}, "independent", 4),
+        lambda: fit_tapes({1: np.ones(50, dtype=np.int8)}, "lucky", 4), lambda: from_profile(made_up(), "lucky"),
+        lambda: Tapes({}).acceptance(request(1), 0),
+        lambda: Tapes({1: np.array([], dtype=np.int8)}).acceptance(request(1), 0),
+    ],
+)  # fmt: skip
+def test_bad_values_are_refused(make) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError):
+        make()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_models_of_a_profile_have_its_acceptance(model: str) -> None:
+    source = from_profile(made_up(), model)
+    first = [matched > 0 for i in range(300) for matched in source.acceptance(request(i), 0).matches[1:190]]
+    assert np.mean(first) == pytest.approx(0.8, abs=0.02)

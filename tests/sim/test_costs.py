@@ -1,0 +1,124 @@
+"""Costs meet the measured points, are linear between them, and refuse what was not measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calibrate.profile import Profile
+from engines.architecture import Segment
+from engines.errors import InputError
+from sim.costs import CostModel
+from tests.calibrate.profiles import INFO, SPREAD, duration_ms, made_up, stage_costs
+
+
+@pytest.fixture(scope="module")
+def model() -> CostModel:
+    return CostModel(made_up())
+
+
+def tokens_of(segment: Segment, batch: int, k: int, prompt: int) -> int:
+    if segment is Segment.DRAFT:
+        return batch * k
+    return batch * (k + 1) if segment is Segment.VERIFY else batch * prompt
+
+
+def test_every_measured_point_is_met(model: CostModel) -> None:
+    for row in made_up().stage_costs.itertuples():
+        cost = model.cost(Segment(row.segment), row.batch, row.draft_length, row.tokens, row.context_tokens)
+        assert cost.duration_s == pytest.approx(row.mean_ms / 1e3)
+        assert cost.host_s == pytest.approx(row.host_ms / 1e3)
+        assert cost.kernel_ms == pytest.approx(row.mean_ms / row.kernels)
+
+
+@pytest.mark.parametrize("segment", [Segment.DRAFT, Segment.VERIFY])
+@pytest.mark.parametrize(("batch", "k", "context"), [(1, 2, 64), (3, 5, 300.5), (10, 7, 1000), (16, 8, 2048)])
+def test_between_points_linear_costs_are_met_exactly(
+    model: CostModel, segment: Segment, batch: int, k: int, context: float
+) -> None:
+    tokens = tokens_of(segment, batch, k, 0)
+    expected = duration_ms(segment, batch, k, tokens, context) / 1e3
+    assert model.cost(segment, batch, k, tokens, context).duration_s == pytest.approx(expected)
+
+
+def test_points_that_were_left_out_are_filled_in() -> None:
+    costs = stage_costs()
+    missing = (costs["batch"] == 16) & (costs["draft_length"] == 8) & (costs["context_tokens"] > 64)
+    model = CostModel(made_up(stage_costs=costs[~missing]))
+    for segment in (Segment.DRAFT, Segment.VERIFY):
+        tokens = tokens_of(segment, 16, 8, 0)
+        expected = duration_ms(segment, 16, 8, tokens, 2048) / 1e3
+        assert model.cost(segment, 16, 8, tokens, 2048).duration_s == pytest.approx(expected, rel=1e-6)
+
+
+def test_batches_are_padded_to_their_bucket() -> None:
+    padded = CostModel(made_up(info={**INFO, "batch_buckets": [1, 4, 16]}))
+    for batch, bucket in ((1, 1), (2, 4), (4, 4), (5, 16)):
+        here = padded.cost(Segment.VERIFY, batch, 2, 3 * batch, 512)
+        assert here == padded.cost(Segment.VERIFY, bucket, 2, 3 * bucket, 512)
+
+
+@pytest.mark.parametrize(
+    ("segment", "batch", "k", "tokens", "context", "says"),
+    [
+        (Segment.VERIFY, 18, 4, 90, 512, "batch"),
+        (Segment.VERIFY, 4, 9, 40, 512, "draft_length"),
+        (Segment.DRAFT, 4, 1, 4, 512, "draft_length"),
+        (Segment.DRAFT, 4, 4, 16, 2300, "context_tokens"),
+        (Segment.PREFILL_TARGET, 1, 0, 1200, 0, "mean prompt tokens"),
+        (Segment.PREFILL_DRAFT, 2, 0, 64, 0, "batch"),
+    ],
+)
+def test_what_was_not_measured_is_refused_unless_asked(
+    model: CostModel, segment: Segment, batch: int, k: int, tokens: int, context: float, says: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        model.cost(segment, batch, k, tokens, context)
+    assert says in refused.value.field
+    assert "measured" in refused.value.remedy
+    assert "extrapolation" in refused.value.remedy
+    beyond = CostModel(made_up(), extrapolate=True).cost(segment, batch, k, tokens, context)
+    if batch != 2:  # prefill was measured at one batch size only, so it stays flat there
+        assert beyond.duration_s == pytest.approx(duration_ms(segment, batch, k, tokens, context) / 1e3)
+
+
+def test_a_little_past_the_edge_goes_on_along_the_line(model: CostModel) -> None:
+    expected = duration_ms(Segment.PREFILL_TARGET, 1, 0, 1100, 0) / 1e3
+    assert model.cost(Segment.PREFILL_TARGET, 1, 0, 1100, 0).duration_s == pytest.approx(expected)
+
+
+def test_below_the_smallest_the_line_goes_on_but_not_below_proportional(model: CostModel) -> None:
+    expected = duration_ms(Segment.PREFILL_TARGET, 1, 0, 2, 0) / 1e3
+    assert model.cost(Segment.PREFILL_TARGET, 1, 0, 2, 0).duration_s == pytest.approx(expected)
+    costs = stage_costs()
+    prefill = costs["segment"] == "prefill_target"
+    for column in [c for c in costs if c.endswith("_ms")]:
+        costs.loc[prefill, column] = costs.loc[prefill, "tokens"] ** 2.0  # convex: its first line falls below zero
+    steep = CostModel(made_up(stage_costs=costs))
+    assert steep.cost(Segment.PREFILL_TARGET, 1, 0, 8, 0).duration_s == pytest.approx(0.5 * 16**2 / 1e3)
+
+
+def test_jitter_keeps_the_mean_and_the_quantiles(model: CostModel) -> None:
+    mean = model.cost(Segment.VERIFY, 4, 2, 12, 512).duration_s
+    drawn = np.array(
+        [model.cost(Segment.VERIFY, 4, 2, 12, 512, u).duration_s for u in (np.arange(2000) + 0.5) / 2000]
+    )
+    assert drawn.mean() == pytest.approx(mean, rel=1e-6)
+    assert np.quantile(drawn, [0.05, 0.25, 0.5, 0.75, 0.95]) == pytest.approx(SPREAD * mean, rel=2e-3)
+
+
+def test_rare_long_executions_are_in_the_tail() -> None:
+    costs = stage_costs()
+    costs["mean_ms"] *= 1.05  # more than the quantiles explain
+    model = CostModel(made_up(stage_costs=costs))
+    mean = model.cost(Segment.VERIFY, 4, 2, 12, 512).duration_s
+    drawn = [model.cost(Segment.VERIFY, 4, 2, 12, 512, u).duration_s for u in (np.arange(2000) + 0.5) / 2000]
+    assert np.mean(drawn) == pytest.approx(mean, rel=1e-3)
+    assert np.median(drawn) == pytest.approx(mean / 1.05, rel=1e-3)
+    assert max(drawn) > 2 * mean
+
+
+def test_a_loaded_profile_gives_the_same_costs(tmp_path, model: CostModel) -> None:  # type: ignore[no-untyped-def]
+    loaded = CostModel(Profile.load(made_up().save(tmp_path)))
+    here, there = (m.cost(Segment.DRAFT, 3, 5, 15, 300, 0.3) for m in (model, loaded))
+    assert tuple(there) == pytest.approx(tuple(here), rel=1e-5)

@@ -1,0 +1,229 @@
+"""A simulated run: deterministic, complete, and indifferent to features that are off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calibrate.contention import NoContention
+from engines.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Step
+from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.errors import InputError
+from engines.metrics import PARTS, decompose, summary
+from engines.request import Request, RequestState
+from engines.run import Run
+from engines.workload import FixedLength, UniformLength, Workload, make_workload
+from sim.acceptance import Independent, PerPosition, Tapes
+from sim.costs import CostModel
+from sim.engine import _Population, simulate
+from tests.calibrate.profiles import made_up
+
+COSTS = CostModel(made_up())
+QUIET = CostModel(made_up(), contention=NoContention())
+CLOSED = make_workload(60, UniformLength(20, 400), UniformLength(1, 60), concurrency=5, seed=1)
+OPEN = make_workload(60, UniformLength(20, 400), UniformLength(1, 60), rate=8.0, seed=1)
+
+
+def run(architecture: Architecture, workload: Workload = CLOSED, costs: Any = COSTS, **options: Any) -> Run:
+    return simulate(architecture, workload, costs, options.pop("acceptance", Independent(0.7)), **options)
+
+
+def same(one: Run, other: Run) -> bool:
+    return all(getattr(one, t).equals(getattr(other, t)) for t in ("requests", "steps", "spans"))
+
+
+@pytest.mark.parametrize("workload", [CLOSED, OPEN], ids=["closed", "open"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+class TestEveryArchitecture:
+    def test_same_seed_same_bytes(self, architecture: Architecture, workload: Workload, tmp_path: Path) -> None:
+        for name in ("first", "second"):
+            run(architecture, workload, CostModel(made_up())).save(tmp_path / name)
+        run(architecture, workload, seed=1).save(tmp_path / "other")
+        for path in (tmp_path / "first").iterdir():
+            assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
+        spans = [(tmp_path / name / "spans.parquet").read_bytes() for name in ("first", "other")]
+        assert spans[0] != spans[1]
+
+    def test_every_request_gets_its_tokens(self, architecture: Architecture, workload: Workload) -> None:
+        requests = run(architecture, workload).requests
+        assert requests["output_tokens"].tolist() == [request.max_tokens for request in workload.requests]
+        assert (requests["status"] == "finished").all()
+        assert (requests["drafted"] == requests[["accepted", "rejected", "discarded"]].sum(axis=1)).all()
+
+    def test_latency_decomposes_exactly(self, architecture: Architecture, workload: Workload) -> None:
+        parts = decompose(run(architecture, workload))
+        assert len(parts) == len(workload.requests)
+        np.testing.assert_allclose(parts[PARTS].sum(axis=1), parts["latency_s"], atol=1e-9)
+
+    def test_a_stream_does_one_thing_at_a_time(self, architecture: Architecture, workload: Workload) -> None:
+        spans = run(architecture, workload).spans.sort_values(["stream", "start_s", "end_s"])
+        for _, stream in spans.groupby(["device", "stream"]):
+            assert (stream["start_s"].to_numpy()[1:] >= stream["end_s"].to_numpy()[:-1]).all()
+            works = stream["work"].to_numpy()
+            assert (works[1:] != works[:-1]).sum() + 1 == len(set(works))  # a work's segments are back to back
+
+    def test_alone_takes_its_solo_time(self, architecture: Architecture, workload: Workload) -> None:
+        spans = run(architecture, workload, QUIET).spans
+        np.testing.assert_allclose(spans["end_s"] - spans["start_s"], spans["solo_s"], atol=1e-9)
+        slowed = run(architecture, workload).spans
+        longest = ((slowed["end_s"] - slowed["start_s"]) / slowed["solo_s"]).max()
+        assert (longest > 1.05) == (architecture is not BASELINE)
+
+
+def thinking(seconds: float) -> Workload:
+    return replace(CLOSED, think_s=(seconds,) * len(CLOSED.requests))
+
+
+SURE = Independent(1.0)
+OFF: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
+    "verify first": (
+        lambda: run(PDV.replace(verify_first_above=10**6)),
+        lambda: run(PDV.replace(verify_first_above=None)),
+    ),
+    "context limit": (lambda: run(PD, max_context=10**6), lambda: run(PD)),
+    "queue limit": (lambda: run(PD.replace(queue_limit=10**6)), lambda: run(PD)),
+    "permits": (lambda: run(PD.replace(running_stages=2)), lambda: run(PD)),
+    "slots": (lambda: run(PD.replace(slots=5)), lambda: run(PD)),
+    "jitter": (
+        lambda: run(PD, acceptance=SURE, jitter=False, seed=7),
+        lambda: run(PD, acceptance=SURE, jitter=False),
+    ),
+    "contention": (lambda: run(BASELINE), lambda: run(BASELINE, costs=QUIET)),
+    "progress": (lambda: run(PDV, progress=lambda done, total: None), lambda: run(PDV)),
+    "think time": (lambda: run(PD, thinking(0.0)), lambda: run(PD)),
+    "adaptive": (lambda: run(PD.replace(draft_length=AdaptiveDraftLength(4, 4))), lambda: run(PD)),
+    "per position": (lambda: run(PD, acceptance=PerPosition((0.7,))), lambda: run(PD)),
+    "hybrid": (
+        lambda: run(pair(hybrid=1), PAIR, acceptance=SURE),
+        lambda: run(pair(hybrid=0), PAIR, acceptance=SURE),
+    ),
+}
+REACHED: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
+    "context limit": (lambda: run(PD, max_context=300), lambda: run(PD)),
+    "queue limit": (lambda: run(PD.replace(queue_limit=1)), lambda: run(PD)),
+    "permits": (lambda: run(PD.replace(running_stages=1)), lambda: run(PD)),
+    "slots": (lambda: run(PD.replace(slots=4)), lambda: run(PD)),
+    "jitter": (lambda: run(PD, jitter=False), lambda: run(PD)),
+    "contention": (lambda: run(PD), lambda: run(PD, costs=QUIET)),
+    "think time": (lambda: run(PD, thinking(0.01)), lambda: run(PD)),
+    "adaptive": (lambda: run(PD.replace(draft_length=AdaptiveDraftLength())), lambda: run(PD)),
+    "per position": (lambda: run(PD, acceptance=PerPosition((0.7, 0.3))), lambda: run(PD)),
+    "hybrid": (
+        lambda: run(pair(hybrid=2), PAIR, acceptance=SURE),
+        lambda: run(pair(hybrid=0), PAIR, acceptance=SURE),
+    ),
+}
+# Two requests, both admitted at once, whose last draft starts while both are there: one active is never seen.
+PAIR = make_workload(2, FixedLength(50), FixedLength(40), concurrency=2)
+
+
+def pair(hybrid: int) -> Architecture:
+    lanes = tuple(replace(lane, workers=2 if lane.name == "prefill" else 1) for lane in PDV.lanes)
+    return PDV.replace(lanes=lanes, hybrid_at_or_below=hybrid)
+
+
+@pytest.mark.parametrize("feature", OFF)
+def test_a_feature_that_is_off_changes_nothing(feature: str) -> None:
+    on, off = OFF[feature]
+    assert same(on(), off())
+
+
+@pytest.mark.parametrize("feature", REACHED)
+def test_a_feature_that_is_reached_changes_something(feature: str) -> None:
+    on, off = REACHED[feature]
+    assert not same(on(), off())
+
+
+def test_a_simulated_tape_replays_for_another_architecture_and_draft_length() -> None:
+    """Drafts right at a position are right at any k: step by step, PDV at k = 3 follows the tape PD left at k = 8."""
+    recorded = run(PD.replace(draft_length=FixedDraftLength(8)), OPEN)
+    replayed = run(PDV.replace(draft_length=FixedDraftLength(3)), OPEN, acceptance=Tapes(recorded.tapes))
+    original = run(PDV.replace(draft_length=FixedDraftLength(3)), OPEN)
+    assert same(replayed, original)
+    for row in replayed.steps[replayed.steps["emitted"] > 0].itertuples():
+        ahead = recorded.tapes[row.request][row.position : row.position + row.draft_length]
+        expected = int(np.argmin(ahead)) if (ahead == 0).any() else len(ahead)
+        assert row.accepted == expected or row.position == 0
+
+
+def test_a_recorded_output_that_stopped_early_stops_there() -> None:
+    tape = np.array([-1, 1, 1, 0, 1, 1, 1], dtype=np.int8)
+    workload = Workload((Request(0, 30, 50, 0.0), Request(1, 30, 50, 0.0)))
+    done = run(PD, workload, acceptance=Tapes({0: tape, 1: tape[:1]}))
+    assert done.requests["output_tokens"].tolist() == [7, 1]
+    assert done.requests["finish_reason"].tolist() == ["stop", "stop"]
+    assert done.steps[done.steps["request"] == 0]["emitted"].tolist() == [1, 3, 3]
+
+
+def test_context_limit_cuts_outputs_and_refuses_prompts_that_leave_no_room() -> None:
+    workload = Workload((Request(0, 30, 50, 0.0), Request(1, 60, 50, 0.0), Request(2, 64, 50, 0.0)))
+    done = run(PD, workload, max_context=64).requests
+    assert done["output_tokens"].tolist() == [34, 4, 0]
+    assert done["finish_reason"].tolist() == ["context", "context", "rejected"]
+    assert "64" in done["error"][2]
+
+
+@pytest.mark.parametrize("workload", [OPEN, CLOSED, thinking(0.01)], ids=["open", "closed", "thinking"])
+def test_a_full_queue_rejects_and_the_rest_finish(workload: Workload) -> None:
+    crowd = replace(workload, requests=tuple(replace(r, arrival_s=0.0) for r in workload.requests))
+    done = run(PD.replace(queue_limit=2), crowd).requests
+    assert len(done) == len(workload.requests)
+    assert set(done["status"]) == {"finished", "rejected"}
+
+
+def test_closed_loop_keeps_its_concurrency() -> None:
+    done = run(PD).requests
+    arrivals, ends = sorted(done["arrival_s"]), sorted(done["finish_s"])
+    assert arrivals[:5] == [0.0] * 5
+    assert arrivals[5:] == ends[: len(arrivals) - 5]
+
+
+def test_lanes_on_two_devices_do_not_slow_each_other() -> None:
+    lanes = tuple(replace(lane, device=device) for device, lane in enumerate(PD.lanes))
+    spans = run(PD.replace(lanes=lanes)).spans
+    np.testing.assert_allclose(spans["end_s"] - spans["start_s"], spans["solo_s"], atol=1e-9)
+
+
+def test_host_time_is_around_the_device() -> None:
+    spans = run(PD, jitter=False).spans
+    works = spans.groupby("work").agg({"dispatched_s": "min", "start_s": "min", "end_s": "max", "completed_s": "max"})
+    np.testing.assert_allclose(works["start_s"] - works["dispatched_s"], 0.05e-3, atol=1e-9)
+    np.testing.assert_allclose(works["completed_s"] - works["end_s"], 0.05e-3, atol=1e-9)
+
+
+def test_work_beyond_the_profile_is_refused_with_a_remedy() -> None:
+    with pytest.raises(InputError, match="measured draft at batch 1 to 16"):
+        run(
+            PD.with_batch_limits({Step.DRAFT_VERIFY: 32}),
+            make_workload(40, FixedLength(20), FixedLength(30), concurrency=40),
+        )
+
+
+def test_progress_tells_every_end() -> None:
+    told: list[tuple[int, int]] = []
+    run(PD, progress=lambda done, total: told.append((done, total)))
+    assert told == [(n, 60) for n in range(1, 61)]
+
+
+def test_littles_law_notices_a_lost_moment() -> None:
+    population = _Population()
+    state = RequestState(
+        Request(0, 1, 1), 1, arrival_s=0.0, ready_s=0.0, ready_order=0, ready_missing_s=(0.0, 0.0), finish_s=2.0
+    )
+    population.enter(0.0)
+    population.leave(2.1, state)
+    with pytest.raises(AssertionError, match="Little"):
+        population.check_littles_law()
+
+
+def test_the_record_says_how_it_was_made() -> None:
+    info = run(PD, seed=3, max_context=512, info={"name": "mine"}).info
+    assert (info["kind"], info["seed"], info["max_context"], info["name"]) == ("simulated", 3, 512, "mine")
+    assert info["acceptance"] == {"source": "independent", "alpha": 0.7}
+    assert Architecture.from_dict(info["architecture"]) == PD
+    assert summary(run(PD))["acceptance_length"] > 1
