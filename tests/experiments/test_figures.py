@@ -12,9 +12,9 @@ import pytest
 from engines.architecture import Segment
 from engines.metrics import PARTS
 from experiments.figures import acceptance, busiest, contention, decomposition, load_curves, stage_costs, timeline
-from experiments.figures.acceptance import independent_rates, measured_rates, request_alphas, spread_rates
+from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
 from experiments.figures.style import PART_COLOURS, SEGMENT_COLOURS, architecture_colours, source
-from sim.acceptance import Tapes
+from sim.acceptance import Independent, PerPosition, PerRequestSpread, Tapes
 from sim.costs import CostModel
 from sim.engine import simulate
 from tests.experiments import synthetic
@@ -75,13 +75,12 @@ def test_the_source_names_device_pair_dates_and_draft_length() -> None:
     assert "2026-01-02 · k = 4" in source((), synthetic.profile().info)
 
 
-def test_acceptance_models() -> None:
-    assert independent_rates(0.5, 3) == pytest.approx([0.5, 0.25, 0.125])
-    # Beta(2, 2) has mean 1/2 and variance 1/20; its moments are 1/2, 2/4 * 3/5 = 0.3, 0.3 * 4/6 = 0.2.
-    assert spread_rates(0.5, 0.05**0.5, 3) == pytest.approx([0.5, 0.3, 0.2])
-    assert spread_rates(0.5, 0.0, 2) == pytest.approx(independent_rates(0.5, 2))
-    assert np.isfinite(spread_rates(0.5, 5.0, 4)).all()  # a spread that no distribution has
-    assert spread_rates(1.0, 0.0, 2) == pytest.approx([1.0, 1.0])
+def test_models_are_drawn_as_their_closed_forms_say() -> None:
+    assert drawn_rates(Independent(0.5), 3) == pytest.approx([0.5, 0.25, 0.125], abs=0.02)
+    assert drawn_rates(PerPosition((0.9, 0.3)), 2) == pytest.approx([0.9, 0.3], abs=0.02)
+    # Where requests differ, those that come far are the good ones: the rates fall ever more slowly.
+    spread, equal = drawn_rates(PerRequestSpread(0.6, 0.3), 4), drawn_rates(Independent(0.6), 4)
+    assert spread[3] / spread[1] > equal[3] / equal[1] + 0.1
 
 
 def test_measured_acceptance_is_that_of_the_tapes() -> None:
