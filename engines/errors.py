@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -12,8 +13,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
+        # All three go into args, so that copies made of them (by pickle, by SimPy) are whole.
+        super().__init__(field, value, remedy)
         self.field, self.value, self.remedy = field, value, remedy
-        super().__init__(field, value, remedy)  # its arguments, so that it can be pickled and raised again
 
     def __str__(self) -> str:
         return f"{self.field} = {self.value!r}: {self.remedy}"
@@ -23,3 +25,9 @@ def require_whole(field: str, value: Any, least: int) -> None:
     """Raises InputError unless the value is a whole number of at least `least` (true and false are none)."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(field, value, f"use a whole number of at least {least}")
+
+
+def require_positive(field: str, value: Any) -> None:
+    """Raises InputError unless the value is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise InputError(field, value, "use a number above 0")

@@ -20,7 +20,7 @@ import tomli_w
 from engines.architecture import Segment
 from engines.errors import InputError
 from engines.request import Request, RequestState, Status
-from engines.scheduler import Work
+from engines.work import Work
 
 SCHEMA_VERSION = 1
 

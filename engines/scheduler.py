@@ -15,57 +15,14 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from engines.architecture import Architecture, Lane, Stage, Step
 from engines.request import Emission, Request, RequestState, Settlement, Status, settle
+from engines.work import Outcome, Wait, Work
 
 
 class QueueFullError(RuntimeError):
     """The request was not taken: as many as `queue_limit` already wait for a slot."""
-
-
-class Wait(NamedTuple):
-    """How long a request waited before a step, by cause; seconds. The parts sum to the whole wait.
-
-    admission_s: no slot was free (before prefill). permit_s: a worker was free and a permit was not.
-    queue_s: the rest, while the lane's workers were busy.
-    """
-
-    admission_s: float
-    queue_s: float
-    permit_s: float
-
-
-@dataclass(slots=True)
-class Work:
-    """A batch that a worker of a lane has started.
-
-    draft_lengths: k of each member (0 for prefill). waits: what each member waited for before this work.
-    settlements: filled in by Scheduler.complete, one a member; None for members that failed, were cancelled
-    or had nothing to settle (draft).
-    """
-
-    id: int
-    lane: Lane
-    worker: int
-    step: Step
-    members: list[RequestState]
-    dispatched_s: float
-    hybrid: bool = False
-    draft_lengths: list[int] = field(default_factory=list)
-    waits: list[Wait] = field(default_factory=list)
-    settlements: list[Settlement | None] = field(default_factory=list)
-
-    @property
-    def slots(self) -> list[int]:
-        """Slot numbers of the members: all that a lane hands to the device."""
-        return [member.slot for member in self.members if member.slot is not None]
-
-
-Outcome = Emission | Exception | None
-"""What a step found for one member: an Emission (prefill, verify), None (draft), or the error it met."""
 
 
 class _Stopwatch:

@@ -12,15 +12,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from scipy.special import gammaincinv, ndtri
+from scipy.special import gammaincinv
 
 from engines.corpus import held_out_prompt
-from engines.errors import InputError, require_whole
+from engines.errors import InputError, require_positive, require_whole
+from engines.lengths import FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
 from engines.request import Request
 from engines.run import Run
+
+__all__ = [
+    "PROCESSES", "FixedLength", "Lengths", "ListedLength", "LogNormalLength", "UniformLength", "Workload",
+    "lengths_of", "make_workload", "replay", "with_prompts",
+]  # fmt: skip
 
 PROCESSES = ("poisson", "gamma", "fixed")
 
@@ -58,90 +64,6 @@ class Workload:
             raise InputError("arrival_s", None, "every request of an open loop needs one; or give a concurrency")
         if known != sorted(known):
             raise InputError("arrival_s", "out of order", "sort the requests of an open loop by arrival")
-
-
-class Lengths(Protocol):
-    """Token counts as a function of uniform numbers in [0, 1), one a request in order of id."""
-
-    def tokens(self, uniform: np.ndarray) -> np.ndarray: ...
-
-    def describe(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class FixedLength:
-    """Every request has the same number of tokens."""
-
-    value: int
-
-    def __post_init__(self) -> None:
-        require_whole("length", self.value, 1)
-
-    def tokens(self, uniform: np.ndarray) -> np.ndarray:
-        return np.full(len(uniform), self.value)
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "fixed", "tokens": self.value}
-
-
-@dataclass(frozen=True)
-class UniformLength:
-    """Every whole number from low to high is equally likely."""
-
-    low: int
-    high: int
-
-    def __post_init__(self) -> None:
-        _bounds(self.low, self.high)
-
-    def tokens(self, uniform: np.ndarray) -> np.ndarray:
-        return self.low + np.floor(uniform * (self.high - self.low + 1)).astype(int)
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "uniform", **dataclasses.asdict(self)}
-
-
-@dataclass(frozen=True)
-class LogNormalLength:
-    """Lognormal around a median (tokens); sigma is the standard deviation of the logarithm. Rounded, and what
-    falls outside low..high is set to the bound."""
-
-    median: float
-    sigma: float
-    low: int
-    high: int
-
-    def __post_init__(self) -> None:
-        _bounds(self.low, self.high)
-        _positive("length.median", self.median)
-        if not (math.isfinite(self.sigma) and self.sigma >= 0):
-            raise InputError("length.sigma", self.sigma, "use a number of at least 0")
-
-    def tokens(self, uniform: np.ndarray) -> np.ndarray:
-        lengths = self.median * np.exp(self.sigma * ndtri(np.maximum(uniform, np.finfo(float).tiny)))
-        return np.clip(np.rint(lengths), self.low, self.high).astype(int)
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "lognormal", **dataclasses.asdict(self)}
-
-
-@dataclass(frozen=True)
-class ListedLength:
-    """The lengths of a trace: request i has the i-th, starting over where the list is shorter."""
-
-    values: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.values:
-            raise InputError("length.values", (), "list at least one length")
-        for value in self.values:
-            require_whole("length.values", value, 1)
-
-    def tokens(self, uniform: np.ndarray) -> np.ndarray:
-        return np.resize(self.values, len(uniform))
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "listed", "values": len(self.values)}
 
 
 def lengths_of(workload: Workload) -> tuple[ListedLength, ListedLength]:
@@ -266,7 +188,7 @@ def _uniform(seed: int, purpose: _Purpose, count: int) -> np.ndarray:
 
 def _gaps(uniform: np.ndarray, rate: float, process: str, cv: float) -> np.ndarray:
     """Seconds between arrivals, one a request."""
-    _positive("rate", rate)
+    require_positive("rate", rate)
     if process not in PROCESSES:
         raise InputError("process", process, f"use {', '.join(PROCESSES)}")
     if process != "gamma" and cv != 1.0:
@@ -275,7 +197,7 @@ def _gaps(uniform: np.ndarray, rate: float, process: str, cv: float) -> np.ndarr
         return np.full(len(uniform), 1 / rate)
     if process == "poisson":
         return -np.log1p(-uniform) / rate
-    _positive("cv", cv)
+    require_positive("cv", cv)
     shape = 1 / cv**2
     return gammaincinv(shape, uniform) / (shape * rate)
 
@@ -289,15 +211,3 @@ def _think_times(uniform: np.ndarray, mean_s: float, concurrency: int) -> tuple[
     pauses = -mean_s * np.log1p(-uniform)
     pauses[:concurrency] = 0.0
     return tuple(pauses.tolist())
-
-
-def _positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-        raise InputError(name, value, "use a number above 0")
-
-
-def _bounds(low: int, high: int) -> None:
-    require_whole("length.low", low, 1)
-    require_whole("length.high", high, 1)
-    if high < low:
-        raise InputError("length.low, high", (low, high), "need low <= high")

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 import torch
 import transformers
@@ -33,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from calibrate.acceptance import acceptance_table
 from engines.corpus import held_out_prompt, is_held_out, read_utf8, stdlib_files, stdlib_root
 
 BOS, EOS, PAD = 256, 257, 258
@@ -105,9 +107,7 @@ def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-def train(
-    model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], seconds: float, peak: float
-) -> int:
+def train(model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], seconds: float, peak: float) -> int:
     """AdamW for `seconds`, linear warm-up to learning rate `peak`, then cosine decay; returns the steps taken."""
     device = model.device
     optimizer = torch.optim.AdamW(
@@ -162,45 +162,19 @@ def live_positions(output: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def record_tape(
+def record_tapes(
     target: LlamaForCausalLM, draft: LlamaForCausalLM, prompts: torch.Tensor, output_tokens: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Acceptance tape of greedy decoding: is the draft's choice right at each output position of the target?
+) -> list[np.ndarray]:
+    """Acceptance tapes of greedy decoding: is the draft's choice right at each output position of the target?
 
     The target continues prompts [requests, tokens]; one teacher-forced pass of the draft over prompt and output
-    then gives the tape, bool [requests, output_tokens]. Also returns the output lengths in tokens, int64
-    [requests], which <eos> may cut short. Entry 0 belongs to prefill's token, which is never drafted.
+    then gives the tapes, int8 [output tokens] each, cut at the first <eos>. Entry 0 belongs to prefill's token.
     """
     output = greedy_continuation(target, prompts, output_tokens)
     sequences = torch.cat([prompts, output], dim=1)
     logits = draft(sequences, use_cache=False, logits_to_keep=output_tokens + 1).logits
-    return logits[:, :-1].argmax(-1) == output, live_positions(output).sum(1)
-
-
-def acceptance_rates(tape: torch.Tensor, lengths: torch.Tensor, draft_length: int) -> list[float]:
-    """Unconditional per-position acceptance rates of a tape [requests, tokens] replayed at one draft length.
-
-    Entry i is the share of verify steps whose first i + 1 drafts are all accepted, so 1 + their sum is the
-    acceptance length (tokens per verify). Steps that the end of the output would cut short are left out.
-    Raises ValueError if no step is left.
-    """
-    accepted, steps = [0] * draft_length, 0
-    for bits, length in zip(tape.tolist(), lengths.tolist(), strict=True):
-        position = 1
-        while position + draft_length <= length:
-            run = [*bits[position : position + draft_length], False].index(False)
-            for i in range(run):
-                accepted[i] += 1
-            steps += 1
-            position += run + 1
-    if not steps:
-        raise ValueError(f"no output is long enough for a verify step of {draft_length} drafts")
-    return [count / steps for count in accepted]
-
-
-def conditional_acceptance(rates: list[float]) -> float:
-    """alpha, accepted / (accepted + rejected): each step rejects one draft unless it accepts them all."""
-    return sum(rates) / (sum(rates) + 1 - rates[-1])
+    right = (logits[:, :-1].argmax(-1) == output).to(torch.int8).cpu().numpy()
+    return [row[:length] for row, length in zip(right, live_positions(output).sum(1).tolist(), strict=True)]
 
 
 def measure_acceptance(
@@ -210,11 +184,11 @@ def measure_acceptance(
     output_tokens: int,
     device: torch.device | str = "cpu",
     root: Path | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`record_tape` of the pair saved under `folder`, in float32, on held-out prompts of the library `root`."""
+) -> list[np.ndarray]:
+    """`record_tapes` of the pair saved under `folder`, in float32, on held-out prompts of the library `root`."""
     target, draft = (load(folder / name, torch.float32, device) for name in ("target", "draft"))
     prompts = [list(held_out_prompt(0, index, prompt_tokens, root)) for index in range(requests)]
-    return record_tape(target, draft, torch.tensor(prompts, device=device), output_tokens)
+    return record_tapes(target, draft, torch.tensor(prompts, device=device), output_tokens)
 
 
 @torch.no_grad()
@@ -228,9 +202,7 @@ def bits_per_byte(model: LlamaForCausalLM, tokens: torch.Tensor, windows: int) -
     return total / windows / math.log(2)
 
 
-def distil_pool(
-    target: LlamaForCausalLM, tokens: torch.Tensor, requests: int, seconds: float
-) -> torch.Tensor:
+def distil_pool(target: LlamaForCausalLM, tokens: torch.Tensor, requests: int, seconds: float) -> torch.Tensor:
     """Training prompts with the target's greedy continuations, made for `seconds`, `requests` at a time.
 
     Returns int16 [rows, POOL_TOKENS + 1]; the last column is the row's prompt length in tokens, 64 to 256.
@@ -266,9 +238,7 @@ def distillation_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM, rows: t
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:
     """Write weights (bfloat16), configuration, generation defaults (greedy) and tokenizer to `folder`."""
-    model.generation_config = GenerationConfig(
-        do_sample=False, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD
-    )
+    model.generation_config = GenerationConfig(do_sample=False, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
     model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
     build_tokenizer().save_pretrained(folder)
@@ -363,29 +333,22 @@ def describe(
             f"training_bits_per_byte = {bits_per_byte(model, text, windows):.4f}",
             f"held_out_bits_per_byte = {bits_per_byte(model, held_out, windows):.4f}",
         ]
-    tape, lengths = measure_acceptance(
-        options.out,
-        options.requests,
-        options.prompt_tokens,
-        options.output_tokens,
-        device,
-        options.library,
-    )
-    live = torch.arange(tape.shape[1], device=tape.device) < lengths[:, None]
+    sizes = (options.requests, options.prompt_tokens, options.output_tokens)
+    tapes = measure_acceptance(options.out, *sizes, device, options.library)
     lines += [
         "\n[acceptance]  # greedy, float32, held-out prompts; the length counts the target's own token",
         f"requests = {options.requests}",
         f"prompt_tokens = {options.prompt_tokens}",
         f"output_tokens = {options.output_tokens}",
-        f"tape_mean = {tape[live].float().mean().item():.4f}",
+        f"tape_mean = {np.concatenate(tapes).mean():.4f}",
     ]
     for draft_length in (4, 8):
-        rates = acceptance_rates(tape, lengths, draft_length)
+        table = acceptance_table(tapes, draft_length)
         lines += [
             f"\n[acceptance.k{draft_length}]",
-            f"rates = [{', '.join(f'{rate:.4f}' for rate in rates)}]",
-            f"acceptance_length = {1 + sum(rates):.3f}",
-            f"alpha = {conditional_acceptance(rates):.4f}",
+            f"rates = [{', '.join(f'{rate:.4f}' for rate in table['rate'])}]",
+            f"acceptance_length = {1 + table['rate'].sum():.3f}",
+            f"alpha = {table['alpha_mean'][0]:.4f}",
         ]
     return "\n".join(lines) + "\n"
 

@@ -22,7 +22,8 @@ from engines.architecture import Architecture, Lane, Segment, Step
 from engines.errors import InputError, require_whole
 from engines.request import Emission, Request, RequestState
 from engines.run import Recorder, Run, SegmentTime
-from engines.scheduler import Outcome, QueueFullError, Scheduler, Work
+from engines.scheduler import QueueFullError, Scheduler
+from engines.work import Outcome, Work
 from engines.workload import Workload
 from sim.acceptance import AcceptanceSource, RequestAcceptance
 from sim.costs import CostModel, Costs

@@ -12,7 +12,8 @@ import numpy as np
 from engines.architecture import Step
 from engines.request import Emission, Request, RequestState
 from engines.run import Recorder, Run, SegmentTime
-from engines.scheduler import Outcome, QueueFullError, Scheduler, Work
+from engines.scheduler import QueueFullError, Scheduler
+from engines.work import Outcome, Work
 
 Duration = Callable[[Work], float]
 Matched = Callable[[int, int, int], int]  # request id, position, k -> drafts that match

@@ -23,7 +23,8 @@ from engines.live.streams import Stream, make_stream
 from engines.live.tape import TapeBuilder
 from engines.request import Emission, Request, RequestState, Status
 from engines.run import Recorder, SegmentTime
-from engines.scheduler import QueueFullError, Scheduler, Work
+from engines.scheduler import QueueFullError, Scheduler
+from engines.work import Work
 
 
 class RequestError(RuntimeError):

@@ -15,7 +15,7 @@ from engines.live.streams import Stream
 from engines.live.verification import request_key
 from engines.request import Emission, Request, RequestState
 from engines.run import SegmentTime
-from engines.scheduler import Outcome
+from engines.work import Outcome
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import pytest
 from engines.architecture import Architecture, Lane, Stage, Step
 from engines.draft_length import FixedDraftLength
 from engines.request import Emission, Request, RequestState, Status
-from engines.scheduler import Outcome, Scheduler, Work
+from engines.scheduler import Scheduler
+from engines.work import Outcome, Work
 from tests.driver import Observer
 
 

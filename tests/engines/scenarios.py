@@ -12,7 +12,8 @@ from engines.architecture import BASELINE, PD, PDV, Architecture, Lane, Stage, S
 from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.request import Emission, Request
 from engines.run import Run
-from engines.scheduler import Outcome, Scheduler, Work
+from engines.scheduler import Scheduler
+from engines.work import Outcome, Work
 from tests.driver import drive
 from tests.engines.invariants import Invariants
 

@@ -10,7 +10,8 @@ from engines.architecture import BASELINE, PD, PDV, Step
 from engines.draft_length import FixedDraftLength
 from engines.metrics import PARTS, decompose
 from engines.request import Emission, Request, Status
-from engines.scheduler import Scheduler, Wait, Work
+from engines.scheduler import Scheduler
+from engines.work import Wait, Work
 from tests.driver import drive
 from tests.engines.scenarios import FOURTH, Scenario, scenarios
 

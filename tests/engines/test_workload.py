@@ -12,21 +12,11 @@ import pytest
 from engines.architecture import PDV
 from engines.corpus import held_out_text
 from engines.errors import InputError
+from engines.lengths import FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
 from engines.request import Request
 from engines.run import Run
 from engines.scheduler import Scheduler
-from engines.workload import (
-    FixedLength,
-    Lengths,
-    ListedLength,
-    LogNormalLength,
-    UniformLength,
-    Workload,
-    lengths_of,
-    make_workload,
-    replay,
-    with_prompts,
-)
+from engines.workload import Workload, lengths_of, make_workload, replay, with_prompts
 from tests.driver import drive
 
 MANY = 20_000

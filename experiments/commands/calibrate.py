@@ -1,0 +1,57 @@
+"""pdv calibrate: measure a device and a pair."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.options import check_live, check_output, parse_numbers, positive
+from experiments.progress import bar, console
+
+
+def calibrate(
+    pair: Annotated[str, typer.Option(help="`embedded`, or a folder with target/ and draft/ in it.")] = "embedded",
+    target: Annotated[str | None, typer.Option(help="Folder of the target model, with --draft.")] = None,
+    draft: Annotated[str | None, typer.Option(help="Folder of the draft model, with --target.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    batches: Annotated[str, typer.Option(help="Batch sizes of draft and verify (requests).")] = "1,2,4,6,12",
+    draft_lengths: Annotated[str, typer.Option(help="Draft lengths k.")] = "4",
+    contexts: Annotated[str, typer.Option(help="Tokens a request has in the cache.")] = "32,256",
+    prompt_tokens: Annotated[str, typer.Option(help="Prompt lengths of prefill (tokens).")] = "16,64,128,256",
+    packed: Annotated[str, typer.Option(help="Prompts that share a prefill.")] = "1",
+    budget_s: Annotated[float, typer.Option(help="Time to spend on timings, in seconds, about.")] = 120.0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the profile.")] = Path("profile"),
+) -> None:
+    """Measure how long the stages take on this device, alone and together, and how often drafts are accepted.
+
+    The profile is a folder of tables that a person can read: stage_costs.csv (durations with quantiles),
+    contention.csv (how segments that run together slow one another), acceptance.csv. `pdv simulate` predicts from it.
+
+    Example: pdv calibrate --device cpu --batches 1,2,4,8 --draft-lengths 4 --budget-s 60 --out profile
+    """
+    given = {
+        "batches": batches,
+        "draft_lengths": draft_lengths,
+        "contexts": contexts,
+        "prompt_tokens": prompt_tokens,
+        "packed": packed,
+    }
+    points = {name: parse_numbers(name, text) for name, text in given.items()}
+    positive("budget_s", budget_s)
+    check_output("out", out)
+    check_live(device, pair, target, draft)
+
+    from engines.live.pairs import load_pair
+    from experiments.serving import measure
+
+    with console.status("loading the pair"):
+        models = load_pair(target or pair, draft, device)
+    command = shlex.join(["pdv", *sys.argv[1:]])
+    with bar("calibrating") as progress:
+        profile = measure(models, points, budget_s, command, out / "unfinished", progress)
+    profile.save(out)
+    print(f"profile: {out}")

@@ -1,0 +1,52 @@
+"""pdv compare: how far simulations are from live runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from calibrate.profile import Profile
+from experiments import compare as comparing
+from experiments.cells import load_runs
+from experiments.options import at_least
+from experiments.report import comparison_report
+from experiments.solo_times import with_solo_times
+from sim.costs import CostModel
+
+
+def compare(
+    live: Annotated[Path, typer.Argument(help="A live run's folder, or a folder of them (repeats included).")],
+    simulated: Annotated[Path, typer.Argument(help="A simulated run's folder, or a folder of them.")],
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile whose solo times make contention visible in live runs too.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file for every metric of every cell.")] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if the mean absolute throughput error is above it (0.1 is 10 %)."),
+    ] = None,
+) -> None:
+    """Compare simulated runs with live ones, cell by cell (architecture, load, draft length).
+
+    Errors are signed, (simulated - live) / live; the spread of the live repeats stands beside them. Simulations
+    made with --replay are compared request by request as well.
+
+    Example: pdv compare runs simulated --profile profile --tolerance 0.1 --out comparison.csv
+    """
+    at_least("tolerance", tolerance, 0)
+    lives, simulations = load_runs("live", live), load_runs("simulated", simulated)
+    if profile is not None:
+        costs = CostModel(Profile.load(profile), extrapolate=True)
+        lives = [with_solo_times(run, costs) for run in lives]
+    comparison = comparing.compare(lives, simulations)
+    Console().print(comparison_report(comparison))
+    if out is not None:
+        for path in comparison.save(out):
+            Console().print(f"table: {path}", highlight=False, soft_wrap=True)
+    if tolerance is not None and not comparison.throughput_error <= tolerance:
+        for cell in comparison.exceeding(tolerance):
+            typer.echo(f"over the tolerance of {tolerance:.1%}: {cell}", err=True)
+        raise typer.Exit(1)

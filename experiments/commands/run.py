@@ -1,0 +1,113 @@
+"""pdv run: serve a workload with a live engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands.arguments import (
+    ArchitectureOption,
+    BatchLimitOption,
+    ConcurrencyOption,
+    CvOption,
+    DraftLengthOption,
+    HybridOption,
+    MaxOutputOption,
+    MaxPromptOption,
+    OutputOption,
+    PermitsOption,
+    ProcessOption,
+    PromptOption,
+    RateOption,
+    RequestsOption,
+    SeedOption,
+    SlotsOption,
+    TemperatureOption,
+    TraceOption,
+    WorkersOption,
+    chosen_architecture,
+    chosen_workload,
+)
+from experiments.options import at_least, check_live, check_output
+from experiments.progress import bar, console
+from experiments.report import print_summary
+
+LIVE = "Live engine"
+
+
+def run(
+    architecture: ArchitectureOption = "pdv",
+    pair: Annotated[
+        str, typer.Option(help="`embedded`, or a folder with target/ and draft/ in it.", rich_help_panel=LIVE)
+    ] = "embedded",
+    target: Annotated[
+        str | None, typer.Option(help="Folder of the target model, with --draft.", rich_help_panel=LIVE)
+    ] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Folder of the draft model, with --target.", rich_help_panel=LIVE)
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=LIVE)] = "cpu",
+    max_context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of prompt and output together [default: what the pair can].", rich_help_panel=LIVE),
+    ] = None,
+    concurrency: ConcurrencyOption = None,
+    rate: RateOption = None,
+    process: ProcessOption = "poisson",
+    cv: CvOption = 1.0,
+    trace: TraceOption = None,
+    max_prompt: MaxPromptOption = None,
+    max_output: MaxOutputOption = None,
+    requests: RequestsOption = None,
+    prompt_tokens: PromptOption = "64",
+    output_tokens: OutputOption = "64",
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
+    draft_length: DraftLengthOption = None,
+    batch_limit: BatchLimitOption = None,
+    workers: WorkersOption = None,
+    slots: SlotsOption = None,
+    permits: PermitsOption = None,
+    hybrid: HybridOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the record.")] = Path("runs/live"),
+) -> None:
+    """Serve a workload with a [bold]live[/bold] engine and keep the record.
+
+    Real models answer real prompts (held-out text), laid out as the architecture says. The record is a folder:
+    run.toml, tables of requests, steps and device spans, and each request's acceptance tape. `pdv compare` and
+    `pdv trace` read it, `pdv simulate --replay` repeats it.
+
+    Example: pdv run --architecture pdv --concurrency 5 --prompt-tokens 32-96 --output-tokens 64 --out runs/pdv-c5
+    """
+    layout = chosen_architecture(architecture, draft_length, batch_limit, workers, slots, permits, hybrid)
+    workload = chosen_workload(
+        concurrency,
+        rate,
+        process,
+        cv,
+        trace,
+        max_prompt,
+        max_output,
+        requests,
+        prompt_tokens,
+        output_tokens,
+        temperature,
+        seed,
+    )
+    at_least("max_context", max_context, 8)
+    check_output("out", out)
+    check_live(device, pair, target, draft)
+
+    from engines.live.pairs import load_pair
+    from experiments.serving import serve, warm_up
+
+    with console.status("loading the pair"):
+        models = load_pair(target or pair, draft, device)
+    with console.status("warming up"):
+        warm_up(layout, models)
+    with bar(f"{layout.name}, live") as progress:
+        record = serve(layout, workload, models, max_context=max_context, info={"name": out.name}, progress=progress)
+    record.save(out)
+    print_summary(record, out)

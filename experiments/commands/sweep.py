@@ -1,0 +1,39 @@
+"""pdv sweep: simulate a whole grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from calibrate.profile import Profile
+from experiments.config import Experiment
+from experiments.options import at_least, check_output
+from experiments.predict import Prediction, parse_acceptance
+from experiments.progress import bar
+from experiments.report import grid_table
+from experiments.sweep import sweep as sweeping
+
+
+def sweep(
+    config: Annotated[str, typer.Argument(help="Experiment in TOML, or `demo` for the one that is shipped.")],
+    profile: Annotated[Path, typer.Option("--profile", "-p", help="Folder that `pdv calibrate` wrote.")],
+    acceptance: Annotated[str, typer.Option(help="As in pdv simulate.")] = "profile",
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Go beyond what was measured.")] = False,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Processes [default: one a core].")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the records.")] = Path("sweep"),
+) -> None:
+    """Simulate every cell of an experiment's grid, in parallel. Finished cells are kept and not repeated.
+
+    Example: pdv sweep experiments/configs/demo.toml --profile profile --out sweep
+    """
+    at_least("jobs", jobs, 1)
+    experiment, settings = Experiment.load(config), Prediction(Profile.load(profile), parse_acceptance(acceptance))
+    settings.extrapolate, settings.seed = extrapolate, experiment.seed
+    check_output("out", out)
+    with bar(f"{experiment.name}, simulated") as progress:
+        runs = sweeping(experiment, settings, out, jobs=jobs, progress=progress)
+    Console().print(grid_table(runs))
+    Console().print(f"records: {out}", highlight=False, soft_wrap=True)

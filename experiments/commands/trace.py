@@ -1,0 +1,27 @@
+"""pdv trace: a run for the Perfetto viewer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engines.run import Run
+from experiments.options import check_output
+from experiments.perfetto import export
+
+
+def trace(
+    run: Annotated[Path, typer.Argument(help="Folder of a live or simulated run.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file [default: RUN/trace.json].")] = None,
+) -> None:
+    """Export a run as a Chrome trace: lanes as threads, requests as rows, counters of waiting and active requests.
+
+    Open the file in ui.perfetto.dev or chrome://tracing.
+
+    Example: pdv trace runs/pdv-c5 --out pdv-c5.json
+    """
+    path = out or run / "trace.json"
+    check_output("out", path.parent)
+    print(f"trace: {export(Run.load(run), path)}")

@@ -1,0 +1,194 @@
+"""How far a simulation is from the live engine, cell by cell and request by request.
+
+The signed relative error is (simulated - live) / live, with live the mean over the cell's repeats. The spread
+says how far the repeats are from each other, (max - min) / |mean|: an error below the spread is one that the
+live engine makes against itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from engines.errors import InputError
+from engines.metrics import PARTS, decompose, request_times, summary
+from engines.run import Run
+from experiments.cells import CELL_COLUMNS, Cell, cell_of
+
+THROUGHPUT = "throughput_tokens_per_s"
+METRIC_COLUMNS = [*CELL_COLUMNS, "metric", "live", "spread", "repeats", "simulated", "difference", "error"]
+PAIRED_COLUMNS = [
+    *CELL_COLUMNS, "run", "quantity", "requests", "live_mean_s", "bias_s", "bias", "mape", "pearson_r",
+]  # fmt: skip
+
+
+@dataclass
+class Comparison:
+    """metrics: one row a cell and metric (METRIC_COLUMNS; difference in the metric's own unit).
+    paired: one row a replayed live run and quantity (PAIRED_COLUMNS). unmatched: cells only one side has."""
+
+    metrics: pd.DataFrame
+    paired: pd.DataFrame
+    unmatched: list[str] = field(default_factory=list)
+
+    def grid(self) -> pd.DataFrame:
+        """One row a cell: live and simulated throughput with error and spread, and the errors of the latency's
+        median and P95, of the mean TTFT and of the mean TPOT."""
+        wide = self.metrics.pivot_table(
+            index=CELL_COLUMNS, columns="metric", values=["live", "simulated", "error", "spread"], dropna=False
+        )
+        columns = {
+            "throughput_live": ("live", THROUGHPUT),
+            "throughput_simulated": ("simulated", THROUGHPUT),
+            "throughput_error": ("error", THROUGHPUT),
+            "throughput_spread": ("spread", THROUGHPUT),
+            "latency_median_error": ("error", "latency_s.median"),
+            "latency_p95_error": ("error", "latency_s.p95"),
+            "latency_spread": ("spread", "latency_s.mean"),
+            "ttft_mean_error": ("error", "ttft_s.mean"),
+            "tpot_mean_error": ("error", "tpot_s.mean"),
+        }
+        found = {name: wide.get(key, np.nan) for name, key in columns.items()}
+        return pd.DataFrame(found, index=wide.index).sort_index().reset_index()
+
+    @property
+    def throughput_error(self) -> float:
+        """Mean absolute relative error of the throughput over the cells."""
+        return float(self.grid()["throughput_error"].abs().mean())
+
+    def exceeding(self, tolerance: float) -> list[str]:
+        """The cells whose throughput error is larger than `tolerance` (a fraction), in words."""
+        grid = self.grid()
+        over = grid[grid["throughput_error"].abs() > tolerance]
+        return [
+            f"{Cell(*values)}: {error:+.1%}"
+            for values, error in zip(
+                over[CELL_COLUMNS].itertuples(index=False), over["throughput_error"], strict=True
+            )
+        ]
+
+    def save(self, path: Path) -> list[Path]:
+        """Write the metrics as CSV to `path` and, if there are any, the paired rows beside it as *_paired.csv."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.metrics.to_csv(path, index=False, float_format="%.6g")
+        if self.paired.empty:
+            return [path]
+        beside = path.with_name(f"{path.stem}_paired.csv")
+        self.paired.to_csv(beside, index=False, float_format="%.6g")
+        return [path, beside]
+
+
+def compare(lives: Sequence[Run], simulations: Sequence[Run]) -> Comparison:
+    """Match live and simulated runs by cell.
+
+    Several live runs of a cell are its repeats. A simulation whose info says `replays = NAME` is paired by
+    request with the live run of that name; the cell's own numbers come from simulations that replay nothing,
+    where there are any, since a closed loop has to be simulated as one.
+    Raises InputError when no cell is on both sides.
+    """
+    live_cells, simulated_cells = _by_cell(lives), _by_cell(simulations)
+    shared = [cell for cell in live_cells if cell in simulated_cells]
+    if not shared:
+        remedy = f"no cell is on both sides; live has {_cells(live_cells)}; simulated has {_cells(simulated_cells)}"
+        raise InputError("compare", f"{len(lives)} live, {len(simulations)} simulated", remedy)
+    metrics = [_metrics(cell, live_cells[cell], simulated_cells[cell]) for cell in sorted(shared)]
+    by_name = {run.name: run for run in lives}
+    pairs = [(by_name[run.info["replays"]], run) for run in simulations if run.info.get("replays") in by_name]
+    rows = [row for live, simulated in pairs for row in pair_by_request(live, simulated)]
+    unmatched = [f"{cell} (live only)" for cell in live_cells if cell not in simulated_cells]
+    unmatched += [f"{cell} (simulated only)" for cell in simulated_cells if cell not in live_cells]
+    return Comparison(
+        pd.concat(metrics, ignore_index=True)[METRIC_COLUMNS],
+        pd.DataFrame(rows, columns=PAIRED_COLUMNS),
+        unmatched,
+    )
+
+
+def spread(values: pd.DataFrame) -> pd.Series:
+    """(max - min) / |mean| over the rows, column by column; nan for fewer than two rows."""
+    if len(values) < 2:
+        return pd.Series(np.nan, index=values.columns)
+    return _ratio(values.max() - values.min(), values.mean().abs())
+
+
+def measures(run: Run) -> dict[str, float]:
+    """`engines.metrics.summary` plus the mean of each part of the latency, as part.NAME_s."""
+    parts = decompose(run)[PARTS].mean()
+    return summary(run) | {f"part.{name}_s": float(seconds) for name, seconds in parts.items()}
+
+
+def pair_by_request(live: Run, simulated: Run) -> list[dict[str, object]]:
+    """One row for each of latency, TTFT and TPOT over the requests that finished in both runs.
+
+    bias_s: mean of simulated - live, seconds; bias: the same over the live mean. mape: mean of
+    |simulated - live| / live. pearson_r: nan where either side does not vary.
+    Raises InputError if the runs share no finished request.
+    """
+    times = request_times(live), request_times(simulated)
+    both = times[0].merge(times[1], left_index=True, right_index=True, suffixes=(".live", ".simulated"))
+    if both.empty:
+        raise InputError("replays", live.name, f"no request of {simulated.name} finished in it too")
+    rows: list[dict[str, object]] = []
+    for quantity in ("latency_s", "ttft_s", "tpot_s"):
+        pair = both[[f"{quantity}.live", f"{quantity}.simulated"]].dropna().to_numpy(float)
+        if not len(pair):
+            continue
+        measured, predicted = pair[:, 0], pair[:, 1]
+        difference = predicted - measured
+        rows.append(
+            {
+                **cell_of(live)._asdict(),
+                "run": live.name,
+                "quantity": quantity,
+                "requests": len(pair),
+                "live_mean_s": measured.mean(),
+                "bias_s": difference.mean(),
+                "bias": difference.mean() / measured.mean(),
+                "mape": float(np.mean(np.abs(difference) / measured)),
+                "pearson_r": _correlation(measured, predicted),
+            }
+        )
+    return rows
+
+
+def _metrics(cell: Cell, lives: list[Run], simulations: list[Run]) -> pd.DataFrame:
+    own = [run for run in simulations if "replays" not in run.info] or simulations
+    live = pd.DataFrame([measures(run) for run in lives])
+    simulated = pd.DataFrame([measures(run) for run in own]).mean()
+    # A lane or segment that one side never used was busy for 0 s there; its mean batch size is not defined.
+    names = live.columns.union(simulated.index, sort=False)
+    idle = [name for name in names if name.startswith("lane_busy.")]
+    live, simulated = live.reindex(columns=names), simulated.reindex(names)
+    live[idle], simulated[idle] = live[idle].fillna(0.0), simulated[idle].fillna(0.0)
+    table = pd.DataFrame({"live": live.mean(), "spread": spread(live), "simulated": simulated})
+    table["difference"] = table["simulated"] - table["live"]
+    table["error"] = _ratio(table["difference"], table["live"].abs())
+    table["repeats"] = len(lives)
+    return table.rename_axis("metric").reset_index().assign(**cell._asdict())
+
+
+def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
+    """0 / 0 is 0 (both sides agree on nothing); anything else over 0 has no meaning as a share."""
+    ratio = numerator / denominator.where(denominator > 0)
+    return ratio.mask((denominator == 0) & (numerator == 0), 0.0)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
+    cells: dict[Cell, list[Run]] = {}
+    for run in runs:
+        cells.setdefault(cell_of(run), []).append(run)
+    return cells
+
+
+def _cells(cells: dict[Cell, list[Run]]) -> str:
+    return "; ".join(str(cell) for cell in cells) or "none"

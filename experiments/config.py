@@ -1,0 +1,190 @@
+"""An experiment as a TOML file: which architectures under which loads, measured and simulated how often."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from engines.architecture import Architecture, load_architecture
+from engines.errors import InputError
+from engines.traces import read_trace
+from engines.workload import Workload, make_workload
+from experiments.cells import draft_length_label
+from experiments.options import adjusted, parse_lengths
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkloadConfig(_Table):
+    """What each cell serves. Lengths in tokens, as `experiments.options.parse_lengths` reads them.
+
+    requests: of a cell at least; requests_per_client: for each client of a closed loop, so that busy cells reach a
+    steady state too. trace: a file that gives arrivals and lengths instead of everything else.
+    """
+
+    requests: PositiveInt = 32
+    requests_per_client: PositiveInt = 1
+    prompt_tokens: str = "64"
+    output_tokens: str = "64"
+    process: Literal["poisson", "gamma", "fixed"] = "poisson"
+    cv: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    trace: str | None = None
+
+    def build(self, concurrency: int | None = None, rate: float | None = None, seed: int = 0) -> Workload:
+        """The workload of one cell. Raises InputError."""
+        if self.trace is not None:
+            return read_trace(self.trace, limit=self.requests)
+        return make_workload(
+            max(self.requests, self.requests_per_client * (concurrency or 0)),
+            parse_lengths("prompt_tokens", self.prompt_tokens),
+            parse_lengths("output_tokens", self.output_tokens),
+            concurrency=concurrency,
+            rate=rate,
+            process=self.process,
+            cv=self.cv,
+            seed=seed,
+            temperature=self.temperature,
+        )
+
+
+class CalibrationConfig(_Table):
+    """The points that are measured for the profile: batches (requests of a draft or verify), contexts (tokens of a
+    request before it), prompt_tokens (of a prefill in all) and packed (prompts that share a prefill), in about
+    budget_s seconds. Draft lengths are those that the architectures use."""
+
+    batches: list[PositiveInt] = [1, 2, 4, 6, 12]
+    contexts: list[PositiveInt] = [32, 256]
+    prompt_tokens: list[PositiveInt] = [16, 64, 128, 256]
+    packed: list[PositiveInt] = [1]
+    budget_s: PositiveFloat = 120.0
+
+    def points(self, draft_lengths: list[int]) -> dict[str, list[int]]:
+        """As calibrate.stage_costs.Grid takes them."""
+        return {**self.model_dump(exclude={"budget_s"}), "draft_lengths": draft_lengths}
+
+
+class Point(NamedTuple):
+    """One cell to run: an architecture, its workload, and a name that can be a folder's."""
+
+    name: str
+    architecture: Architecture
+    workload: Workload
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides what the cell is, as plain values."""
+        workload = self.workload
+        return {
+            "architecture": self.architecture.to_dict(),
+            "requests": [dataclasses.astuple(request) for request in workload.requests],
+            "concurrency": workload.concurrency,
+            "think_s": workload.think_s,
+        }
+
+
+class Experiment(_Table):
+    """The whole file. Give `concurrencies` (closed loop) or `rates` (open loop, requests a second) or a trace.
+
+    architectures: names, paths of .toml files, or tables: either a whole architecture, or `base = "pdv"` with
+    settings to change (draft_length, batch_limit, workers, slots, permits, hybrid) and a name.
+    k: draft lengths to try with every architecture, each as text: "4", "2-8", "adaptive"; empty keeps their own.
+    """
+
+    name: str = "experiment"
+    architectures: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
+    concurrencies: list[PositiveInt] = []
+    rates: list[PositiveFloat] = []
+    k: list[str] = []
+    repeats: PositiveInt = 1
+    seed: Annotated[int, Field(ge=0)] = 0
+    pair: str = "embedded"
+    device: str = "cpu"
+    max_context: PositiveInt | None = None
+    workload: WorkloadConfig = WorkloadConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+
+    @model_validator(mode="after")
+    def _one_kind_of_load(self) -> Experiment:
+        if sum(map(bool, (self.concurrencies, self.rates, self.workload.trace))) != 1:
+            raise ValueError("give exactly one of concurrencies, rates and workload.trace")
+        return self
+
+    @staticmethod
+    def load(path: str | Path) -> Experiment:
+        """Read and check a config: a path, or the name of one that is shipped (`demo`). Raises InputError."""
+        path = Path(path)
+        if not path.suffix and (CONFIGS / f"{path}.toml").is_file():
+            path = CONFIGS / f"{path}.toml"
+        try:
+            values = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise InputError("config", str(path), f"cannot read the file ({error.strerror})") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError("config", str(path), f"not valid TOML ({error})") from error
+        return Experiment.from_dict(values)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Experiment:
+        """Check plain values, points included. Raises InputError with the name of the first wrong field."""
+        try:
+            experiment = Experiment.model_validate(values)
+        except ValidationError as error:
+            raise _as_input_error(error) from error
+        list(experiment.points())
+        return experiment
+
+    def points(self) -> Iterator[Point]:
+        """All cells, loads outermost, so that neighbours in time differ in architecture. Raises InputError."""
+        loads: list[dict[str, Any]] = [{"concurrency": n} for n in self.concurrencies]
+        loads += [{"rate": rate} for rate in self.rates]
+        seen = set()
+        for load in loads or [{}]:
+            workload = self.workload.build(**load, seed=self.seed)
+            level = "".join(f"-{name[0]}{value:g}" for name, value in load.items()) or "-trace"
+            for architecture in self.layouts():
+                name = f"{architecture.name}{level}-k{draft_length_label(architecture)}"
+                if name in seen:
+                    raise InputError("architectures", name, "two cells would be the same; name them differently")
+                seen.add(name)
+                yield Point(name, architecture, workload)
+
+    def layouts(self) -> list[Architecture]:
+        """Every architecture at every k. Raises InputError."""
+        bases = [_architecture(value) for value in self.architectures]
+        choices: list[str | None] = [*self.k] or [None]
+        return [adjusted(base, draft_length=k) for base in bases for k in choices]
+
+
+def _architecture(value: str | dict[str, Any]) -> Architecture:
+    if isinstance(value, str):
+        return load_architecture(value)
+    if "base" not in value:
+        return Architecture.from_dict(value)
+    changes = dict(value)
+    base = load_architecture(str(changes.pop("base")))
+    name = changes.pop("name", base.name)
+    try:
+        return adjusted(base, **changes).replace(name=name)
+    except TypeError as error:
+        remedy = "with a base, change draft_length, batch_limit, workers, slots, permits or hybrid, and name"
+        raise InputError("architectures", value, remedy) from error
+
+
+def _as_input_error(error: ValidationError) -> InputError:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if part not in ("str", "dict[str,any]")]
+    if first["type"] == "extra_forbidden":
+        return InputError(".".join(where), first["input"], "no such setting; see experiments/configs/demo.toml")
+    shown = "config" if not where else ".".join(where)
+    value = first["input"] if where else "the whole file"
+    message = first["msg"].removeprefix("Value error, ")
+    return InputError(shown, value, message[0].lower() + message[1:])

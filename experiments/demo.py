@@ -1,0 +1,196 @@
+"""The whole loop once: serve live, calibrate, simulate the same workload, compare, draw.
+
+Everything lands in one folder; what is finished is kept, so an interrupted demo goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from calibrate.profile import Profile
+from engines.errors import InputError
+from engines.metrics import summary
+from engines.run import Run
+from experiments.cells import cell_of, fingerprint, keep, kept
+from experiments.compare import Comparison, compare
+from experiments.config import Experiment, Point
+from experiments.perfetto import export
+from experiments.predict import AcceptanceChoice, Prediction, predict, replayed
+from experiments.progress import Bar, Report, bar, console
+from experiments.report import write_report
+from experiments.solo_times import with_solo_times
+
+if TYPE_CHECKING:
+    from engines.live.pairs import Pair
+
+
+class Laboratory(Protocol):
+    """Where live cells are served and the device is measured."""
+
+    def serve(self, point: Point, progress: Report) -> Run: ...
+
+    def measure(self, points: dict[str, list[int]], unfinished: Path, progress: Bar) -> Profile: ...
+
+
+@dataclass
+class Results:
+    """Everything that a demo made. simulations: of the closed loops, then of the replays."""
+
+    lives: list[Run]
+    profile: Profile
+    simulations: list[Run]
+    comparison: Comparison
+    figures: list[Path]
+    traces: list[Path]
+
+
+class Demo:
+    """Runs an experiment's grid live and simulated.
+
+    folder: gets runs/, profile/, simulated/, figures/, traces/, comparison.csv and comparison.txt.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, laboratory: Laboratory) -> None:
+        self.experiment, self.folder, self.laboratory = experiment, folder, laboratory
+        self.points = list(experiment.points())
+
+    def run(self) -> Results:
+        """All steps in order. Calibration comes after the first round of live cells, in the middle of what it is
+        compared with, since machines drift."""
+        rounds = self._rounds()
+        cells = [cell for each in rounds for cell in each]
+        with bar("live runs") as progress:
+            lives = [
+                self._live(point, repeat, progress, i, len(cells)) for i, (point, repeat) in enumerate(rounds[0])
+            ]
+        profile = self._profile()
+        with bar("live runs") as progress:
+            for i, (point, repeat) in enumerate(cells[len(lives) :], len(lives)):
+                lives.append(self._live(point, repeat, progress, i, len(cells)))
+        with bar("simulations") as progress:
+            simulations = self._simulations(lives, profile, progress)
+        return self._results(lives, profile, simulations)
+
+    def _rounds(self) -> list[list[tuple[Point, int]]]:
+        """The live cells, repeat by repeat, every other round backwards, so that slow drift hits all alike."""
+        return [
+            [(point, repeat) for point in (self.points if repeat % 2 else reversed(self.points))]
+            for repeat in range(1, self.experiment.repeats + 1)
+        ]
+
+    def _live(self, point: Point, repeat: int, progress: Report, done: int, total: int) -> Run:
+        folder = self.folder / "runs" / f"{point.name}-r{repeat}"
+        settings = {"pair": self.experiment.pair, "device": self.experiment.device, "repeat": repeat}
+        settings["max_context"] = self.experiment.max_context
+        digest = fingerprint({**point.describe(), **settings})
+        progress(done, total)
+        run = kept(folder, digest)
+        if run is None:
+            run = keep(self.laboratory.serve(point, lambda done, total: None), folder, digest)
+            tokens = summary(run)["throughput_tokens_per_s"]
+            console.print(f"{cell_of(run)}, repeat {repeat}: {tokens:.1f} tokens/s", highlight=False)
+        progress(done + 1, total)
+        return run
+
+    def _profile(self) -> Profile:
+        """The calibration, at every draft length that an architecture of the grid can use."""
+        folder = self.folder / "profile"
+        calibration = self.experiment.calibration
+        points = calibration.points(sorted({k for point in self.points for k in _draft_lengths(point)}))
+        where = {"pair": self.experiment.pair, "device": self.experiment.device}
+        digest = fingerprint({**points, **where, "budget_s": calibration.budget_s})
+        if (folder / "profile.toml").is_file():
+            profile = Profile.load(folder)
+            if profile.info.get("fingerprint") == digest:
+                return profile
+        with bar("calibrating") as progress:
+            profile = self.laboratory.measure(points, folder / "unfinished", progress)
+        profile.info["fingerprint"] = digest
+        profile.save(folder)
+        return profile
+
+    def _simulations(self, lives: list[Run], profile: Profile, progress: Report) -> list[Run]:
+        """Each cell as the closed loop (or open load) that it was, then each live run's arrivals replayed. Both
+        take the acceptance from the live tapes, so that only time is predicted."""
+        settings = Prediction(profile, AcceptanceChoice("tape"), seed=self.experiment.seed)
+        first = {cell_of(run): run for run in reversed(lives)}
+        runs: list[Run] = []
+
+        def add(run: Run, name: str) -> None:
+            run.info["name"] = name
+            run.save(self.folder / "simulated" / name)
+            runs.append(run)
+            progress(len(runs), len(self.points) + len(lives))
+
+        for point, live in _matched(self.points, list(first.values())):
+            add(predict(point.architecture, point.workload, settings, live=live), point.name)
+        for point, live in _matched(self.points, lives):
+            add(predict(point.architecture, replayed(live), settings, live=live), f"{live.name}-replay")
+        return runs
+
+    def _results(self, lives: list[Run], profile: Profile, simulations: list[Run]) -> Results:
+        from experiments.figures import busiest, draw_all
+
+        costs = Prediction(profile, extrapolate=True).costs()
+        lives = [with_solo_times(run, costs) for run in lives]
+        comparison = compare(lives, simulations)
+        comparison.save(self.folder / "comparison.csv")
+        write_report(comparison, self.folder / "comparison.txt")
+        with console.status("drawing"):
+            figures = draw_all(lives, simulations, profile, self.folder / "figures")
+        traces = [
+            export(run, self.folder / "traces" / f"{cell_of(run).architecture}-{run.info['kind']}.json")
+            for pair in busiest(lives, simulations)
+            for run in pair
+        ]
+        return Results(lives, profile, simulations, comparison, figures, traces)
+
+
+class LiveLaboratory:
+    """The pair of the experiment on its device, loaded and warmed up when first needed."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self._pair: Pair | None = None
+
+    def serve(self, point: Point, progress: Report) -> Run:
+        from experiments.serving import serve
+
+        run = serve(point.architecture, point.workload, self._opened(), max_context=self.experiment.max_context)
+        unfinished = len(run.requests) - len(run.finished)
+        if unfinished:
+            error = next(iter(run.requests.loc[run.requests["error"] != "", "error"]), "no error recorded")
+            raise InputError(f"{point.name}", f"{unfinished} requests did not finish", error)
+        return run
+
+    def measure(self, points: dict[str, list[int]], unfinished: Path, progress: Bar) -> Profile:
+        from experiments.serving import measure
+
+        budget_s = self.experiment.calibration.budget_s
+        return measure(self._opened(), points, budget_s, "pdv demo", unfinished, progress)
+
+    def _opened(self) -> Pair:
+        from engines.live.pairs import load_pair
+        from experiments.serving import warm_up
+
+        if self._pair is None:
+            with console.status("loading the pair and warming up"):
+                self._pair = load_pair(self.experiment.pair, device=self.experiment.device)
+                for architecture in self.experiment.layouts():
+                    warm_up(architecture, self._pair)
+        return self._pair
+
+
+def _draft_lengths(point: Point) -> Iterator[int]:
+    rule = point.architecture.draft_length
+    yield from range(getattr(rule, "minimum", rule.maximum), rule.maximum + 1)
+
+
+def _matched(points: list[Point], lives: list[Run]) -> Iterator[tuple[Point, Run]]:
+    """Each live run with the point that it is a repeat of."""
+    by_name = {point.name: point for point in points}
+    for live in lives:
+        yield by_name[live.name.rpartition("-r")[0]], live

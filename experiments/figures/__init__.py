@@ -1,0 +1,57 @@
+"""Figures: functions of runs and profiles, each written as PDF (vector) and PNG with its source on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from calibrate.profile import Profile
+from engines.run import Run
+from experiments.cells import cell_of
+from experiments.figures.acceptance import acceptance
+from experiments.figures.calibration import contention, stage_costs
+from experiments.figures.decomposition import decomposition
+from experiments.figures.load import load_curves
+from experiments.figures.timeline import timeline
+from experiments.solo_times import with_solo_times
+from sim.costs import CostModel
+
+__all__ = [
+    "acceptance",
+    "busiest",
+    "contention",
+    "decomposition",
+    "draw_all",
+    "load_curves",
+    "stage_costs",
+    "timeline",
+]
+
+
+def draw_all(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile | None, folder: Path) -> list[Path]:
+    """Every figure that the given runs and profile allow. A timeline is drawn for each architecture, at its
+    busiest load, from the first live run and the simulation that belongs to it."""
+    paths: list[Path] = []
+    if profile is not None:
+        costs = CostModel(profile, extrapolate=True)
+        lives = [with_solo_times(run, costs) for run in lives]
+        paths += stage_costs(profile, costs, folder)
+        paths += contention(profile, folder)
+        paths += acceptance(profile, lives, folder)
+    paths += load_curves(lives, simulations, folder)
+    paths += decomposition(lives, simulations, folder)
+    for live, simulated in busiest(lives, simulations):
+        paths += timeline([live, simulated], folder, name=f"timeline_{cell_of(live).architecture}")
+    return paths
+
+
+def busiest(lives: Sequence[Run], simulations: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """For each architecture, a live run and a simulated one of the same cell, at the highest load they share."""
+    simulated = {cell_of(run): run for run in reversed(simulations)}
+    simulated |= {cell_of(run): run for run in simulations if "replays" not in run.info}
+    pairs: dict[str, tuple[Run, Run]] = {}
+    for live in sorted(lives, key=lambda run: cell_of(run).level, reverse=True):
+        cell = cell_of(live)
+        if cell in simulated and cell.architecture not in pairs:
+            pairs[cell.architecture] = (live, simulated[cell])
+    return list(pairs.values())

@@ -1,0 +1,129 @@
+"""What was measured for the profile, and what the simulator makes of it: stage costs and contention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from calibrate.contention import fit_contention, leave_one_group_out
+from calibrate.profile import Profile
+from engines.architecture import Segment
+from experiments.figures import style
+from sim.costs import CostModel
+
+MARKERS = {2: "o", 3: "^"}
+SHADES = 0.45
+"""How much paler the shortest series of a panel is than the longest."""
+
+
+@style.themed
+def stage_costs(profile: Profile, costs: CostModel, folder: Path, name: str = "stage_costs") -> list[Path]:
+    """A panel for each segment: medians with bars from P5 to P95, and the cost model's line through its means.
+
+    Prefill over the prompt tokens in a batch; draft and verify over the batch, one series for each draft length
+    and context.
+    """
+    segments = [segment for segment in Segment if (profile.stage_costs["segment"] == segment).any()]
+    figure, axes = style.canvas(2, (len(segments) + 1) // 2, width=4.4, height=2.9)
+    panels = axes.flat
+    for panel, segment in zip(panels, segments, strict=False):
+        _segment(panel, segment, profile.stage_costs[profile.stage_costs["segment"] == segment], costs)
+    for empty in list(panels):
+        empty.set_axis_off()
+    note = f"points: median, bars: P5 to P95, lines: mean by the cost model · {style.source((), profile.info)}"
+    return style.save(figure, folder, name, note)
+
+
+@style.themed
+def contention(profile: Profile, folder: Path, name: str = "contention") -> list[Path]:
+    """Measured against predicted rates of segments that run together; on the diagonal the model is right.
+
+    The title gives the errors of the fit and, where several groups were measured, the error for groups that the
+    fit has not seen.
+    """
+    table = fit_contention(profile.contention).residuals
+    streams = table.groupby("group")["group"].transform("size")
+    figure, axes = style.canvas(1, width=4.6, height=4.4)
+    panel = axes[0][0]
+    panel.plot([0, 1.05], [0, 1.05], color="#999999", linewidth=1, zorder=1)
+    entries: dict[str, Artist] = {}
+    for together in sorted(streams.unique()):
+        marker = MARKERS.get(together, "D")
+        entries[f"{together} streams"] = Line2D([], [], linestyle="", marker=marker, color="#555555")
+        for segment, colour in style.SEGMENT_COLOURS.items():
+            rows = table[(table["segment"] == segment) & (streams == together)]
+            if len(rows):
+                entries[style.SEGMENT_LABELS[segment]] = Patch(color=colour)
+                panel.scatter(
+                    rows["rate"], rows["predicted"], s=28, color=colour, marker=marker,
+                    edgecolor="white", linewidth=0.5, zorder=2,
+                )  # fmt: skip
+    panel.set(xlabel="measured rate (1: as fast as alone)", ylabel="predicted rate", xlim=(0, 1.05), ylim=(0, 1.05))
+    panel.set_aspect("equal")
+    panel.set_title(_errors(profile.contention, table["error"]), fontsize=7.5, loc="left")
+    style.legend_above(figure, dict(sorted(entries.items())), columns=2)
+    return style.save(figure, folder, name, style.source((), profile.info))
+
+
+def _errors(measured: pd.DataFrame, error: pd.Series) -> str:
+    text = f"mean |error| {error.abs().mean():.3f}, largest {error.abs().max():.3f}"
+    sizes = measured.groupby("group").size()
+    if (sizes > 1).sum() < 2:
+        return text
+    return (
+        f"{text}\ngroups left out of the fit: mean |error| {leave_one_group_out(measured)['error'].abs().mean():.3f}"
+    )
+
+
+def _segment(panel: Axes, segment: Segment, table: pd.DataFrame, costs: CostModel) -> None:
+    over = "tokens" if segment.startswith("prefill") else "batch"
+    series = ["batch"] if over == "tokens" else ["draft_length", "context_tokens"]
+    groups = list(table.groupby(series))
+    for place, (key, rows) in enumerate(groups):
+        shade = SHADES + (1 - SHADES) * (place + 1) / len(groups)
+        rows = rows.sort_values(over)
+        colour = _paler(style.SEGMENT_COLOURS[segment], shade)
+        bars = [rows["p50_ms"] - rows["p05_ms"], rows["p95_ms"] - rows["p50_ms"]]
+        panel.errorbar(rows[over], rows["p50_ms"], yerr=bars, fmt="o", markersize=3.5, capsize=2, color=colour)
+        line = _line(segment, rows, over, costs)
+        panel.plot(
+            line.index, line, color=colour, linewidth=1.2, label=_series_label(series, cast(tuple[float, ...], key))
+        )
+    panel.set_title(style.SEGMENT_LABELS[segment], fontsize=9, loc="left")
+    panel.set(xlabel="prompt tokens in the batch" if over == "tokens" else "batch (requests)", ylabel="time (ms)")
+    panel.set_ylim(bottom=0)
+    if len(groups) > 1:
+        panel.legend(fontsize=6.5)
+
+
+def _line(segment: Segment, rows: pd.DataFrame, over: str, costs: CostModel) -> pd.Series:
+    """Predicted mean milliseconds between the smallest and the largest measured point."""
+    first = rows.iloc[0]
+    batch, k, context = int(first["batch"]), int(first["draft_length"]), float(first["context_tokens"])
+    if over == "tokens":
+        points = np.unique(np.linspace(rows[over].min(), rows[over].max(), 60).round().astype(int))
+        times = [costs.cost(segment, batch, k, int(tokens), context).duration_s for tokens in points]
+    else:
+        points = np.arange(int(rows[over].min()), int(rows[over].max()) + 1)
+        width = k if segment is Segment.DRAFT else k + 1
+        times = [costs.cost(segment, int(size), k, int(size) * width, context).duration_s for size in points]
+    return pd.Series(1e3 * np.array(times), index=points)
+
+
+def _series_label(series: list[str], key: Iterable[float]) -> str:
+    names = {"batch": "prompts", "draft_length": "k", "context_tokens": "context"}
+    return ", ".join(f"{names[name]} {value:g}" for name, value in zip(series, key, strict=True))
+
+
+def _paler(colour: str, strength: float) -> tuple[float, ...]:
+    """The colour mixed with white; strength 1 leaves it as it is."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return tuple(1 - strength * (1 - part) for part in parts)

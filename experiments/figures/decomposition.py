@@ -1,0 +1,76 @@
+"""Where the time of a request went: live beside simulated, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from engines.metrics import decompose
+from engines.run import Run
+from experiments.cells import CELL_COLUMNS, cell_of
+from experiments.figures import style
+
+VISIBLE = 0.002
+"""Parts that are nowhere a larger share of the latency than this are not drawn."""
+
+
+@style.themed
+def decomposition(
+    lives: Sequence[Run], simulations: Sequence[Run], folder: Path, name: str = "decomposition"
+) -> list[Path]:
+    """Stacked bars of the mean latency's parts, one panel an architecture, one pair of bars a load: live
+    on the left, simulated (hatched) on the right.
+
+    A live run only knows contention if its solo times were filled in from a profile; the part can then be
+    negative (faster than in the calibration), which is drawn below zero.
+    """
+    table = _table(lives, simulations)
+    parts = _visible(table)
+    architectures = list(style.architecture_colours(table["architecture"]))
+    figure, axes = style.canvas(len(architectures), sharey=True, height=3.6)
+    for panel, architecture in zip(axes[0], architectures, strict=True):
+        _bars(panel, table[table["architecture"] == architecture], parts)
+        panel.set_title(architecture, fontsize=9)
+    axes[0][0].set_ylabel("mean latency of a request (s)")
+    entries = {part.replace("_", " "): Patch(color=style.PART_COLOURS[part]) for part in parts}
+    style.legend_above(figure, entries, columns=min(len(parts), 6))
+    note = f"left bar: live, right bar (hatched): simulated · {style.source([*lives, *simulations])}"
+    return style.save(figure, folder, name, note)
+
+
+def _table(lives: Sequence[Run], simulations: Sequence[Run]) -> pd.DataFrame:
+    """Mean seconds of each part by cell and kind, averaged over repeats."""
+    rows = []
+    for kind, runs in (("live", lives), ("simulated", [run for run in simulations if "replays" not in run.info])):
+        rows += [{**cell_of(run)._asdict(), "kind": kind, **decompose(run).mean()} for run in runs]
+    table = pd.DataFrame(rows)
+    return table.groupby([*CELL_COLUMNS, "kind"], as_index=False).mean()
+
+
+def _visible(table: pd.DataFrame) -> list[str]:
+    shares = table[list(style.PART_COLOURS)].abs().div(table["latency_s"], axis=0).max()
+    return [part for part in style.PART_COLOURS if shares[part] > VISIBLE]
+
+
+def _bars(panel: Axes, table: pd.DataFrame, parts: list[str]) -> None:
+    levels = sorted(table["level"].unique())
+    for kind, offset, hatch in (("live", -0.2, None), ("simulated", 0.2, "////")):
+        means = table[table["kind"] == kind].groupby("level")[parts].mean().reindex(levels).fillna(0.0)
+        places = np.arange(len(levels)) + offset
+        above, below = np.zeros(len(levels)), np.zeros(len(levels))
+        for part in parts:
+            heights = means[part].to_numpy()
+            base = np.where(heights >= 0, above, below)
+            panel.bar(
+                places, heights, 0.36, bottom=base, color=style.PART_COLOURS[part], hatch=hatch, edgecolor="white",
+                linewidth=0.3,
+            )  # fmt: skip
+            above, below = above + heights.clip(min=0), below + heights.clip(max=0)
+    panel.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
+    panel.set_xlabel(table["load"].iloc[0] + (" (clients)" if table["load"].iloc[0] == "concurrency" else ""))
+    panel.grid(visible=False, axis="x")

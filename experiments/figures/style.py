@@ -1,0 +1,122 @@
+"""What all figures share: colours that colour-blind readers can tell apart, sizes, the source line, saving."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import seaborn as sns
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+
+from engines.architecture import ARCHITECTURES, Segment
+from engines.run import Run
+from experiments.cells import cell_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_WHEEL = [str(colour) for colour in sns.color_palette("colorblind").as_hex()]
+_BLUE, _ORANGE, _GREEN, _VERMILION, _PINK, _TAN, _ROSE, _GREY, _YELLOW, _SKY = _WHEEL
+_FIXED = dict(zip(ARCHITECTURES, (_BLUE, _ORANGE, _GREEN), strict=True))
+_OTHERS = (_VERMILION, _PINK, _TAN, _GREY, _SKY, _ROSE, _YELLOW)
+
+SEGMENT_COLOURS: dict[str, str] = {
+    Segment.PREFILL_DRAFT: _ROSE,
+    Segment.PREFILL_TARGET: _PINK,
+    Segment.DRAFT: _SKY,
+    Segment.VERIFY: _VERMILION,
+}
+PART_COLOURS: dict[str, str] = {
+    "admission_wait": "#4d4d4d",
+    "prefill_queue": _ROSE,
+    "prefill": _PINK,
+    "draft_queue": "#bfe0f5",
+    "draft": _SKY,
+    "thrown_away": _BLUE,
+    "verify_queue": "#f3c6a5",
+    "verify": _VERMILION,
+    "permit_wait": _YELLOW,
+    "contention": _GREY,
+    "hand_over": _TAN,
+}
+SEGMENT_LABELS: dict[str, str] = {
+    Segment.PREFILL_DRAFT: "prefill, draft model",
+    Segment.PREFILL_TARGET: "prefill, target model",
+    Segment.DRAFT: "draft (k steps)",
+    Segment.VERIFY: "verify",
+}
+
+
+def architecture_colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for every architecture: always the same for the three built in, in order of name for others."""
+    present = list(dict.fromkeys(names))
+    others = sorted(name for name in present if name not in _FIXED)
+    wheel = {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
+    ordered = [name for name in _FIXED if name in present] + others
+    return {name: _FIXED.get(name) or wheel[name] for name in ordered}
+
+
+def themed(draw: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: the function draws with the look of these figures, and leaves matplotlib's settings alone."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **options: P.kwargs) -> R:
+        look = {
+            **sns.axes_style("whitegrid"),
+            **sns.plotting_context("paper"),
+            "legend.fontsize": 8,
+            "grid.color": "#e4e4e4",
+        }
+        with rc_context(look):
+            return draw(*args, **options)
+
+    return drawn
+
+
+def canvas(columns: int, rows: int = 1, width: float = 3.6, height: float = 3.0, **grid: Any) -> tuple[Figure, Any]:
+    """A figure with an array [rows, columns] of axes; width and height are of one panel, in inches."""
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **grid)
+
+
+def source(runs: Sequence[Run] = (), profile_info: dict[str, Any] | None = None) -> str:
+    """Where the numbers come from: device, pair, date and draft length, as far as the records say."""
+    infos = [*(run.info for run in runs if run.info.get("kind") == "live"), *([profile_info] if profile_info else [])]
+    infos = infos or [run.info for run in runs]
+
+    def said(key: str) -> str:
+        return ", ".join(dict.fromkeys(str(info[key]) for info in infos if info.get(key)))
+
+    lengths = dict.fromkeys(cell_of(run).draft_length for run in runs)
+    if not lengths and profile_info and profile_info.get("draft_length"):
+        lengths = dict.fromkeys([str(profile_info["draft_length"])])
+    parts = [
+        f"device: {said('device')}" if said("device") else "",
+        f"pair: {said('pair')}" if said("pair") else "",
+        " to ".join(_first_and_last(str(info["date"])[:10] for info in infos if info.get("date"))),
+        f"k = {', '.join(lengths)}" if lengths else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _first_and_last(dates: Iterable[str]) -> list[str]:
+    ordered = sorted(set(dates))
+    return ordered[:1] + ordered[-1:] if len(ordered) > 1 else ordered
+
+
+def legend_above(figure: Figure, entries: Mapping[str, Artist], columns: int) -> None:
+    """One legend for the whole figure, over the panels, where it can cover nothing; filled column by column."""
+    figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=columns, frameon=False)
+
+
+def save(figure: Figure, folder: Path, name: str, source_line: str) -> list[Path]:
+    """Write NAME.pdf (vector) and NAME.png (200 dots an inch) with the source line in the lower right corner."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.supxlabel(source_line, fontsize=6.5, color="#555555", ha="right", x=0.995)
+    paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
+    figure.savefig(paths[0], metadata={"CreationDate": None})
+    figure.savefig(paths[1], dpi=200)
+    return paths

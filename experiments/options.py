@@ -1,0 +1,146 @@
+"""Short texts of the command line and of configs, turned into values: lengths, draft lengths, limits, devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+
+from engines.architecture import Architecture, Step
+from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
+from engines.errors import InputError
+from engines.workload import FixedLength, Lengths, LogNormalLength, UniformLength
+
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_WHOLE = re.compile(r"\d+")
+_RANGE = re.compile(r"(\d+)-(\d+)")
+_LOGNORMAL = re.compile(r"(\d+(?:\.\d+)?)~(\d+(?:\.\d+)?)\[(\d+)-(\d+)\]")
+
+
+def parse_lengths(field: str, text: str) -> Lengths:
+    """ "64": always 64 tokens. "16-96": uniform. "64~0.5[16-256]": lognormal with median 64 and sigma 0.5, cut to
+    16..256. Raises InputError."""
+    if _WHOLE.fullmatch(text) and int(text) >= 1:
+        return FixedLength(int(text))
+    if (match := _RANGE.fullmatch(text)) and 1 <= int(match[1]) <= int(match[2]):
+        return UniformLength(int(match[1]), int(match[2]))
+    if (match := _LOGNORMAL.fullmatch(text)) and 1 <= int(match[3]) <= int(match[4]) and float(match[1]) > 0:
+        return LogNormalLength(float(match[1]), float(match[2]), int(match[3]), int(match[4]))
+    raise InputError(field, text, "give tokens as 64 (fixed), 16-96 (uniform) or 64~0.5[16-256] (lognormal)")
+
+
+def parse_draft_length(text: str) -> DraftLength:
+    """ "4": always 4 drafts. "adaptive": between 2 and 8, starting at 4. "3-6": adaptive within these bounds."""
+    if text == "adaptive":
+        return AdaptiveDraftLength()
+    if match := _RANGE.fullmatch(text):
+        low, high = int(match[1]), int(match[2])
+        if 1 <= low <= high:
+            start = min(max(AdaptiveDraftLength.start, low), high)
+            return AdaptiveDraftLength(minimum=low, maximum=high, start=start)
+    elif _WHOLE.fullmatch(text) and int(text) >= 1:
+        return FixedDraftLength(int(text))
+    raise InputError("draft_length", text, "use a whole number of at least 1, a range such as 2-8, or adaptive")
+
+
+def parse_batch_limits(text: str) -> dict[Step, int]:
+    """ "draft=12,verify=24": largest batch (requests) of these steps."""
+    limits = {}
+    for item in text.split(","):
+        step, _, limit = item.partition("=")
+        known = {str(member): member for member in Step}
+        if step.strip() not in known or not _WHOLE.fullmatch(limit.strip()) or int(limit) < 1:
+            remedy = f"write STEP=N, separated by commas; the steps are {', '.join(known)}"
+            raise InputError("batch_limit", text, remedy)
+        limits[known[step.strip()]] = int(limit)
+    return limits
+
+
+def parse_numbers(field: str, text: str) -> list[int]:
+    """ "1,2,4": whole numbers of at least 1, each once, in order of size. Raises InputError."""
+    items = [item.strip() for item in text.split(",")]
+    if not all(_WHOLE.fullmatch(item) and int(item) >= 1 for item in items):
+        raise InputError(field, text, "list whole numbers of at least 1, separated by commas")
+    return sorted({int(item) for item in items})
+
+
+def adjusted(
+    architecture: Architecture,
+    *,
+    draft_length: str | None = None,
+    batch_limit: str | None = None,
+    workers: int | None = None,
+    slots: int | None = None,
+    permits: int | None = None,
+    hybrid: int | None = None,
+) -> Architecture:
+    """A copy with the settings that are given.
+
+    workers: of every lane that carries requests or, where no lane does, of every lane. permits: steps that may
+    run at once on a device. hybrid: active requests at or below which draft and verify run as one step.
+    Raises InputError, also for a batch limit of a step that the architecture does not have.
+    """
+    if batch_limit is not None:
+        limits = parse_batch_limits(batch_limit)
+        present = {step for lane in architecture.lanes for step in lane.steps}
+        for step in limits:
+            if step not in present:
+                remedy = f"{architecture.name} has no such step; it has {', '.join(sorted(present))}"
+                raise InputError("batch_limit", str(step), remedy)
+        architecture = architecture.with_batch_limits(limits)
+    if workers is not None:
+        carrying = any(lane.carries_request for lane in architecture.lanes)
+        lanes = tuple(
+            dataclasses.replace(lane, workers=workers) if lane.carries_request or not carrying else lane
+            for lane in architecture.lanes
+        )
+        architecture = architecture.replace(lanes=lanes)
+    changes: dict[str, object] = {}
+    if draft_length is not None:
+        changes["draft_length"] = parse_draft_length(draft_length)
+    for name, value in (("slots", slots), ("running_stages", permits), ("hybrid_at_or_below", hybrid)):
+        if value is not None:
+            changes[name] = value
+    return architecture.replace(**changes) if changes else architecture
+
+
+def check_live(device: str, pair: str, target: str | None = None, draft: str | None = None) -> None:
+    """Raises InputError unless live engines can run here: torch, the device and the models' folders are there.
+
+    target and draft: folders that stand in for the pair.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise InputError("device", device, "use cpu, cuda or cuda:N")
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("device", device, "live engines need torch; install the extra: pip install 'pdv[engines]'")
+    if (target is None) != (draft is None):
+        raise InputError("target, draft", (target, draft), "give both, or a --pair")
+    folders = {"pair": pair} if target is None else {"target": target, "draft": draft}
+    for field, folder in folders.items():
+        if folder != "embedded" and not Path(str(folder)).is_dir():
+            raise InputError(field, folder, "no such folder; give a model folder, or `embedded` for the shipped pair")
+    from engines.live.pairs import find_device
+
+    find_device(device)
+
+
+def check_output(field: str, path: Path) -> None:
+    """Raises InputError if a folder cannot be made there, before any work is done for it."""
+    nearest = path
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InputError(field, str(path), f"{nearest} is a file; give a folder")
+
+
+def positive(field: str, value: float | None) -> None:
+    """Raises InputError unless the value is left out or above 0."""
+    if value is not None and not (value > 0 and value < float("inf")):
+        raise InputError(field, value, "use a number above 0")
+
+
+def at_least(field: str, value: float | None, least: float) -> None:
+    """Raises InputError unless the value is left out or at least `least`."""
+    if value is not None and not least <= value < float("inf"):
+        raise InputError(field, value, f"use a number of at least {least:g}")

@@ -1,0 +1,149 @@
+"""Numbers for people: the summary of a run and the table of a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from engines.metrics import summary
+from engines.request import Status
+from engines.run import Run
+from experiments.cells import CELL_COLUMNS, cell_of
+from experiments.compare import Comparison
+
+
+def print_summary(run: Run, folder: Path) -> None:
+    """A few lines on standard output: what ran, how fast, where the record is."""
+    Console().print(summary_table(run))
+    Console().print(f"record: {folder}", highlight=False, soft_wrap=True)
+
+
+def summary_table(run: Run) -> Table:
+    """The run in six lines."""
+    numbers = summary(run)
+    statuses = run.requests["status"].value_counts()
+    others = [f"{count} {status}" for status, count in statuses.items() if status != Status.FINISHED]
+    finished = f"{len(run.finished)} of {len(run.requests)} requests in {run.duration_s:.2f} s"
+    table = Table(title=f"{cell_of(run)} ({run.info.get('kind', 'run')})", show_header=False, title_justify="left")
+    table.add_row("finished", ", ".join([finished, *others]))
+    table.add_row(
+        "throughput",
+        f"{numbers['throughput_tokens_per_s']:.1f} tokens/s, {numbers['throughput_requests_per_s']:.2f} requests/s",
+    )
+    for name, label in (("latency_s", "latency"), ("ttft_s", "TTFT"), ("tpot_s", "TPOT")):
+        values = [f"{stat} {1e3 * numbers[f'{name}.{stat}']:.1f}" for stat in ("mean", "median", "p95")]
+        table.add_row(f"{label} (ms)", ", ".join(values))
+    table.add_row(
+        "acceptance", f"rate {numbers['acceptance_rate']:.2f}, {numbers['acceptance_length']:.2f} tokens per verify"
+    )
+    return table
+
+
+def comparison_report(comparison: Comparison) -> RenderableType:
+    """The grid, one row a cell, the means below it, and the pairs by request where runs were replayed."""
+    grid = comparison.grid()
+    table = Table(
+        title="simulated against live: signed error = (simulated - live) / live",
+        caption="spread: (max - min) / mean over the live repeats of the cell",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("architecture")
+    for heading in ("load", "k", "live\ntokens/s", "simulated\ntokens/s"):
+        table.add_column(heading, justify="right")
+    for heading in ("throughput\nerror", "live\nspread", "latency\nmedian", "latency\nP95", "latency\nspread"):
+        table.add_column(heading, justify="right")
+    for heading in ("TTFT\nmean", "TPOT\nmean"):
+        table.add_column(heading, justify="right")
+    columns = [
+        "throughput_error", "throughput_spread", "latency_median_error", "latency_p95_error", "latency_spread",
+        "ttft_mean_error", "tpot_mean_error",
+    ]  # fmt: skip
+    previous = None
+    for row in grid.to_dict("records"):
+        if previous not in (None, row["architecture"]):
+            table.add_section()
+        previous = row["architecture"]
+        table.add_row(
+            str(row["architecture"]), f"{row['load']} {row['level']:g}", str(row["draft_length"]),
+            f"{row['throughput_live']:.1f}", f"{row['throughput_simulated']:.1f}",
+            *(_percent(row[name], signed="error" in name) for name in columns),
+        )  # fmt: skip
+    table.add_section()
+    means = grid[columns].abs().mean()
+    table.add_row("mean of absolutes", "", "", "", "", *(_percent(means[name]) for name in columns), style="bold")
+    parts: list[RenderableType] = [table]
+    if not comparison.paired.empty:
+        parts.append(_paired_table(comparison))
+    parts += [Text(f"not compared: {cell}") for cell in comparison.unmatched]
+    parts.append(Text(verdict(comparison)))
+    return Group(*parts)
+
+
+def verdict(comparison: Comparison) -> str:
+    """The one sentence to remember."""
+    spread = comparison.grid()["throughput_spread"].mean()
+    against = f"; the live repeats themselves spread {spread:.1%} on average" if not math.isnan(spread) else ""
+    cells = len(comparison.grid())
+    return f"mean absolute throughput error over {cells} cells: {comparison.throughput_error:.1%}{against}"
+
+
+def write_report(comparison: Comparison, path: Path) -> Path:
+    """The report as plain text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        Console(file=file, width=132).print(comparison_report(comparison))
+    return path
+
+
+def _paired_table(comparison: Comparison) -> Table:
+    table = Table(
+        title="request by request, where the simulation replays the live arrivals",
+        caption="means over the replayed runs of each cell; MAPE: mean of |simulated - live| / live",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("architecture")
+    for heading in ("load", "k"):
+        table.add_column(heading, justify="right")
+    for quantity in ("latency", "TTFT"):
+        for heading in ("bias", "MAPE", "r"):
+            table.add_column(f"{quantity}\n{heading}", justify="right")
+    columns = ["bias", "mape", "pearson_r"]
+    for cell, rows in comparison.paired.groupby(CELL_COLUMNS):
+        means = rows.groupby("quantity")[columns].mean().to_dict("index")
+        shown = []
+        for quantity in ("latency_s", "ttft_s"):
+            bias, mape, r = (means[quantity][column] for column in columns)
+            shown += [_percent(bias, signed=True), _percent(mape), "-" if math.isnan(r) else f"{r:.2f}"]
+        architecture, length, load, level = cell
+        table.add_row(str(architecture), f"{load} {level:g}", str(length), *shown)
+    return table
+
+
+def _percent(value: float, signed: bool = False) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:+.1%}" if signed else f"{value:.1%}"
+
+
+def grid_table(runs: Sequence[Run]) -> Table:
+    """One row a run: load, throughput, latency, TTFT and TPOT."""
+    table = Table()
+    table.add_column("architecture")
+    for heading in ("load", "k", "tokens/s", "latency\nmedian (s)", "latency\nP95 (s)", "TTFT\nmean (s)"):
+        table.add_column(heading, justify="right")
+    table.add_column("TPOT\nmean (ms)", justify="right")
+    for run in sorted(runs, key=cell_of):
+        cell, numbers = cell_of(run), summary(run)
+        table.add_row(
+            cell.architecture, f"{cell.load} {cell.level:g}", cell.draft_length,
+            f"{numbers['throughput_tokens_per_s']:.1f}", f"{numbers['latency_s.median']:.3f}",
+            f"{numbers['latency_s.p95']:.3f}", f"{numbers['ttft_s.mean']:.3f}", f"{1e3 * numbers['tpot_s.mean']:.2f}",
+        )  # fmt: skip
+    return table

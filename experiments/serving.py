@@ -1,0 +1,61 @@
+"""Live runs and calibrations, as the experiments need them. What needs torch is imported when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibrate.profile import Profile
+from engines.architecture import Architecture
+from engines.run import Run
+from engines.workload import FixedLength, Workload, make_workload
+from experiments.progress import Bar, Report
+
+if TYPE_CHECKING:
+    from engines.live.pairs import Pair
+
+
+def serve(
+    architecture: Architecture,
+    workload: Workload,
+    pair: Pair,
+    *,
+    max_context: int | None = None,
+    info: dict[str, Any] | None = None,
+    progress: Report | None = None,
+) -> Run:
+    """Serve the workload live, with real text as prompts (random tokens for a pair that has no tokenizer). `info`
+    is added to the record's."""
+    from calibrate.measure import prompts_for
+    from engines.live.serve import serve_once
+
+    prompted = prompts_for(pair, workload, int(workload.info.get("seed", 0)))
+    run = serve_once(architecture, pair, prompted, max_context, progress)
+    run.info |= info or {}
+    return run
+
+
+def warm_up(architecture: Architecture, pair: Pair) -> None:
+    """Serve a few requests that are not recorded: the first passes of a process also load and tune libraries."""
+    serve(architecture, make_workload(4, FixedLength(16), FixedLength(16), concurrency=4), pair)
+
+
+def measure(
+    pair: Pair,
+    points: dict[str, list[int]],
+    budget_s: float,
+    command: str,
+    unfinished: Path,
+    progress: Bar,
+) -> Profile:
+    """Calibrate the pair on its device over the points of calibrate.stage_costs.Grid (batches, draft_lengths,
+    contexts, prompt_tokens, packed).
+
+    command: what the profile says it was made with. unfinished: a folder for finished parts, so that an
+    interrupted calibration goes on. Raises InputError for points that the pair cannot serve.
+    """
+    from calibrate.measure import calibrate
+    from calibrate.stage_costs import Grid
+
+    grid = Grid(**{name: tuple(values) for name, values in points.items()})
+    return calibrate(pair, grid, budget_s, command=command, keep=unfinished, progress=progress.part)

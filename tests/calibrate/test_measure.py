@@ -1,0 +1,181 @@
+"""A calibration measures what it says, keeps to its budget, and goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from calibrate.measure import calibrate, host_times  # noqa: E402
+from calibrate.profile import Profile  # noqa: E402
+from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
+from calibrate.together import default_groups, measure_contention  # noqa: E402
+from calibrate.workbench import Load, Workbench, count_kernels, make_stages  # noqa: E402
+from engines.architecture import Segment  # noqa: E402
+from engines.errors import InputError  # noqa: E402
+from engines.live.pairs import Pair, load_pair  # noqa: E402
+from engines.live.streams import HostStream  # noqa: E402
+
+pytestmark = pytest.mark.live
+SMALL = Grid(batches=(1, 4), draft_lengths=(2,), contexts=(16,), prompt_tokens=(16, 64))
+
+
+def silent(what: str, fraction: float) -> None:
+    assert 0 <= fraction <= 1
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return load_pair("embedded")
+
+
+@pytest.fixture(scope="module")
+def profile(pair: Pair) -> Profile:
+    return calibrate(pair, SMALL, budget_s=4, progress=silent)
+
+
+def test_a_calibration_covers_the_grid_and_passes_its_own_checks(profile: Profile, tmp_path: Path) -> None:
+    profile.save(tmp_path)
+    again = Profile.load(tmp_path)
+    assert len(again.stage_costs) == len(SMALL.loads()) == 8
+    assert again.contention.groupby("group").size().isin([2, 3]).all()
+    assert again.contention["rate"].between(0, 1).all()
+    assert again.acceptance["rate"].is_monotonic_decreasing
+    assert set(again.tapes) == set(profile.tapes)
+
+
+def test_more_work_takes_longer(profile: Profile) -> None:
+    costs = profile.stage_costs.set_index(["segment", "batch", "tokens"])["p25_ms"]
+    assert costs["prefill_target", 1, 64] > costs["prefill_target", 1, 16]
+    assert costs["prefill_target", 1, 64] > costs["prefill_draft", 1, 64]
+    assert (profile.stage_costs["host_ms"] > 0).all()
+
+
+def test_kernels_are_counted_by_what_runs(pair: Pair) -> None:
+    bench = Workbench(make_stages(pair, 4, 4, 64), 0, 4)
+
+    def kernels(k: int) -> int:
+        return count_kernels(pair.device, bench.work(Load(Segment.DRAFT, 2, draft_length=k, context_tokens=16)))
+
+    with torch.inference_mode():
+        one, two, three = kernels(1), kernels(2), kernels(3)
+    assert three - two == two - one > 20  # every further draft token is one more pass of the same kernels
+
+
+def test_a_load_sees_the_context_that_it_asks_for(pair: Pair) -> None:
+    stages = make_stages(pair, 4, 4, 64)
+    bench = Workbench(stages, 0, 4)
+    with torch.inference_mode():
+        for _ in range(3):  # a verify lengthens its sequences; the load must start over each time
+            bench.work(Load(Segment.VERIFY, 2, draft_length=4, context_tokens=20))()
+            assert set(stages.lengths[:2].tolist()) <= set(range(21, 26))
+
+
+def test_the_fewest_repeats_are_made_whatever_the_budget(pair: Pair) -> None:
+    grid = Grid((1,), (1,), (8,), (8,))
+    started = time.monotonic()
+    table = measure_stage_costs(pair, grid, 0.0, silent)
+    assert (table["repeats"] >= 12).all()
+    assert time.monotonic() - started < 20
+
+
+def test_the_medians_interval_shrinks_with_repeats_and_is_wide_for_noise() -> None:
+    rng = np.random.default_rng(0)
+    noisy, calm = rng.normal(10, 2, 400), rng.normal(10, 0.1, 400)
+    assert median_half_width(calm) < 0.02 < median_half_width(noisy[:50])
+    assert median_half_width(noisy) < median_half_width(noisy[:50])
+    inside = [abs(np.median(rng.normal(10, 2, 50)) / 10 - 1) for _ in range(300)]
+    typical = np.median([median_half_width(rng.normal(10, 2, 50)) for _ in range(50)])
+    assert 0.9 < np.mean(np.array(inside) < typical) < 0.99
+
+
+def test_two_sleepers_do_not_slow_each_other_but_two_holders_of_a_lock_do(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measurement finds rate 1 where nothing is shared and about 1/2 where everything is."""
+    shared = HostStream()
+
+    def sleep(bench: Workbench, load: Load) -> object:
+        return lambda: time.sleep(0.01)
+
+    def sleep_in_turn(bench: Workbench, load: Load) -> object:
+        def work() -> None:
+            with shared.turn():
+                time.sleep(0.01)
+
+        return work
+
+    group = [(Load(Segment.DRAFT, 1, 2, 0, 16), Load(Segment.VERIFY, 1, 2, 0, 16))]
+    monkeypatch.setattr("calibrate.together.count_kernels", lambda *args: 1)
+    for work, low, high in ((sleep, 0.85, 1.0), (sleep_in_turn, 0.4, 0.65)):
+        monkeypatch.setattr(Workbench, "work", work)
+        rates = measure_contention(pair, SMALL, group, 1.5, silent)["rate"]
+        assert rates.between(low, high).all(), rates
+
+
+def test_default_groups_are_pairs_and_triples_of_lanes() -> None:
+    groups = default_groups(Grid())
+    assert {len(group) for group in groups} == {2, 3}
+    assert all(len({load.segment for load in group}) == len(group) for group in groups)
+    assert {load.segment for group in groups for load in group} == set(Segment)
+
+
+def test_an_interrupted_calibration_goes_on(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = tmp_path / "parts"
+
+    def interrupted(*args: object) -> pd.DataFrame:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("calibrate.measure.measure_contention", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(pair, SMALL, 0.5, keep=keep, progress=silent)
+    first = pd.read_parquet(keep / "stage_costs.parquet")
+    finished = calibrate(pair, SMALL, 0.5, keep=keep, progress=silent)
+    assert finished.stage_costs["mean_ms"].to_numpy() == pytest.approx(first["mean_ms"].to_numpy(), rel=1e-5)
+    assert not keep.exists()
+
+
+def test_parts_of_other_settings_are_not_taken(pair: Pair, tmp_path: Path) -> None:
+    from calibrate.measure import _Parts
+
+    _Parts(tmp_path / "p", {"grid": 1}).get("stage_costs", lambda: pd.DataFrame({"a": [1]}))
+    same = _Parts(tmp_path / "p", {"grid": 1}).get("stage_costs", lambda: pd.DataFrame({"a": [2]}))
+    other = _Parts(tmp_path / "p", {"grid": 2}).get("stage_costs", lambda: pd.DataFrame({"a": [3]}))
+    assert (same["a"][0], other["a"][0]) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batches": ()}, "batches"),
+        ({"draft_lengths": (0,)}, "draft_lengths"),
+        ({"contexts": (1,)}, "contexts"),
+        ({"packed": (32,)}, "packed"),
+    ],
+)
+def test_an_impossible_grid_is_refused(settings: dict[str, tuple[int, ...]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Grid(**settings)
+
+
+def test_a_grid_beyond_the_pair_is_refused_before_any_measurement(pair: Pair) -> None:
+    with pytest.raises(InputError, match="the pair takes at most"):
+        calibrate(pair, Grid(contexts=(4000,)))
+
+
+def test_host_time_is_what_a_work_spends_off_the_device() -> None:
+    from engines.architecture import PD
+    from engines.request import Request
+    from engines.scheduler import Scheduler
+    from tests.driver import drive
+
+    run = drive(Scheduler(PD), [Request(0, 4, 9, arrival_s=0.0)])
+    shorter = run.spans["end_s"] - 0.25 * (run.spans["end_s"] - run.spans["start_s"])
+    run.spans["end_s"] = shorter
+    assert host_times(run) == pytest.approx({"prefill_target": 250.0, "verify": 250.0})

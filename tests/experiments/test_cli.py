@@ -1,0 +1,267 @@
+"""The command line: good input works, bad input gets one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engines.run import Run
+from experiments.cli import main
+from tests.experiments import synthetic
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a profile, live runs and simulated ones."""
+    folder = tmp_path_factory.mktemp("work")
+    synthetic.profile().save(folder / "profile")
+    for repeat in (1, 2):
+        synthetic.live("pdv", f"pdv-r{repeat}", seed=repeat).save(folder / "live" / f"pdv-r{repeat}")
+    synthetic.simulated("pdv", name="pdv").save(folder / "simulated" / "pdv")
+    return folder
+
+
+@pytest.fixture
+def in_work(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(work)
+    return work
+
+
+BAD_WORKLOAD = {
+    "unknown architecture": ("--architecture pvd", "architecture = 'pvd'"),
+    "architecture file missing": ("--architecture nowhere.toml", "architecture = 'nowhere.toml'"),
+    "negative rate": ("--rate -2", "rate = -2.0"),
+    "rate zero": ("--rate 0", "rate = 0.0"),
+    "rate not a number": ("--rate nan", "rate = nan"),
+    "no clients": ("--concurrency 0", "concurrency = 0"),
+    "two loads": ("--rate 2 --concurrency 3", "concurrency, rate = "),
+    "k = 0": ("--draft-length 0", "draft_length = '0'"),
+    "k backwards": ("--draft-length 8-2", "draft_length = '8-2'"),
+    "no such step": ("--batch-limit decode=3", "batch_limit = 'decode=3'"),
+    "step of another architecture": ("--architecture pd --batch-limit verify=3", "batch_limit = 'verify'"),
+    "no workers": ("--architecture baseline --workers 0", "lanes.worker.workers = 0"),
+    "no slots": ("--slots 0", "slots = 0"),
+    "no permits": ("--permits 0", "running_stages = 0"),
+    "hybrid below zero": ("--hybrid -1", "hybrid_at_or_below = -1"),
+    "no requests": ("--requests 0", "requests = 0"),
+    "no prompt": ("--prompt-tokens 0", "prompt_tokens = '0'"),
+    "lengths backwards": ("--output-tokens 96-16", "output_tokens = '96-16'"),
+    "cold": ("--temperature -1", "temperature = -1.0"),
+    "seed below zero": ("--seed -1", "seed = -1"),
+    "unknown process": ("--process normal --rate 2", "process = 'normal'"),
+    "trace missing": ("--trace nowhere.csv", "trace = 'nowhere.csv'"),
+    "trace without a column": ("--trace no_column.csv", "GeneratedTokens"),
+    "cut without a trace": ("--max-prompt 10", "max_prompt = 10"),
+    "out is a file": ("--out no_column.csv/deep", "out = 'no_column.csv/deep'"),
+    "not a number": ("--concurrency many", "--concurrency"),
+    "no such option": ("--clients 3", "--clients"),
+}
+BAD_LIVE = {
+    "no such device kind": ("--device tpu", "device = 'tpu'"),
+    "CUDA on this machine": ("--device cuda:77", "device = 'cuda:77'"),
+    "model folder missing": ("--pair ./nowhere", "pair = './nowhere'"),
+    "target folder missing": ("--target ./nowhere --draft ./nowhere", "target = './nowhere'"),
+    "half a pair": ("--target ./nowhere", "target, draft = "),
+}
+BAD_SIMULATION = {
+    "profile missing": ("--profile nowhere", "nowhere"),
+    "other schema": ("--profile other_schema", "schema_version = 99"),
+    "truncated table": ("--profile truncated", "stage_costs.csv"),
+    "cut in a line": ("--profile cut", "stage_costs.csv"),
+    "table missing": ("--profile no_table", "contention.csv"),
+    "acceptance of no kind": ("--profile profile --acceptance often", "acceptance = 'often'"),
+    "acceptance above 1": ("--profile profile --acceptance 1.2", "acceptance = '1.2'"),
+    "rising rates": ("--profile profile --acceptance 0.5,0.6", "acceptance = '0.5,0.6'"),
+    "impossible spread": ("--profile profile --acceptance 0.5±0.9", "0.9"),
+    "tape without one": ("--profile profile --acceptance tape", "acceptance = 'tape'"),
+    "k that was not measured": ("--profile profile --draft-length 7", "draft_length = 7"),
+    "replay missing": ("--profile profile --replay nowhere", "nowhere"),
+    "replay with a load": ("--profile profile --replay live/pdv-r1 --rate 3", "rate = '3.0'"),
+    "no profile": ("", "--profile"),
+}
+BAD_OTHERS = {
+    "unknown command": ("simulation", "simulation"),
+    "live missing": ("compare nowhere simulated", "live = 'nowhere'"),
+    "simulated empty": ("compare live profile", "simulated = 'profile'"),
+    "tolerance below zero": ("compare live simulated --tolerance -1", "tolerance = -1.0"),
+    "figures of nothing": ("figures nowhere simulated", "live = 'nowhere'"),
+    "trace of nothing": ("trace nowhere", "nowhere"),
+    "damaged run": ("trace damaged", "requests.parquet"),
+    "calibrate nothing": ("calibrate --batches 0,1", "batches = '0,1'"),
+    "no time": ("calibrate --budget-s 0", "budget_s = 0.0"),
+    "calibrate nowhere": ("calibrate --pair ./nowhere", "pair = './nowhere'"),
+    "demo nowhere": ("demo --config nowhere.toml", "config = 'nowhere.toml'"),
+    "bad config": ("demo --config bad.toml", "concurrencies"),
+    "sweep without jobs": ("sweep demo --profile profile --jobs 0", "jobs = 0"),
+}
+CASES = [
+    *((f"run: {name}", f"run {case[0]}", case[1]) for name, case in (BAD_WORKLOAD | BAD_LIVE).items()),
+    *((f"simulate: {name}", f"simulate --profile profile {c[0]}", c[1]) for name, c in BAD_WORKLOAD.items()),
+    *((f"simulate: {name}", f"simulate {case[0]}", case[1]) for name, case in BAD_SIMULATION.items()),
+    *((name, *case) for name, case in BAD_OTHERS.items()),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bad_files(work: Path) -> None:
+    """The broken inputs that the cases name."""
+    (work / "no_column.csv").write_text("TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.97,48\n")
+    (work / "bad.toml").write_text('architectures = ["pd"]\nconcurrencies = [0]\n')
+    for name in ("other_schema", "truncated", "cut", "no_table"):
+        shutil.copytree(work / "profile", work / name)
+    toml = work / "other_schema" / "profile.toml"
+    toml.write_text(toml.read_text().replace("schema_version = 1", "schema_version = 99"))
+    lines = (work / "truncated" / "stage_costs.csv").read_text().splitlines(keepends=True)
+    (work / "truncated" / "stage_costs.csv").write_text("".join(lines[:-4]))
+    (work / "cut" / "stage_costs.csv").write_text("".join(lines)[:-10])
+    (work / "no_table" / "contention.csv").unlink()
+    shutil.copytree(work / "live" / "pdv-r1", work / "damaged")
+    (work / "damaged" / "requests.parquet").write_bytes(b"not a table")
+
+
+@pytest.mark.parametrize(("command", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_bad_input_gets_one_line_and_exit_code_2(
+    command: str, expected: str, in_work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(in_work.rglob("*"))
+    assert main(command.split()) == 2
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("pdv: ")
+    assert expected in lines[0]
+    assert printed.out == ""
+    assert sorted(in_work.rglob("*")) == before  # nothing was begun
+
+
+def test_the_installed_process_prints_no_traceback(work: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", "simulate", "--profile", str(work / "other_schema")],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "schema_version = 99" in done.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+import experiments.commands.simulate as command
+from experiments.cli import main
+
+def interrupted(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+command.predict = interrupted
+sys.exit(main(["simulate", "--profile", sys.argv[1], "--out", sys.argv[2]]))
+"""
+
+
+def test_interrupting_ends_with_one_line_and_exit_code_130(work: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(work / "profile"), str(work / "interrupted")],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == ["pdv: interrupted"]
+    assert not (work / "interrupted").exists()
+
+
+NO_TORCH = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocked())
+from experiments.cli import main
+for command in {commands!r}:
+    assert main(command.split()) == 0, command
+assert "torch" not in sys.modules
+"""
+
+
+def test_simulating_comparing_drawing_and_tracing_need_no_torch(work: Path, tmp_path: Path) -> None:
+    commands = [
+        f"simulate -p {work}/profile -c 3 --requests 6 --out {tmp_path}/simulated",
+        f"simulate -p {work}/profile --replay {work}/live/pdv-r1 --out {tmp_path}/replay",
+        f"compare {work}/live {work}/simulated --profile {work}/profile --out {tmp_path}/comparison.csv",
+        f"figures {work}/live {work}/simulated --profile {work}/profile --out {tmp_path}/figures",
+        f"trace {work}/simulated/pdv --out {tmp_path}/trace.json",
+    ]
+    script = NO_TORCH.format(commands=commands)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figures" / "load.pdf").stat().st_size > 1000
+
+
+def test_live_commands_without_torch_say_what_to_install(
+    in_work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.options.importlib.util.find_spec", lambda name: None)
+    assert main(["run"]) == 2
+    assert "pip install 'pdv[engines]'" in capsys.readouterr().err
+
+
+def test_a_replay_pairs_with_its_live_run(in_work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"simulate -p profile --replay live/pdv-r1 --out {tmp_path}/replay".split()) == 0
+    replay, live = Run.load(tmp_path / "replay"), Run.load(Path("live/pdv-r1"))
+    assert replay.info["replays"] == "pdv-r1"
+    assert replay.requests["arrival_s"].tolist() == pytest.approx(live.requests["arrival_s"].tolist())
+    assert replay.requests["output_tokens"].tolist() == live.requests["output_tokens"].tolist()
+    assert main(f"compare live {tmp_path}/replay".split()) == 0
+    assert "MAPE" in capsys.readouterr().out
+
+
+def test_exit_code_1_when_the_tolerance_is_exceeded(in_work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "live", "simulated", "--tolerance", "0.5"]) == 0
+    assert main(["compare", "live", "simulated", "--tolerance", "0.001"]) == 1
+    assert "pdv, concurrency 3, k 4" in capsys.readouterr().err
+
+
+def test_settings_reach_the_record(in_work: Path, tmp_path: Path) -> None:
+    command = "simulate -p profile -a pdv -c 2 -n 5 --prompt-tokens 20 --output-tokens 10-30 --batch-limit draft=2"
+    assert main(f"{command} --slots 3 --permits 1 --hybrid 0 --no-jitter --out {tmp_path}/run".split()) == 0
+    info = Run.load(tmp_path / "run").info
+    assert info["architecture"]["slots"] == 3
+    assert info["architecture"]["running_stages"] == 1
+    assert info["architecture"]["hybrid_at_or_below"] == 0
+    assert info["architecture"]["lanes"][0]["steps"]["draft"] == 2
+    assert info["workload"]["concurrency"] == 2
+    assert info["jitter"] is False
+    assert info["name"] == "run"
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "expected"),
+    [
+        ("0.8", {"source": "independent", "alpha": 0.8}),
+        ("0.8,0.6", {"source": "per position", "rates": [0.8, 0.6]}),
+        ("0.7+-0.1", {"source": "per-request spread", "mean": 0.7, "sd": 0.1}),
+    ],
+)
+def test_acceptance_can_be_given(acceptance: str, expected: dict, in_work: Path, tmp_path: Path) -> None:
+    assert main(f"simulate -p profile -n 4 --acceptance {acceptance} --out {tmp_path}/run".split()) == 0
+    assert Run.load(tmp_path / "run").info["acceptance"] == expected
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", *["run", "calibrate", "simulate", "compare", "figures", "trace", "sweep", "demo"]],
+    ids=lambda c: c or "pdv",
+)
+def test_help_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"] if command else []) == 0
+    text = capsys.readouterr().out
+    assert "Usage" in text
+    assert not command or f"Example: pdv {command}" in " ".join(text.split())

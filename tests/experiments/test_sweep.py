@@ -1,0 +1,189 @@
+"""Sweeps and demos finish what they began, and keep what is finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from calibrate.profile import Profile
+from engines.run import Run
+from experiments import sweep as sweeping
+from experiments.cells import keep, kept
+from experiments.config import Experiment, Point
+from experiments.demo import Demo, Results
+from experiments.predict import AcceptanceChoice, Prediction
+from experiments.progress import Bar, Report
+from tests.experiments import synthetic
+
+GRID: dict[str, Any] = {
+    "architectures": ["baseline", "pdv"],
+    "concurrencies": [1, 3],
+    "repeats": 2,
+    "workload": {"requests": 6, "prompt_tokens": "16-48", "output_tokens": "16-32"},
+}
+INDEPENDENT = AcceptanceChoice("independent", (0.7,))
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    return Experiment.from_dict(GRID)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """Every call of the function from here on, by its first two arguments."""
+    calls: list[Any] = []
+    original = getattr(module, name)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments[:2])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+def test_a_sweep_does_not_repeat_finished_cells(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Prediction(synthetic.profile(), INDEPENDENT)
+    calls = counted(monkeypatch, sweeping, "predict")
+    first = sweeping.sweep(experiment, settings, tmp_path, jobs=1)
+    assert [run.name for run in first] == ["baseline-c1-k4", "pdv-c1-k4", "baseline-c3-k4", "pdv-c3-k4"]
+    assert len(calls) == 4
+    again = sweeping.sweep(experiment, settings, tmp_path, jobs=1)
+    assert len(calls) == 4
+    for one, other in zip(first, again, strict=True):
+        pd.testing.assert_frame_equal(one.spans, other.spans)
+    for unfinished in (tmp_path / "pdv-c1-k4").iterdir():
+        unfinished.unlink()
+    sweeping.sweep(experiment, settings, tmp_path, jobs=1)
+    assert len(calls) == 5
+
+
+def test_a_sweep_repeats_cells_whose_settings_changed(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch, sweeping, "predict")
+    for settings in (
+        Prediction(synthetic.profile(), INDEPENDENT),
+        Prediction(synthetic.profile(), INDEPENDENT, seed=1),
+        Prediction(synthetic.profile(), INDEPENDENT, jitter=False),
+        Prediction(synthetic.profile(slower=2.0), INDEPENDENT),
+    ):
+        sweeping.sweep(experiment, settings, tmp_path, jobs=1)
+    assert len(calls) == 16
+    longer = Experiment.from_dict({**GRID, "workload": {**GRID["workload"], "requests": 7}})
+    sweeping.sweep(longer, Prediction(synthetic.profile(), INDEPENDENT), tmp_path, jobs=1)
+    assert len(calls) == 20
+
+
+def test_processes_change_nothing_but_the_time(experiment: Experiment, tmp_path: Path) -> None:
+    settings = Prediction(synthetic.profile(), INDEPENDENT)
+    alone = sweeping.sweep(experiment, settings, tmp_path / "alone", jobs=1)
+    seen: list[tuple[int, int]] = []
+    together = sweeping.sweep(
+        experiment, settings, tmp_path / "together", jobs=2, progress=lambda done, total: seen.append((done, total))
+    )
+    for one, other in zip(alone, together, strict=True):
+        pd.testing.assert_frame_equal(one.requests, other.requests)
+    assert seen == [(done, 4) for done in range(5)]
+
+
+def test_an_interrupted_record_is_not_a_finished_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, folder = synthetic.simulated(), tmp_path / "cell"
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pd.DataFrame, "to_parquet", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            keep(run, folder, "digest")
+    assert kept(folder, "digest") is None
+    keep(run, folder, "digest")
+    assert kept(folder, "digest") is not None
+    assert kept(folder, "another digest") is None
+
+
+class SimulatedLaboratory:
+    """Stands in for a device: 'live' runs are simulations on a made-up device that is 4 % slower than its
+    profile says. `fail_at` interrupts one of its calls, as a user might."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.served: list[str] = []
+        self.measured: list[dict[str, list[int]]] = []
+        self.fail_at = fail_at
+
+    def serve(self, point: Point, progress: Report) -> Run:
+        if len(self.served) == self.fail_at:
+            raise KeyboardInterrupt
+        self.served.append(point.name)
+        count, clients = len(point.workload.requests), point.workload.concurrency
+        return synthetic.live(
+            point.architecture.name, seed=len(self.served), slower=1.04, count=count, concurrency=clients
+        )
+
+    def measure(self, points: dict[str, list[int]], unfinished: Path, progress: Bar) -> Profile:
+        self.measured.append(points)
+        return synthetic.profile()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results, list[SimulatedLaboratory]]:
+    """A demo that was interrupted in its second round and called again."""
+    folder = tmp_path_factory.mktemp("demo")
+    laboratories = [SimulatedLaboratory(fail_at=5), SimulatedLaboratory(), SimulatedLaboratory()]
+    experiment = Experiment.from_dict(GRID)
+    with pytest.raises(KeyboardInterrupt):
+        Demo(experiment, folder, laboratories[0]).run()
+    results = Demo(experiment, folder, laboratories[1]).run()
+    return folder, results, laboratories
+
+
+def test_a_demo_goes_on_where_it_was_interrupted(
+    finished: tuple[Path, Results, list[SimulatedLaboratory]],
+) -> None:
+    _, _, (first, second, _) = finished
+    assert first.served == ["baseline-c1-k4", "pdv-c1-k4", "baseline-c3-k4", "pdv-c3-k4", "pdv-c3-k4"]
+    assert second.served == ["baseline-c3-k4", "pdv-c1-k4", "baseline-c1-k4"]  # the second round goes backwards
+    assert len(first.measured) == 1  # between the rounds
+    assert first.measured[0]["draft_lengths"] == [4]
+    assert second.measured == []
+
+
+def test_a_demo_leaves_everything_in_its_folder(
+    finished: tuple[Path, Results, list[SimulatedLaboratory]],
+) -> None:
+    folder, results, _ = finished
+    assert len(results.lives) == len(list((folder / "runs").glob("*/run.toml"))) == 8
+    assert len(results.simulations) == len(list((folder / "simulated").glob("*/run.toml"))) == 12
+    assert Profile.load(folder / "profile").info["pair"] == "made-up pair"
+    assert "mean absolute throughput error over 4 cells" in (folder / "comparison.txt").read_text()
+    assert {path.stem for path in results.figures} == {
+        "stage_costs", "contention", "acceptance", "load", "decomposition", "timeline_baseline", "timeline_pdv",
+    }  # fmt: skip
+    assert all(path.stat().st_size > 2000 for path in [*results.figures, *results.traces])
+
+
+def test_a_demo_compares_each_cell_with_its_repeats_and_pairs_each_run(
+    finished: tuple[Path, Results, list[SimulatedLaboratory]],
+) -> None:
+    _, results, _ = finished
+    grid = results.comparison.grid()
+    assert grid["throughput_spread"].notna().all()
+    assert len(results.comparison.paired) == 8 * 3
+    assert 0.0 < results.comparison.throughput_error < 0.1  # the stand-in is 4 % slower than its profile
+    assert (results.comparison.paired["bias"] < 0).mean() > 0.8
+
+
+def test_a_changed_experiment_serves_its_cells_again(
+    finished: tuple[Path, Results, list[SimulatedLaboratory]],
+) -> None:
+    folder, _, laboratories = finished
+    changed = Experiment.from_dict({**GRID, "repeats": 1, "workload": {**GRID["workload"], "requests": 5}})
+    demo = Demo(changed, folder, laboratories[2])
+    demo._live(demo.points[0], 1, lambda done, total: None, 0, 1)
+    assert laboratories[2].served == ["baseline-c1-k4"]
