@@ -17,7 +17,7 @@ from engines.workload import Workload, replay
 from experiments.cells import fingerprint
 from experiments.progress import Report
 from sim import acceptance as sources
-from sim.acceptance_fits import fit_independent, from_profile
+from sim.acceptance_fits import from_profile
 from sim.costs import CostModel
 from sim.engine import simulate
 
@@ -137,7 +137,7 @@ def _source(settings: Prediction, live: Run | None) -> sources.AcceptanceSource:
         if not tapes:
             remedy = "the profile holds no tapes; use --replay, or another acceptance"
             raise InputError("acceptance", "tape", remedy)
-        return sources.Tapes(tapes, unknown=fit_independent(tapes).alpha)
+        return sources.Tapes(tapes)
     if kind == "independent":
         return sources.Independent(*values)
     if kind == "spread":
