@@ -7,17 +7,19 @@ untouched: any decoder that asks `ALL_ATTENTION_FUNCTIONS` for its attention wor
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from engines.live.kv_cache import SlotPool
 
 NAME = "slot_pool"
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # (query, keys, values of a layer's pool) -> like the query
 
 
 class PackedBatch:
@@ -38,7 +40,7 @@ class PackedBatch:
             positions = (first[:, None] + offsets).reshape(-1)
             owner_slots = slots[:, None].expand(-1, counts).reshape(-1)
         else:
-            repeats = torch.tensor(counts, device=device)
+            repeats = self.new_tokens
             starts = torch.cumsum(repeats, 0) - repeats
             owner = torch.repeat_interleave(
                 torch.arange(len(counts), device=device), repeats, output_size=sum(counts)
@@ -49,15 +51,21 @@ class PackedBatch:
         self.rows = owner_slots * pool.row_length + positions  # [tokens], rows of the flattened pool
 
     @cached_property
+    def new_tokens(self) -> Tensor:
+        """[batch] int64: `counts` on the device. One number for all needs no copy, which a CUDA graph cannot hold."""
+        if self.uniform:
+            return torch.full_like(self.first, self.longest)
+        return torch.tensor(self.counts, device=self.first.device)
+
+    @cached_property
     def lengths(self) -> Tensor:
         """[batch] int32: tokens of each sequence that the pool holds once the new ones are written."""
-        return (self.first + torch.tensor(self.counts, device=self.first.device)).to(torch.int32)
+        return (self.first + self.new_tokens).to(torch.int32)
 
     @cached_property
     def query_starts(self) -> Tensor:
         """[batch + 1] int32: where each sequence's new tokens start in the packed row."""
-        edges = torch.tensor([0, *self.counts], device=self.first.device)
-        return torch.cumsum(edges, 0).to(torch.int32)
+        return torch.nn.functional.pad(torch.cumsum(self.new_tokens, 0), (1, 0)).to(torch.int32)
 
     @cached_property
     def pool_starts(self) -> Tensor:
@@ -69,8 +77,7 @@ class PackedBatch:
     def padded(self) -> Tensor:
         """[batch, longest] int64: place of each new token in the packed row; beyond a sequence's end its last."""
         offsets = torch.arange(self.longest, device=self.first.device)
-        last = torch.tensor(self.counts, device=self.first.device) - 1
-        return self.query_starts[:-1, None].long() + torch.minimum(offsets, last[:, None])
+        return self.query_starts[:-1, None].long() + torch.minimum(offsets, self.new_tokens[:, None] - 1)
 
     @cached_property
     def last(self) -> Tensor:
@@ -122,6 +129,18 @@ def _attend_in_place(query: Tensor, keys: Tensor, values: Tensor, batch: PackedB
     return out
 
 
+def attention_over(batch: PackedBatch, heads: int, scale: float) -> Attend:
+    """The attention of one pass over a batch, for every layer in turn: the fastest for its device and shape."""
+    pool = batch.pool.keys[0]
+    if not pool.is_cuda:
+        return partial(_attend_gathered, batch=batch, scale=scale)
+    from engines.live.decode_attention import DecodeAttention, fits
+
+    if batch.uniform and fits(batch.longest, heads, *pool.shape[2:]):
+        return DecodeAttention(batch.slots, batch.first, batch.longest, heads, pool, scale)
+    return partial(_attend_in_place, batch=batch, scale=scale)
+
+
 def slot_pool_attention(
     module: nn.Module,
     query: Tensor,
@@ -143,6 +162,13 @@ def slot_pool_attention(
 
 
 AttentionInterface.register(NAME, slot_pool_attention)
+
+
+def attends_fully(config: PretrainedConfig) -> bool:
+    """Whether every layer of a decoder sees the whole context."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return kinds == {"full_attention"} and not (window and window < config.max_position_embeddings)
 
 
 def forward(model: PreTrainedModel, tokens: Tensor, batch: PackedBatch, keep: Tensor | None) -> Tensor:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from engines.errors import InputError
-from engines.live.attention import NAME
+from engines.live.attention import NAME, PackedBatch, attends_fully, forward
+from engines.live.fused import FusedDecoder, supports
 
 logging.disable_progress_bar()  # a library does not draw on its user's terminal
 EMBEDDED = Path(__file__).parent / "embedded"
+Forward = Callable[[Tensor, PackedBatch, Tensor | None], Tensor]  # (tokens, batch, keep) -> logits of one pass
 
 
 @dataclass
 class Pair:
     """Two decoders on one device, ready to serve.
 
+    target_forward, draft_forward: one pass of each over a packed batch, which is how the stages run them.
     end_tokens: the tokens that end an output. encode, decode: text to token ids and back, None if the pair came
     without a tokenizer. max_context: tokens that both models can position.
     """
@@ -29,6 +34,8 @@ class Pair:
     name: str
     target: PreTrainedModel
     draft: PreTrainedModel
+    target_forward: Forward = field(repr=False)
+    draft_forward: Forward = field(repr=False)
     end_tokens: frozenset[int] = frozenset()
     encode: Callable[[str], list[int]] | None = None
     decode: Callable[[list[int]], str] | None = field(default=None, repr=False)
@@ -72,11 +79,12 @@ def load_pair(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    fused: bool = True,
 ) -> Pair:
     """Load a pair from Hugging Face folders; "embedded" is the one that ships with the project.
 
     target: folder of the target model, or of a pair (with the subfolders target/ and draft/). Weights are read
-    from safetensors only. dtype: float32 on a CPU and bfloat16 on a GPU unless given.
+    from safetensors only. dtype: float32 on a CPU and bfloat16 on a GPU unless given. fused: see make_pair.
     Raises InputError for a folder that is missing or incomplete, and for models that do not fit each other.
     """
     device = find_device(device)
@@ -90,13 +98,16 @@ def load_pair(
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     models = [_load(role, Path(path), device, dtype, trust_remote_code) for role, path in
               (("target", folder), ("draft", draft))]  # fmt: skip
-    pair = make_pair(name, *models)
+    pair = make_pair(name, *models, fused=fused)
     _add_tokenizer(pair, folder, trust_remote_code)
     return pair
 
 
-def make_pair(name: str, target: PreTrainedModel, draft: PreTrainedModel) -> Pair:
+def make_pair(name: str, target: PreTrainedModel, draft: PreTrainedModel, fused: bool = True) -> Pair:
     """A pair of models that are in memory; both are switched to attend through the slot pool.
+
+    fused: run the passes of models that FusedDecoder supports with it; the others, or with False all, run as
+    transformers has them.
 
     Raises InputError when the vocabularies differ or a model needs what the pool does not offer.
     """
@@ -109,7 +120,10 @@ def make_pair(name: str, target: PreTrainedModel, draft: PreTrainedModel) -> Pai
         model.eval().requires_grad_(False)
     ends = target.generation_config.eos_token_id if target.generation_config else target.config.eos_token_id
     tokens = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    return Pair(name, target, draft, frozenset(int(token) for token in tokens))
+    forwards = [
+        FusedDecoder(model) if fused and supports(model) else partial(forward, model) for model in (target, draft)
+    ]
+    return Pair(name, target, draft, *forwards, end_tokens=frozenset(int(token) for token in tokens))
 
 
 def _load(role: str, folder: Path, device: torch.device, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
@@ -128,9 +142,7 @@ def _load(role: str, folder: Path, device: torch.device, dtype: torch.dtype, tru
 
 def _check_attention(role: str, model: PreTrainedModel) -> None:
     config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    if kinds != {"full_attention"} or (sliding and config.sliding_window < config.max_position_embeddings):
+    if not attends_fully(config):
         raise InputError(role, config.model_type, "only decoders with full attention in every layer are served")
     if not getattr(model, "_supports_attention_backend", True):
         raise InputError(role, config.model_type, "this architecture cannot take a custom attention function")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import InputError
-from engines.live.attention import PackedBatch, forward
+from engines.live.attention import PackedBatch
 from engines.live.kv_cache import SlotPool
 from engines.live.pairs import Pair
 from engines.live.verification import count_matches, pick
@@ -58,12 +58,12 @@ class Stages:
     def prefill_draft(self, slots: Tensor, counts: list[int]) -> None:
         """Fill the draft's pool from the prompts. slots: [batch]; counts: prompt tokens of each."""
         batch, tokens = self._prompts(self.draft_pool, slots, counts)
-        forward(self.pair.draft, tokens, batch, batch.last[:1])
+        self.pair.draft_forward(tokens, batch, batch.last[:1])
 
     def prefill_target(self, slots: Tensor, counts: list[int], sampling: bool = False) -> Tensor:
         """Fill the target's pool and pick the first output tokens, [batch]."""
         batch, tokens = self._prompts(self.target_pool, slots, counts)
-        logits = forward(self.pair.target, tokens, batch, batch.last)
+        logits = self.pair.target_forward(tokens, batch, batch.last)
         lengths = self.lengths[slots]
         first = self._pick(logits, slots, lengths, sampling)
         self.tokens[slots, lengths] = first
@@ -80,7 +80,7 @@ class Stages:
         size, lengths = len(slots), self.lengths[slots]
         batch = PackedBatch(self.draft_pool, slots, lengths - 2, 2)
         picked = self._pick(
-            forward(self.pair.draft, self._known(slots, batch, 2), batch, None),
+            self.pair.draft_forward(self._known(slots, batch, 2), batch, None),
             slots.repeat_interleave(2), batch.positions + 1, sampling,
         ).view(size, 2)  # fmt: skip
         foreseen = picked[:, 0] == self.tokens[slots, lengths - 1]
@@ -88,7 +88,7 @@ class Stages:
         self.drafts[slots, 0] = proposal
         for i in range(1, k):
             batch = PackedBatch(self.draft_pool, slots, lengths + (i - 1), 1)
-            logits = forward(self.pair.draft, proposal, batch, None)
+            logits = self.pair.draft_forward(proposal, batch, None)
             proposal = self._pick(logits, slots, batch.positions + 1, sampling)
             self.drafts[slots, i] = proposal
         self.draft_lengths[slots] = k
@@ -103,7 +103,7 @@ class Stages:
         lengths, drafts = self.lengths[slots], self.drafts[slots, :k]
         batch = PackedBatch(self.target_pool, slots, lengths - 1, k + 1)
         tokens = torch.cat([self.tokens[slots, lengths - 1, None], drafts], dim=1).view(-1)
-        logits = forward(self.pair.target, tokens, batch, None)
+        logits = self.pair.target_forward(tokens, batch, None)
         picked = self._pick(logits, slots.repeat_interleave(k + 1), batch.positions + 1, sampling)
         picked = picked.view(len(slots), k + 1)
         matched = count_matches(drafts, picked[:, :k], self.draft_lengths[slots])
@@ -118,7 +118,7 @@ class Stages:
         self.load(scratch, tokens[:-1], key, temperature)
         slots = torch.tensor([scratch], device=self.device)
         batch, prompt = self._prompts(self.draft_pool, slots, [len(tokens) - 1])
-        logits = forward(self.pair.draft, prompt, batch, batch.last)
+        logits = self.pair.draft_forward(prompt, batch, batch.last)
         picked = self._pick(logits, slots, self.lengths[slots], temperature > 0)
         return int(picked) == tokens[-1]
 
