@@ -10,7 +10,7 @@ import typer
 from calibrate.profile import Profile
 from experiments import compare as comparing
 from experiments.cells import load_runs
-from experiments.options import at_least
+from experiments.options import at_least, check_file
 from experiments.report import comparison_report, results_console
 from experiments.solo_times import with_solo_times
 from sim.costs import CostModel
@@ -36,6 +36,8 @@ def compare(
     Example: pdv compare runs simulated --profile profile --tolerance 0.1 --out comparison.csv
     """
     at_least("tolerance", tolerance, 0)
+    if out is not None:
+        check_file("out", out)
     lives, simulations = load_runs("live", live), load_runs("simulated", simulated)
     if profile is not None:
         costs = CostModel(Profile.load(profile), extrapolate=True)
