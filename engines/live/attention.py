@@ -42,8 +42,7 @@ class Layout:
         """Sequences of these lengths, one after another."""
         owner = [i for i, count in enumerate(counts) for _ in range(count)]
         offset = [j for count in counts for j in range(count)]
-        place = (to_device(values, device) for values in (owner, offset, counts))
-        return Layout(*place, longest=max(counts))
+        return Layout(to_device(owner, device), to_device(offset, device), to_device(counts, device), max(counts))
 
 
 class PackedBatch:
@@ -97,9 +96,9 @@ class PackedBatch:
     def padded(self) -> Tensor:
         """[batch, longest] int64: place of each new token in the packed row; beyond a sequence's end its last."""
         offsets = torch.arange(self.longest, device=self.first.device)
-        return self.query_starts[:-1, None].long() + torch.minimum(
-            offsets, (self.new_tokens[:, None] - 1).clamp(min=0)
-        )
+        last = (self.new_tokens[:, None] - 1).clamp(min=0)
+        places = self.query_starts[:-1, None].long() + torch.minimum(offsets, last)
+        return places.clamp(max=len(self.positions) - 1)  # an empty sequence may stand at the row's end
 
     @cached_property
     def last(self) -> Tensor:

@@ -185,10 +185,10 @@ class GraphRunner(EagerRunner):
         stages = self.stages
         tasks: list[tuple[_Shape, Any, Callable[[], Tensor | None]]] = []
         for x in (False, True) if self.sampling else (False,):
-            for shape in self._prefills.values():
-                place = (shape.slots, shape.layout)
-                tasks.append((shape, (Segment.PREFILL_DRAFT, x), partial(stages.prefill_draft, *place)))
-                tasks.append((shape, (Segment.PREFILL_TARGET, x), partial(stages.prefill_target, *place, x)))
+            for prompts in self._prefills.values():
+                place = (prompts.slots, prompts.layout)
+                tasks.append((prompts, (Segment.PREFILL_DRAFT, x), partial(stages.prefill_draft, *place)))
+                tasks.append((prompts, (Segment.PREFILL_TARGET, x), partial(stages.prefill_target, *place, x)))
             for shape in self._batches[Segment.DRAFT].values():
                 tasks.append((shape, ("first", x), partial(stages.draft_first, shape.slots, x)))
                 tasks.append((shape, ("next", x), partial(stages.draft_next, shape.slots, x)))

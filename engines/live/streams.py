@@ -56,7 +56,7 @@ class FairLock:
 class HostStream:
     """Work runs in the calling thread while it has its turn."""
 
-    cuda = None
+    cuda: torch.cuda.Stream | None = None
 
     def __init__(self) -> None:
         self._lock = FairLock()
@@ -75,7 +75,7 @@ class CudaStream:
     """Work is queued in the caller's turn and runs later; marks are events."""
 
     def __init__(self, device: torch.device, priority: int) -> None:
-        self.cuda = torch.cuda.Stream(device, priority)
+        self.cuda: torch.cuda.Stream | None = torch.cuda.Stream(device, priority)
         self._lock = FairLock()
         with torch.cuda.stream(self.cuda):
             self._origin = self.mark()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
-from engines.live.attention import NAME, PackedBatch, forward
+from engines.live.attention import NAME, Layout, PackedBatch, forward
 from engines.live.fused import FusedDecoder, supports
 from engines.live.kv_cache import SlotPool
 from engines.live.pairs import make_pair
@@ -66,7 +66,8 @@ def passes(forward: Forward, pool: SlotPool) -> list[Tensor]:
     slots, generator = torch.tensor([4, 0, 3]), torch.Generator().manual_seed(6)
 
     def run(first: list[int], counts: int | list[int], keep_last: bool = False) -> Tensor:
-        batch = PackedBatch(pool, slots, torch.tensor(first), counts)
+        layout = counts if isinstance(counts, int) else Layout.of(counts, slots.device)
+        batch = PackedBatch(pool, slots, torch.tensor(first), layout)
         tokens = torch.randint(VOCABULARY, (len(batch.rows),), generator=generator)
         return forward(tokens, batch, batch.last if keep_last else None)
 
