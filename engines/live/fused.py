@@ -124,7 +124,7 @@ def _join(linears: Sequence[nn.Linear]) -> Product:
     return Product(_stack([each.weight for each in linears]), _stack(biases) if biases else None)
 
 
-def _stack(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _stack(parameters: Sequence[Tensor]) -> Tensor:
     """One tensor of which the parameters become parts, along the first axis. If they are that already, as those of a
     model that is fused twice, the tensor they are parts of."""
     first, sizes = parameters[0], [len(parameter) for parameter in parameters]

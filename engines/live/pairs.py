@@ -96,9 +96,9 @@ def load_pair(
     name = "embedded" if str(target) == "embedded" else Path(target).resolve().name
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    models = [_load(role, Path(path), device, dtype, trust_remote_code) for role, path in
-              (("target", folder), ("draft", draft))]  # fmt: skip
-    pair = make_pair(name, *models, fused=fused)
+    target_model = _load("target", folder, device, dtype, trust_remote_code)
+    draft_model = _load("draft", Path(draft), device, dtype, trust_remote_code)
+    pair = make_pair(name, target_model, draft_model, fused)
     _add_tokenizer(pair, folder, trust_remote_code)
     return pair
 
@@ -120,10 +120,12 @@ def make_pair(name: str, target: PreTrainedModel, draft: PreTrainedModel, fused:
         model.eval().requires_grad_(False)
     ends = target.generation_config.eos_token_id if target.generation_config else target.config.eos_token_id
     tokens = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    forwards = [
-        FusedDecoder(model) if fused and supports(model) else partial(forward, model) for model in (target, draft)
-    ]
-    return Pair(name, target, draft, *forwards, end_tokens=frozenset(int(token) for token in tokens))
+    stop = frozenset(int(token) for token in tokens)
+    return Pair(name, target, draft, _forward(target, fused), _forward(draft, fused), stop)
+
+
+def _forward(model: PreTrainedModel, fused: bool) -> Forward:
+    return FusedDecoder(model) if fused and supports(model) else partial(forward, model)
 
 
 def _load(role: str, folder: Path, device: torch.device, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
