@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from calibrate.workbench import Budget, Load, Workbench, count_kernels, make_stages
+from calibrate.workbench import Budget, Load, Workbench, count_kernels, make_runner, make_stages
 from engines.architecture import Segment
 from engines.errors import InputError
 from engines.live.host import lane_settings
@@ -81,23 +81,25 @@ def median_half_width(times: Sequence[float]) -> float:
 def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progress) -> pd.DataFrame:
     """Time every load of the grid alone until its median is stable or the time is up.
 
-    Returns the profile's stage costs without host times. The loads are measured in rounds, all in turn; one
-    whose median's 95% interval is within 2% drops out. Every load gets FEWEST measurements whatever the budget.
+    Returns the profile's stage costs without host times. Loads run as an engine runs them, from captured graphs on
+    a GPU; capturing does not count against the budget. They are measured in rounds, all in turn; one whose median's
+    95% interval is within 2% drops out. Every load gets FEWEST measurements whatever the budget.
     """
     grid.check(pair)
-    loads, budget = grid.loads(), Budget(budget_s)
+    loads = grid.loads()
     slots = max(*grid.batches, *grid.packed)
     stages = make_stages(pair, slots, grid.draft_lengths[-1], max(*grid.contexts, *grid.prompt_tokens))
-    bench, stream = Workbench(stages, 0, slots), make_stream(pair.device)
+    stream = make_stream(pair.device)
     times: dict[Load, list[float]] = {load: [] for load in loads}
     with torch.inference_mode(), lane_settings(pair.device):
-        kernels = {}
+        progress("getting ready", 0.0)
+        uncaptured = Workbench(stages, 0, slots)
+        kernels = {load: count_kernels(pair.device, uncaptured.work(load)) for load in loads}
+        bench = Workbench(stages, 0, slots, make_runner(stages, stream, loads))
         for load in loads:
-            work = bench.work(load)
             for _ in range(WARM_UPS):
-                bench.time(stream, work)
-            kernels[load] = count_kernels(pair.device, work)
-        unstable = loads
+                bench.time(stream, bench.work(load))
+        unstable, budget = loads, Budget(budget_s)
         while unstable:
             for load in unstable:
                 work = bench.work(load)
