@@ -91,7 +91,7 @@ class Stages:
         logits = self.pair.draft_forward(tokens, batch, None)
         picked = self._pick(logits, slots.repeat_interleave(2), batch.positions + 1, sampling).view(-1, 2)
         self.drafts[slots, 0] = picked[:, 1]
-        self.draft_lengths[slots] = 1
+        self.draft_lengths.index_fill_(0, slots, 1)
         return picked[:, 0] == self.tokens[slots, lengths - 1]
 
     def draft_next(self, slots: Tensor, sampling: bool = False) -> None:
