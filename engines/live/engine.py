@@ -6,8 +6,8 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -98,7 +98,7 @@ class LiveEngine:
         self.on_end: Callable[[Handle], None] = lambda handle: None
         self.recorder = Recorder()
         self._origin_s = time.perf_counter()
-        self._closing = False
+        self._closing = self._paused = False
         self._crash: BaseException | None = None
         self._graphs = pair.device.type == "cuda" if graphs is None else graphs
         self._sampling, self._progress = sampling, progress
@@ -205,6 +205,25 @@ class LiveEngine:
         if unknown is not None:
             raise InputError("prompt", unknown, f"no such token; the vocabulary has {self.pair.vocabulary}")
 
+    def sequence(self, request_id: int) -> list[int]:
+        """Prompt and output so far of a request that waits or runs."""
+        handle = self._handles[request_id]
+        return [*(handle.request.prompt or ()), *handle.tokens]
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Hold the lock at a moment when no step runs: those that do end first, and none starts until the context
+        is left. The tables and pools are then at rest."""
+        with self.lock:
+            self._paused = True
+            try:
+                while self.scheduler.running and self._crash is None:
+                    self.news.wait()
+                yield
+            finally:
+                self._paused = False
+                self._dispatch(self.now())
+
     # --- lane workers -----------------------------------------------------------------------------------
 
     def _make_executors(self) -> dict[int, Executor]:
@@ -252,11 +271,11 @@ class LiveEngine:
             for state in ended:
                 self._end(state)
             self._dispatch(now)
-            if self._closing:
+            if self._closing or self._paused:
                 self.news.notify_all()
 
     def _dispatch(self, now: float) -> None:
-        if self._crash is None:
+        if self._crash is None and not self._paused:
             for work in self.scheduler.dispatch(now):
                 self._inboxes[work.lane.name, work.worker].put(work)
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from engines.errors import InputError
 from engines.live.attention import NAME, PackedBatch, attends_fully, forward
 from engines.live.fused import FusedDecoder, supports
+from engines.live.permutation import build_models, pair_configs
+from engines.permutation import PREFIX, parse_pair
 
 logging.disable_progress_bar()  # a library does not draw on its user's terminal
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -81,26 +83,40 @@ def load_pair(
     trust_remote_code: bool = False,
     fused: bool = True,
 ) -> Pair:
-    """Load a pair from Hugging Face folders; "embedded" is the one that ships with the project.
+    """Load a pair from Hugging Face folders; "embedded" is the one that ships with the project. A name that
+    engines.permutation.parse_pair reads is a permutation pair, which is made and not loaded.
 
     target: folder of the target model, or of a pair (with the subfolders target/ and draft/). Weights are read
-    from safetensors only. dtype: float32 on a CPU and bfloat16 on a GPU unless given. fused: see make_pair.
+    from safetensors only. dtype: default_dtype(device) unless given. fused: see make_pair.
     Raises InputError for a folder that is missing or incomplete, and for models that do not fit each other.
     """
     device = find_device(device)
-    folder = EMBEDDED if str(target) == "embedded" else Path(target)
-    if draft is None:
-        if folder.is_dir() and not (folder / "draft").is_dir():
-            raise InputError("draft", None, f"{folder} has no subfolder draft/; give the draft model's folder")
-        folder, draft = folder / "target", folder / "draft"
+    dtype = dtype or default_dtype(device)
+    if str(target).startswith(PREFIX):
+        spec = parse_pair(str(target))
+        return make_pair(spec.name, *build_models(spec, device, dtype), fused)
+    folders = _folders(target, draft)
+    models = [_load(role, folder, device, dtype, trust_remote_code) for role, folder in folders.items()]
     name = "embedded" if str(target) == "embedded" else Path(target).resolve().name
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    models = [_load(role, Path(path), device, dtype, trust_remote_code) for role, path in
-              (("target", folder), ("draft", draft))]  # fmt: skip
     pair = make_pair(name, models[0], models[1], fused)
-    _add_tokenizer(pair, folder, trust_remote_code)
+    _add_tokenizer(pair, folders["target"], trust_remote_code)
     return pair
+
+
+def load_configs(
+    target: str | Path, draft: str | Path | None = None, trust_remote_code: bool = False
+) -> tuple[PretrainedConfig, PretrainedConfig]:
+    """Configurations of the target and the draft that load_pair would load, without their weights. Raises
+    InputError as load_pair does."""
+    if str(target).startswith(PREFIX):
+        return pair_configs(parse_pair(str(target)))
+    configs = [_config(role, folder, trust_remote_code) for role, folder in _folders(target, draft).items()]
+    return configs[0], configs[1]
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """float32 on a CPU and bfloat16 on a GPU."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def make_pair(name: str, target: PreTrainedModel, draft: PreTrainedModel, fused: bool = True) -> Pair:
@@ -128,14 +144,30 @@ def _forward(model: PreTrainedModel, fused: bool) -> Forward:
     return FusedDecoder(model) if fused and supports(model) else partial(forward, model)
 
 
-def _load(role: str, folder: Path, device: torch.device, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
+def _folders(target: str | Path, draft: str | Path | None) -> dict[str, Path]:
+    folder = EMBEDDED if str(target) == "embedded" else Path(target)
+    if draft is not None:
+        return {"target": folder, "draft": Path(draft)}
+    if folder.is_dir() and not (folder / "draft").is_dir():
+        raise InputError("draft", None, f"{folder} has no subfolder draft/; give the draft model's folder")
+    return {"target": folder / "target", "draft": folder / "draft"}
+
+
+def _config(role: str, folder: Path, trust: bool) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
         raise InputError(role, str(folder), "no config.json there; give a model folder in Hugging Face format")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
+    except Exception as error:  # transformers raises a dozen kinds for a bad folder
+        raise InputError(role, str(folder), f"cannot be loaded ({str(error).splitlines()[0]})") from error
+
+
+def _load(role: str, folder: Path, device: torch.device, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
+    _config(role, folder, trust)
     if not list(folder.glob("*.safetensors")):
         raise InputError(role, str(folder), "no .safetensors weights there; convert the model to safetensors")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust}
     try:
-        AutoConfig.from_pretrained(folder, **options)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
     except Exception as error:  # transformers raises a dozen kinds for a bad folder
         raise InputError(role, str(folder), f"cannot be loaded ({str(error).splitlines()[0]})") from error

@@ -16,9 +16,11 @@ from engines.architecture import Architecture
 from engines.live.engine import Handle, LiveEngine
 from engines.live.pairs import Pair
 from engines.live.tape import RIGHT, UNKNOWN, WRONG
+from engines.live.utilisation import Sampler, nvml_reader, utilisation
 from engines.live.verification import request_key
 from engines.request import Request, Status
 from engines.run import Run
+from engines.work_counts import Ceilings
 from engines.workload import Workload
 
 Progress = Callable[[int, int], None]  # requests done, requests in all
@@ -63,13 +65,17 @@ class _Clients:
             self.submit_due()
 
 
-def serve(engine: LiveEngine, workload: Workload, progress: Progress | None = None) -> Run:
-    """Serve every request of the workload and return the record, tapes included.
+def serve(
+    engine: LiveEngine, workload: Workload, progress: Progress | None = None, ceilings: Ceilings | None = None
+) -> Run:
+    """Serve every request of the workload and return the record, tapes and utilisation included.
 
+    ceilings: what the device reaches (engines.live.utilisation.measure_ceilings), to set achieved rates against.
     Raises RuntimeError if the engine breaks; KeyboardInterrupt passes through (close the engine then).
     """
     total = len(workload.requests)
-    with engine.lock:
+    sampler = Sampler(nvml_reader(engine.pair.device))
+    with sampler, engine.lock:
         clients: _Clients
         recorder = engine.record(on_end=lambda handle: clients.ended(handle))
         clients = _Clients(engine, workload)
@@ -82,7 +88,9 @@ def serve(engine: LiveEngine, workload: Workload, progress: Progress | None = No
         if engine.crash is not None:
             raise RuntimeError("the engine failed") from engine.crash
         engine.record()
-    return recorder.run(describe(engine, workload), _tapes(engine, clients.handles))
+    run = recorder.run(describe(engine, workload), _tapes(engine, clients.handles))
+    run.info["utilisation"] = utilisation(run, engine.pair, sampler.summary(), ceilings)
+    return run
 
 
 def serve_once(

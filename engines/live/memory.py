@@ -1,0 +1,151 @@
+"""How many slots fit a device, worked out from configurations before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from engines.architecture import Architecture, Step
+from engines.errors import InputError
+from engines.live.kv_cache import bytes_per_token, layer_shape
+
+GIB = 1 << 30
+RESERVE_SHARE, RESERVE_LIMIT = 0.1, 4 * GIB
+MOST_SLOTS = 1024  # more requests at once than any measured architecture gains from
+SAMPLING_BYTES = 32  # a logit's float32 copy and its noise, which is made of 64-bit integers
+Configs = tuple[PretrainedConfig, PretrainedConfig]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What the parts of an engine take on a device, bytes.
+
+    weights: both models, 0 where they are loaded already. slot: one slot's keys and values in both pools, and its
+    tokens. workspace: activations and logits of the largest batches that can run at once. reserve: left alone, for
+    the allocator's fragments, captured graphs and other programs. free: free now. context: tokens a slot holds.
+    """
+
+    weights: int
+    slot: int
+    workspace: int
+    reserve: int
+    free: int
+    context: int
+
+    @property
+    def slots(self) -> int:
+        """Slots that fit beside everything else; the scratch slot of the pools is paid for."""
+        return max(0, (self.free - self.weights - self.workspace - self.reserve) // self.slot - 1)
+
+    def check(self, slots: int) -> None:
+        """Raise InputError, with the numbers, unless that many slots fit."""
+        if slots <= self.slots:
+            return
+        if self.slots >= 1:
+            remedy = f"{self.slots} fit ({self}); use fewer slots or a smaller max_context"
+            raise InputError("slots", slots, remedy)
+        left = self.free - self.weights - self.workspace - self.reserve
+        if left >= 2 * self.slot // self.context:
+            raise InputError("max_context", self.context, f"not one such slot fits ({self}); use a smaller one")
+        raise InputError("pair", f"{_gib(self.weights)} of weights", f"does not fit ({self}); use a smaller pair")
+
+    def __str__(self) -> str:
+        return (
+            f"weights need {_gib(self.weights)}, each slot of {self.context} tokens {_gib(self.slot)} (and one more "
+            f"for scratch), workspace {_gib(self.workspace)}, reserve {_gib(self.reserve)}; {_gib(self.free)} is free"
+        )
+
+
+def plan_slots(
+    architecture: Architecture,
+    configs: Configs,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_context: int | None = None,
+    *,
+    reserve: int | None = None,
+    free: int | None = None,
+    loaded: bool = False,
+) -> MemoryPlan:
+    """Plan the memory of an engine that serves a pair (engines.live.pairs.load_configs) on a device.
+
+    max_context: as LiveEngine's. reserve: bytes; by default a tenth of what is free, 4 GiB at most. free: bytes; by
+    default measured. loaded: the pair's weights are on the device already. Ask the plan for its `slots`, or have it
+    `check` a number of them.
+    """
+    room = architecture.draft_length.maximum + 1
+    limit = min(config.max_position_embeddings for config in configs) - room
+    context = limit if max_context is None else max_context
+    row_length = context + room
+    token = sum(bytes_per_token(config, dtype) for config in configs) + torch.int64.itemsize
+    free = free_bytes(device) if free is None else free
+    return MemoryPlan(
+        weights=0 if loaded else sum(count_parameters(config) for config in configs) * dtype.itemsize,
+        slot=row_length * token,
+        workspace=_workspace(architecture, configs, device, dtype, row_length),
+        reserve=min(int(RESERVE_SHARE * free), RESERVE_LIMIT) if reserve is None else reserve,
+        free=free,
+        context=context,
+    )
+
+
+def with_fitting_slots(architecture: Architecture, plan: MemoryPlan, most: int = MOST_SLOTS) -> Architecture:
+    """The architecture with as many slots as fit, `most` at most. Raises InputError if not one does."""
+    plan.check(1)
+    return architecture.replace(slots=min(plan.slots, most))
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device: shapes, no memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Parameters of a model; tied embeddings count once."""
+    return sum(parameter.numel() for parameter in empty_model(config).parameters())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process can still take on a device: on a GPU also what torch holds and does not use."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise InputError("device", str(device), "this system does not tell its free memory; give a number of slots")
+
+
+def _workspace(
+    architecture: Architecture, configs: Configs, device: torch.device, dtype: torch.dtype, row_length: int
+) -> int:
+    """Bytes that all workers' largest steps take together."""
+    k = architecture.draft_length.maximum
+    total = 0
+    for lane in architecture.lanes:
+        for config in configs:
+            widest = 0
+            for step, batch in lane.steps.items():
+                tokens, rows = (batch * row_length, batch) if step is Step.PREFILL else (batch * (k + 1),) * 2
+                gathered = batch * row_length if device.type == "cpu" else 0
+                widest = max(widest, _pass_bytes(config, dtype, tokens, rows, gathered))
+            total += lane.workers * widest
+    return total
+
+
+def _pass_bytes(config: PretrainedConfig, dtype: torch.dtype, tokens: int, rows: int, gathered: int) -> int:
+    """One pass at its widest moment: hidden states, the gated MLP or attention, then logits of `rows` tokens.
+    gathered: tokens whose keys and values are copied out of the pool."""
+    _, kv_heads, head_dim = layer_shape(config)
+    attention = 2 * (config.num_attention_heads + kv_heads) * head_dim
+    layer = 4 * config.hidden_size + max(3 * config.intermediate_size, attention)
+    inside = (tokens * layer + 2 * gathered * kv_heads * head_dim) * dtype.itemsize
+    return max(inside, rows * config.vocab_size * (dtype.itemsize + SAMPLING_BYTES))
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 100 else f"{size / (1 << 20):.2f} MiB"

@@ -1,0 +1,108 @@
+"""Published models' shapes: the settings that a transformers configuration is made of, without any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engines.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The shape of a decoder.
+
+    model_type and settings are transformers' own. special_tokens: ids that mark (begin, end, padding, roles) or
+    that no text encodes to; a permutation pair never emits them.
+    """
+
+    name: str
+    model_type: str
+    settings: Mapping[str, Any]
+    special_tokens: range
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.settings["vocab_size"])
+
+
+def _llama(name: str, special_tokens: range, **settings: Any) -> ModelShape:
+    return ModelShape(name, "llama", {"rms_norm_eps": 1e-5, **settings}, special_tokens)
+
+
+def _rotary(theta: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+def _llama3_rotary(factor: float, original_tokens: int = 8192) -> dict[str, Any]:
+    return {
+        "rope_type": "llama3", "rope_theta": 500_000.0, "factor": factor, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": original_tokens,
+    }  # fmt: skip
+
+
+_LLAMA_2 = {"vocab_size": 32_000, "bos_token_id": 1, "eos_token_id": 2, "rope_parameters": _rotary(10_000.0)}
+_LLAMA_3 = {
+    "vocab_size": 128_256, "bos_token_id": 128_000, "eos_token_id": 128_001, "max_position_embeddings": 131_072,
+}  # fmt: skip
+_QWEN_3 = {
+    "vocab_size": 151_936, "bos_token_id": 151_643, "eos_token_id": 151_645, "head_dim": 128,
+    "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "rope_parameters": _rotary(1_000_000.0),
+}  # fmt: skip
+_QWEN_3_SPECIAL = range(151_643, 151_936)
+_TINY = {"vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 512}
+
+SHAPES: dict[str, ModelShape] = {
+    shape.name: shape
+    for shape in (
+        _llama(
+            "llama2-7b", range(3), **_LLAMA_2, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32,
+            num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096,
+        ),
+        _llama(
+            "tinyllama-1.1b", range(3), **_LLAMA_2, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
+            num_attention_heads=32, num_key_value_heads=4, max_position_embeddings=2048,
+        ),
+        _llama(
+            "llama3.1-8b", range(128_000, 128_256), **_LLAMA_3, hidden_size=4096, intermediate_size=14_336,
+            num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, rope_parameters=_llama3_rotary(8.0),
+        ),
+        _llama(
+            "llama3.2-1b", range(128_000, 128_256), **_LLAMA_3, hidden_size=2048, intermediate_size=8192,
+            num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
+            rope_parameters=_llama3_rotary(32.0), tie_word_embeddings=True,
+        ),
+        ModelShape(
+            "qwen3-14b", "qwen3",
+            {**_QWEN_3, "hidden_size": 5120, "intermediate_size": 17_408, "num_hidden_layers": 40,
+             "num_attention_heads": 40, "num_key_value_heads": 8},
+            _QWEN_3_SPECIAL,
+        ),
+        ModelShape(
+            "qwen3-0.6b", "qwen3",
+            {**_QWEN_3, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+             "num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True},
+            _QWEN_3_SPECIAL,
+        ),
+        # Not published: small enough for a test, with grouped queries and both model types.
+        _llama(
+            "tiny", range(4), **_TINY, hidden_size=128, intermediate_size=256, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, rope_parameters=_llama3_rotary(8.0, 64),
+        ),
+        ModelShape(
+            "tiny-draft", "qwen3",
+            {**_TINY, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+             "rope_parameters": _rotary(10_000.0)},
+            range(4),
+        ),
+    )
+}  # fmt: skip
+
+
+def find_shape(name: str) -> ModelShape:
+    """The shape of that name. Raises InputError, naming those there are."""
+    if name not in SHAPES:
+        raise InputError("shape", name, f"use one of {', '.join(SHAPES)}")
+    return SHAPES[name]

@@ -1,0 +1,104 @@
+"""Slots are planned from configurations and free memory, and what cannot fit is refused with the numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engines.architecture import BASELINE, PD, PDV, Step
+from engines.errors import InputError
+from engines.live.kv_cache import SlotPool
+from engines.live.memory import GIB, count_parameters, free_bytes, plan_slots, with_fitting_slots
+from engines.live.pairs import load_configs, load_pair
+from engines.live.permutation import shape_config
+from engines.shapes import SHAPES
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")  # only named: nothing is put there
+LLAMA = "permutation:llama2-7b+tinyllama-1.1b"
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [
+        ("llama2-7b", 6_738_415_616),
+        ("tinyllama-1.1b", 1_100_048_384),
+        ("llama3.1-8b", 8_030_261_248),
+        ("llama3.2-1b", 1_235_814_400),
+        ("qwen3-14b", 14_768_307_200),
+        ("qwen3-0.6b", 596_049_920),
+    ],
+)
+def test_shapes_have_the_published_number_of_parameters(shape: str, parameters: int) -> None:
+    assert count_parameters(shape_config(SHAPES[shape])) == parameters
+
+
+def test_a_permutation_pair_s_embeddings_are_untied() -> None:
+    target, draft = load_configs("permutation:qwen3-14b+qwen3-0.6b")
+    assert [count_parameters(config) for config in (target, draft)] == [14_768_307_200, 751_632_384]
+
+
+def test_llama_2_on_80_gib_in_numbers() -> None:
+    plan = plan_slots(PD, load_configs(LLAMA), CUDA, torch.bfloat16, 1015, free=79 * GIB)
+    assert plan.weights == 2 * (6_738_415_616 + 1_100_048_384)
+    token = 2 * 2 * (32 * 32 * 128 + 22 * 4 * 64) + 8  # keys and values of both models, and the token itself
+    assert plan.slot == (1015 + 4 + 1) * token
+    assert plan.reserve == 4 * GIB
+    left = 79 * GIB - plan.weights - plan.workspace - plan.reserve
+    assert (plan.slots + 1) * plan.slot <= left < (plan.slots + 2) * plan.slot
+    assert with_fitting_slots(PD, plan).slots == plan.slots
+    assert with_fitting_slots(PD, plan, most=10).slots == 10
+
+
+def test_a_slot_is_as_large_as_the_pools_make_it() -> None:
+    pair = load_pair("permutation:tiny+tiny-draft")
+    configs = (pair.target.config, pair.draft.config)
+    plan = plan_slots(PDV, configs, CPU, torch.float32, 100, free=GIB)
+    pools = [SlotPool(config, 7, 100 + 5, CPU, torch.float32) for config in configs]
+    tensors = [tensor for pool in pools for tensor in (*pool.keys, *pool.values)]
+    assert 8 * (plan.slot - 105 * 8) == sum(tensor.nbytes for tensor in tensors)
+    assert plan.weights == sum(p.nbytes for model in (pair.target, pair.draft) for p in model.parameters())
+
+
+def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
+    configs = load_configs("permutation:qwen3-14b+qwen3-0.6b")
+    pair = plan_slots(PD, configs, CUDA, torch.bfloat16, 1000, free=24 * GIB)
+    with pytest.raises(InputError, match=r"pair = '28.91 GiB of weights': does not fit.*24.00 GiB is free"):
+        pair.check(1)
+    context = plan_slots(PD, configs, CUDA, torch.bfloat16, free=40 * GIB)
+    with pytest.raises(InputError, match=r"max_context = 40955: not one such slot fits"):
+        with_fitting_slots(PD, context)
+    fits = plan_slots(PD, configs, CUDA, torch.bfloat16, 1000, free=40 * GIB)
+    fits.check(fits.slots)
+    with pytest.raises(InputError, match=rf"slots = {fits.slots + 1}: {fits.slots} fit"):
+        fits.check(fits.slots + 1)
+
+
+def test_more_at_once_needs_more_workspace() -> None:
+    configs = load_configs(LLAMA)
+
+    def workspace(architecture: object) -> int:
+        return plan_slots(architecture, configs, CUDA, torch.bfloat16, 1000, free=GIB).workspace  # type: ignore[arg-type]
+
+    packed = PD.with_batch_limits({Step.PREFILL: 8})
+    large = PD.with_batch_limits({Step.PREFILL: 8, Step.DRAFT_VERIFY: 64})
+    assert workspace(PD) < workspace(packed) < workspace(large)
+    more = BASELINE.replace(lanes=(BASELINE.lanes[0].__class__("worker", BASELINE.lanes[0].steps, workers=8,
+                                                               carries_request=True),))  # fmt: skip
+    assert workspace(more) == 2 * workspace(BASELINE)
+
+
+def test_loaded_weights_reserve_and_a_measured_free_memory() -> None:
+    configs = load_configs("embedded")
+    here = plan_slots(PD, configs, CPU, torch.float32, 200)
+    assert here.free == pytest.approx(free_bytes(CPU), rel=0.5)
+    assert here.reserve == min(int(0.1 * here.free), 4 * GIB)
+    loaded = plan_slots(PD, configs, CPU, torch.float32, 200, reserve=0, free=GIB, loaded=True)
+    assert (loaded.weights, loaded.reserve) == (0, 0)
+    assert loaded.slots > plan_slots(PD, configs, CPU, torch.float32, 200, free=GIB).slots
+
+
+def test_configurations_of_a_missing_folder_are_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError, match="no subfolder draft"):
+        load_configs(tmp_path)
+    with pytest.raises(InputError, match=r"no config.json"):
+        load_configs(tmp_path / "target", tmp_path / "draft")

@@ -1,0 +1,119 @@
+"""Live engines over permutation pairs: every token and every acceptance equals the closed form."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engines.architecture import ARCHITECTURES
+from engines.live.engine import LiveEngine
+from engines.live.pairs import Pair, load_pair
+from engines.live.permutation import build_models
+from engines.live.serve import serve
+from engines.permutation import (
+    MAX_PERMUTATION_SCALE,
+    PermutationSpec,
+    expected_output,
+    expected_tape,
+    make_cycle,
+    parse_pair,
+)
+from engines.request import Request
+from engines.shapes import SHAPES, ModelShape
+from engines.workload import Workload
+from tests.engines.live.test_lossless import collect
+
+NAME = "permutation:tiny+tiny-draft:alpha=0.9,0.6"
+SPEC = parse_pair(NAME)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Pair:
+    return load_pair(NAME)
+
+
+def requests(count: int) -> tuple[Request, ...]:
+    """Prompts of any tokens, special ones too."""
+    rng = random.Random(5)
+    prompts = [tuple(rng.randrange(512) for _ in range(rng.randint(1, 20))) for _ in range(count)]
+    return tuple(Request(i, len(p), rng.randint(1, 50), prompt=p) for i, p in enumerate(prompts))
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_token_and_tape_equals_the_closed_form(name: str, tiny: Pair) -> None:
+    asked = requests(12)
+    with LiveEngine(ARCHITECTURES[name], tiny) as engine:
+        handles, run = collect(engine, Workload(asked, concurrency=6))
+    for request in asked:
+        assert handles[request.id].tokens == expected_output(SPEC, request.prompt, request.max_tokens).tolist()
+        assert np.array_equal(run.tapes[request.id], expected_tape(SPEC, request.prompt, request.max_tokens))
+
+
+def test_measured_acceptance_is_the_dialled_one(tiny: Pair) -> None:
+    """Two requests, each walking one whole region: the share of right drafts is that region's alpha."""
+    order = make_cycle(SPEC).order
+    half = -(-len(order) // 2)
+    asked = tuple(Request(i, 1, half + 1, prompt=(int(order[i * half]),)) for i in range(2))
+    with LiveEngine(ARCHITECTURES["pd"], tiny) as engine:
+        run = serve(engine, Workload(asked, concurrency=2))
+    rates = [run.tapes[i][1:].mean() for i in range(2)]
+    assert rates == pytest.approx([0.9, 0.6], abs=0.01)
+    emitted = run.steps[run.steps["draft_length"] > 0].groupby("request")["emitted"].mean()
+    assert emitted.tolist() == pytest.approx([sum(a**i for i in range(5)) for a in (0.9, 0.6)], rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.05, MAX_PERMUTATION_SCALE])
+def test_the_margin_is_wide_even_where_it_is_smallest(
+    dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deep and narrow is the hardest: directions are least orthogonal and layers have most to say. The winner's
+    logit is about sqrt(hidden) / sqrt(1 + 0.5 layers scale^2), all others are standard normal."""
+    settings = {
+        "vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 32,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    }  # fmt: skip
+    monkeypatch.setitem(SHAPES, "narrow", ModelShape("narrow", "llama", settings, range(3)))
+    spec = PermutationSpec("narrow", "narrow", (0.5,), scale)
+    cycle = make_cycle(spec)
+    tokens = torch.from_numpy(cycle.order[:200].reshape(4, 50))
+    models = build_models(spec, torch.device("cpu"), dtype)
+    for model, said in zip(models, (cycle.target_next, cycle.draft_next), strict=True):
+        expected = torch.from_numpy(said[:200].reshape(4, 50, 1).copy())
+        with torch.inference_mode():
+            logits = model(input_ids=tokens).logits.float()
+        winner = logits.gather(-1, expected)
+        others = logits.scatter(-1, expected, -torch.inf)
+        assert winner.mean() == pytest.approx(16 / (1 + 0.5 * 32 * scale**2) ** 0.5, rel=0.05)
+        assert winner.min() > 1.5 * others.max()
+
+
+def test_layers_do_say_something(tiny: Pair) -> None:
+    """Otherwise a pair would cost what a real one does and exercise less."""
+    model = build_models(SPEC, torch.device("cpu"), torch.float32)[0]
+    with torch.inference_mode():
+        states = model(input_ids=torch.arange(4, 60)[None], output_hidden_states=True).hidden_states
+        added = (model.model.layers[-1](states[-2], position_embeddings=model.model.rotary_emb(states[-2],
+                 torch.arange(56)[None])) - states[0]).norm() / states[0].norm()  # fmt: skip
+    assert 0.03 < float(added) < 0.3
+
+
+def test_a_saved_pair_is_an_ordinary_hugging_face_pair(tiny: Pair, tmp_path: Path) -> None:
+    for role in ("target", "draft"):
+        getattr(tiny, role).save_pretrained(tmp_path / role)
+    loaded = load_pair(tmp_path)
+    assert loaded.end_tokens == tiny.end_tokens
+    assert not loaded.target.config.tie_word_embeddings
+    request = requests(1)[0]
+    with LiveEngine(ARCHITECTURES["pdv"], loaded) as engine:
+        tokens = engine.submit(request).result(30)
+    expected = expected_output(SPEC, request.prompt, request.max_tokens).tolist()
+    assert tokens == expected
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
+    out = plain.generate(torch.tensor([request.prompt]), max_new_tokens=request.max_tokens, do_sample=False)
+    assert out[0, request.prompt_tokens :].tolist() == expected
