@@ -100,49 +100,55 @@ def fit_contention(table: pd.DataFrame) -> ContentionModel:
 
     Raises InputError if no group of the table has two streams or more.
     """
-    size = table.groupby("group")["group"].transform("size")
-    together = table[size > 1].reset_index(drop=True)
+    together = _of_several_streams(table)
     if together.empty:
         remedy = "no two streams were measured together; calibrate again, or ask for no contention"
         raise InputError("contention", f"{len(table)} rows", remedy)
-    data = _Data(together)
-    free = np.zeros(4 + 2 * len(KINDS))
-    start = np.array([GAMMA, LOG_FILL, BETA, SPREAD, *free[4:]])
-    hold = np.array([HOLD] * 4 + [HOLD_KIND] * 2 * len(KINDS))
-    limits = np.array([3.0, 3.0, 3.0, 2.0] + [3.0] * 2 * len(KINDS))
-    bounds = (np.array([0.0, -3.0, -3.0, 0.0] + [-3.0] * 2 * len(KINDS)), limits)
+    data, kinds = _Data(together), len(KINDS)
+    start = np.array([GAMMA, LOG_FILL, BETA, SPREAD] + [0.0] * 2 * kinds)
+    hold = np.array([HOLD] * 4 + [HOLD_KIND] * 2 * kinds)
+    least = np.array([0.0, -3.0, -3.0, 0.0] + [-3.0] * 2 * kinds)
+    most = np.full(len(start), 3.0)
 
     def error(x: np.ndarray) -> np.ndarray:
         return np.concatenate([data.predict(x) - data.rate, hold * (x - start)])
 
-    x = least_squares(error, start, bounds=bounds).x
+    x = least_squares(error, start, bounds=(least, most)).x
     predicted = data.predict(x)
-    residuals = together.assign(predicted=predicted, error=predicted - data.rate)
-    kinds = len(KINDS)
+    gamma, log_fill, beta, spread = x[:4].tolist()
     return ContentionModel(
-        gamma=float(x[0]), log_fill=float(x[1]), beta=float(x[2]), spread=float(x[3]),
-        typical_ms=data.typical_ms, measured_ms=data.measured_ms,
+        gamma=gamma,
+        log_fill=log_fill,
+        beta=beta,
+        spread=spread,
+        typical_ms=data.typical_ms,
+        measured_ms=data.measured_ms,
         log_weight_of=dict(zip(KINDS, x[4 : 4 + kinds].tolist(), strict=True)),
         log_fill_of=dict(zip(KINDS, x[4 + kinds :].tolist(), strict=True)),
-        residuals=residuals,
-    )  # fmt: skip
+        residuals=together.assign(predicted=predicted, error=predicted - data.rate),
+    )
 
 
 def leave_one_group_out(table: pd.DataFrame) -> pd.DataFrame:
     """The table with `predicted` and `error`, each group predicted by a fit that has not seen it: what the model
     is worth for combinations that were never measured. Groups of one stream are left out."""
-    size = table.groupby("group")["group"].transform("size")
+    together = _of_several_streams(table)
     held_out = []
-    for _, group in table[size > 1].groupby("group", sort=False):
-        model = fit_contention(table.drop(group.index))
+    for _, group in together.groupby("group", sort=False):
+        model = fit_contention(together.drop(group.index))
         kernel_ms = group["solo_ms"] / group["kernels"]
         running = [
-            RunningSegment(Segment(s), int(b), float(t))
-            for s, b, t in zip(group["segment"], group["batch"], kernel_ms, strict=True)
+            RunningSegment(Segment(segment), int(batch), float(tau))
+            for segment, batch, tau in zip(group["segment"], group["batch"], kernel_ms, strict=True)
         ]
         predicted = np.array(model.rates(running))
         held_out.append(group.assign(predicted=predicted, error=predicted - group["rate"].to_numpy()))
     return pd.concat(held_out, ignore_index=True)
+
+
+def _of_several_streams(table: pd.DataFrame) -> pd.DataFrame:
+    streams = table["group"].map(table["group"].value_counts())
+    return table[streams > 1].reset_index(drop=True)
 
 
 class _Data:

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engines.architecture import Segment
+from engines.live.attention import Layout
 from engines.live.pairs import Pair
 from engines.live.stages import Stages
 from engines.live.streams import Stream
@@ -80,11 +81,12 @@ class Workbench:
         share, rest = divmod(load.prompt_tokens, load.batch)
         counts = [share + (i < rest) for i in range(load.batch)]
         lengths = torch.tensor(counts, device=stages.device)
+        layout = Layout.of(counts, stages.device)
         prefill = stages.prefill_draft if load.segment is Segment.PREFILL_DRAFT else stages.prefill_target
 
         def run_prefill() -> None:
             stages.lengths[slots] = lengths
-            prefill(slots, counts)
+            prefill(slots, layout)
 
         return run_prefill
 

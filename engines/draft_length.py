@@ -18,6 +18,10 @@ class FixedDraftLength:
         require_whole("draft_length", self.k, 1)
 
     @property
+    def minimum(self) -> int:
+        return self.k
+
+    @property
     def maximum(self) -> int:
         return self.k
 

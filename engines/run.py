@@ -142,10 +142,11 @@ class Recorder:
             booked = (settlement.accepted, settlement.rejected, settlement.discarded) if settlement else (0, 0, 0)
             self._steps.append((work.id, state.id, position, *wait, k, emitted, *booked))
         size, longest = len(members), max(work.draft_lengths)
+        through = {Segment.DRAFT: size * longest, Segment.VERIFY: size * (longest + 1)}
         for segment, start_s, end_s, solo_s in segments:
             self._spans.append(
                 (work.id, work.lane.name, work.worker, work.lane.device, work.lane.stream, str(work.step),
-                 str(segment), size, longest, tokens if segment.startswith("prefill") else size * (longest + 1),
+                 str(segment), size, longest, through.get(segment, tokens),
                  context / size, work.hybrid, work.dispatched_s, start_s, end_s, completed_s, solo_s)
             )  # fmt: skip
 

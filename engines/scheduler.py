@@ -48,6 +48,7 @@ class _Queue:
     def __init__(self, lane: Lane, step: Step) -> None:
         self.lane = lane
         self.step = step
+        self.stage = step.stage
         self.waiting: deque[RequestState] = deque()
         self.slot_missing = _Stopwatch()
         self.permit_missing = _Stopwatch()
@@ -148,6 +149,8 @@ class Scheduler:
         queue = self._queues.get(stage)
         if queue is None:
             return 0
+        if not self._carried:
+            return len(queue.waiting)
         carried = sum(state.needs is stage and state.status is Status.WAITING for state in self._carried.values())
         return len(queue.waiting) + carried
 
@@ -172,16 +175,16 @@ class Scheduler:
         if len(choices) < 2:
             return choices[0] if choices else None
         rank = {stage: place for place, stage in enumerate(self._priority_order())}
-        return min(choices, key=lambda c: (rank.get(c[0].step.stage, 0), (c[2] or c[0].waiting[0]).ready_order))
+        return min(choices, key=lambda c: (rank.get(c[0].stage, 0), (c[2] or c[0].waiting[0]).ready_order))
 
     def _ready(self, queue: _Queue) -> list[tuple[_Queue, int, RequestState | None]]:
-        lane, stage = queue.lane, queue.step.stage
+        lane, stage = queue.lane, queue.stage
         choices: list[tuple[_Queue, int, RequestState | None]] = []
         if lane.carries_request:
             for (name, worker), state in self._carried.items():
                 if name == lane.name and state.needs is stage and state.status is Status.WAITING:
                     choices.append((queue, worker, state))
-        if self._idle[lane.name] and queue.waiting and (stage is not Stage.PREFILL or self.free_slots):
+        if queue.waiting and self._idle[lane.name] and (stage is not Stage.PREFILL or self.free_slots):
             choices.append((queue, self._idle[lane.name][0], None))
         return choices
 
@@ -234,9 +237,9 @@ class Scheduler:
         self.active[state.slot] = state
 
     def _wait(self, state: RequestState, queue: _Queue, now: float) -> Wait:
-        slot_s, permit_s = (
-            after - before for before, after in zip(state.ready_missing_s, queue.missing_s(now), strict=True)
-        )
+        slot_before_s, permit_before_s = state.ready_missing_s
+        slot_s, permit_s = queue.missing_s(now)
+        slot_s, permit_s = slot_s - slot_before_s, permit_s - permit_before_s
         return Wait(slot_s, max(0.0, now - state.ready_s - slot_s - permit_s), permit_s)
 
     # --- finishing --------------------------------------------------------------------------------------

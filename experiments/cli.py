@@ -33,7 +33,7 @@ app = typer.Typer(
     """,
 )
 for command in (run, calibrate, simulate, compare, figures, trace, sweep, demo):
-    app.command(no_args_is_help=command in (compare, figures, trace, sweep))(command)
+    app.command()(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

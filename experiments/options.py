@@ -134,6 +134,13 @@ def check_output(field: str, path: Path) -> None:
         raise InputError(field, str(path), f"{nearest} is a file; give a folder")
 
 
+def check_file(field: str, path: Path) -> None:
+    """Raises InputError if a file cannot be made there, before any work is done for it."""
+    if path.is_dir():
+        raise InputError(field, str(path), "this is a folder; give a file")
+    check_output(field, path.parent)
+
+
 def positive(field: str, value: float | None) -> None:
     """Raises InputError unless the value is left out or above 0."""
     if value is not None and not (value > 0 and value < float("inf")):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,14 +15,22 @@ from rich.text import Text
 from engines.metrics import summary
 from engines.request import Status
 from engines.run import Run
-from experiments.cells import CELL_COLUMNS, cell_of
+from experiments.cells import CELL_COLUMNS, Cell, cell_of
 from experiments.compare import Comparison
+
+WIDTH = 110
+
+
+def results_console() -> Console:
+    """Standard output; in a file or pipe wide enough for the tables."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def print_summary(run: Run, folder: Path) -> None:
     """A few lines on standard output: what ran, how fast, where the record is."""
-    Console().print(summary_table(run))
-    Console().print(f"record: {folder}", highlight=False, soft_wrap=True)
+    results_console().print(summary_table(run))
+    print(f"record: {folder}")
 
 
 def summary_table(run: Run) -> Table:
@@ -29,7 +39,8 @@ def summary_table(run: Run) -> Table:
     statuses = run.requests["status"].value_counts()
     others = [f"{count} {status}" for status, count in statuses.items() if status != Status.FINISHED]
     finished = f"{len(run.finished)} of {len(run.requests)} requests in {run.duration_s:.2f} s"
-    table = Table(title=f"{cell_of(run)} ({run.info.get('kind', 'run')})", show_header=False, title_justify="left")
+    title = f"{cell_of(run)} ({run.info.get('kind', 'run')})"
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_header=False, title_justify="left", title_style="bold")
     table.add_row("finished", ", ".join([finished, *others]))
     table.add_row(
         "throughput",
@@ -47,18 +58,13 @@ def summary_table(run: Run) -> Table:
 def comparison_report(comparison: Comparison) -> RenderableType:
     """The grid, one row a cell, the means below it, and the pairs by request where runs were replayed."""
     grid = comparison.grid()
-    table = Table(
-        title="simulated against live: signed error = (simulated - live) / live",
-        caption="spread: (max - min) / mean over the live repeats of the cell",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("architecture")
-    for heading in ("load", "k", "live\ntokens/s", "simulated\ntokens/s"):
-        table.add_column(heading, justify="right")
-    for heading in ("throughput\nerror", "live\nspread", "latency\nmedian", "latency\nP95", "latency\nspread"):
-        table.add_column(heading, justify="right")
-    for heading in ("TTFT\nmean", "TPOT\nmean"):
+    table = _table("simulated against live: error = (simulated - live) / live")
+    table.caption = "spread: (largest - smallest) / mean over the live repeats of the cell"
+    headings = [
+        "live\ntokens/s", "simulated\ntokens/s", "tokens/s\nerror", "tokens/s\nspread", "latency\nmedian",
+        "latency\nP95", "latency\nspread", "TTFT\nmean", "TPOT\nmean",
+    ]  # fmt: skip
+    for heading in headings:
         table.add_column(heading, justify="right")
     columns = [
         "throughput_error", "throughput_spread", "latency_median_error", "latency_p95_error", "latency_spread",
@@ -66,20 +72,21 @@ def comparison_report(comparison: Comparison) -> RenderableType:
     ]  # fmt: skip
     previous = None
     for row in grid.to_dict("records"):
-        if previous not in (None, row["architecture"]):
+        cell = Cell(*(row[column] for column in CELL_COLUMNS))
+        if previous not in (None, cell.architecture):
             table.add_section()
-        previous = row["architecture"]
+        previous = cell.architecture
         table.add_row(
-            str(row["architecture"]), f"{row['load']} {row['level']:g}", str(row["draft_length"]),
+            *_cell(cell, grid),
             f"{row['throughput_live']:.1f}", f"{row['throughput_simulated']:.1f}",
             *(_percent(row[name], signed="error" in name) for name in columns),
         )  # fmt: skip
     table.add_section()
     means = grid[columns].abs().mean()
-    table.add_row("mean of absolutes", "", "", "", "", *(_percent(means[name]) for name in columns), style="bold")
+    table.add_row("mean |...|", "", "", "", *(_percent(means[name]) for name in columns), style="bold")
     parts: list[RenderableType] = [table]
     if not comparison.paired.empty:
-        parts.append(_paired_table(comparison))
+        parts.append(_paired_table(comparison, grid))
     parts += [Text(f"not compared: {cell}") for cell in comparison.unmatched]
     parts.append(Text(verdict(comparison)))
     return Group(*parts)
@@ -97,33 +104,43 @@ def write_report(comparison: Comparison, path: Path) -> Path:
     """The report as plain text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        Console(file=file, width=132).print(comparison_report(comparison))
+        Console(file=file, width=WIDTH).print(comparison_report(comparison))
     return path
 
 
-def _paired_table(comparison: Comparison) -> Table:
-    table = Table(
-        title="request by request, where the simulation replays the live arrivals",
-        caption="means over the replayed runs of each cell; MAPE: mean of |simulated - live| / live",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("architecture")
-    for heading in ("load", "k"):
-        table.add_column(heading, justify="right")
+def _paired_table(comparison: Comparison, grid: pd.DataFrame) -> Table:
+    table = _table("request by request, where the simulation replays the live arrivals")
+    table.caption = "means over the cell's replayed runs; MAPE: mean of |simulated - live| / live; r: Pearson"
     for quantity in ("latency", "TTFT"):
         for heading in ("bias", "MAPE", "r"):
             table.add_column(f"{quantity}\n{heading}", justify="right")
-    columns = ["bias", "mape", "pearson_r"]
-    for cell, rows in comparison.paired.groupby(CELL_COLUMNS):
-        means = rows.groupby("quantity")[columns].mean().to_dict("index")
+    for _, rows in comparison.paired.groupby(CELL_COLUMNS):
+        cell = Cell(*rows[CELL_COLUMNS].iloc[0])
+        means = rows.groupby("quantity")[["bias", "mape", "pearson_r"]].mean().to_dict("index")
         shown = []
         for quantity in ("latency_s", "ttft_s"):
-            bias, mape, r = (means[quantity][column] for column in columns)
+            bias, mape, r = means[quantity].values()
             shown += [_percent(bias, signed=True), _percent(mape), "-" if math.isnan(r) else f"{r:.2f}"]
-        architecture, length, load, level = cell
-        table.add_row(str(architecture), f"{load} {level:g}", str(length), *shown)
+        table.add_row(*_cell(cell, grid), *shown)
     return table
+
+
+def _table(title: str) -> Table:
+    """A table whose rows begin with `_cell`; narrow enough for 100 columns."""
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left",
+        title_style="bold", caption_style="dim",
+    )  # fmt: skip
+    table.add_column("", no_wrap=True)
+    table.add_column("load", justify="right", no_wrap=True)
+    return table
+
+
+def _cell(cell: Cell, grid: pd.DataFrame) -> tuple[str, str]:
+    """Architecture and load in short; the draft length is named where cells differ in it."""
+    name = cell.architecture if grid["draft_length"].nunique() == 1 else f"{cell.architecture}, k {cell.draft_length}"
+    unit = {"concurrency": "clients" if cell.level != 1 else "client", "rate": "/s", "trace": "requests"}[cell.load]
+    return name, f"{cell.level:g} {unit}"
 
 
 def _percent(value: float, signed: bool = False) -> str:
@@ -134,7 +151,7 @@ def _percent(value: float, signed: bool = False) -> str:
 
 def grid_table(runs: Sequence[Run]) -> Table:
     """One row a run: load, throughput, latency, TTFT and TPOT."""
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("architecture")
     for heading in ("load", "k", "tokens/s", "latency\nmedian (s)", "latency\nP95 (s)", "TTFT\nmean (s)"):
         table.add_column(heading, justify="right")

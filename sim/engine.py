@@ -7,7 +7,6 @@ and engines.run.Recorder writes the record, both exactly as in the live engine.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Generator, Mapping
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from engines.workload import Workload
 from sim.acceptance import AcceptanceSource, RequestAcceptance
 from sim.costs import CostModel, Costs
 from sim.gpu import Gpu
+from sim.population import Population
 
 Story = Generator[simpy.Event, Any, None]
 Progress = Callable[[int, int], None]
@@ -103,7 +103,7 @@ class _Engine:
         self._progress = progress
         self._gpus = {device: Gpu(self._environment, costs.contention) for device in architecture.devices}
         self._known: dict[int, RequestAcceptance] = {}  # of the requests that are here
-        self._population = _Population()
+        self._population = Population()
         self._seats: dict[tuple[str, int], simpy.Event] = {}
         self._ended = 0
         for lane in architecture.lanes:
@@ -254,36 +254,3 @@ class _Engine:
         self._ended += 1
         if self._progress is not None:
             self._progress(self._ended, len(self._workload.requests))
-
-
-class _Population:
-    """The number of requests in the system over time, counted apart from the record."""
-
-    def __init__(self) -> None:
-        self._here = 0
-        self._since_s = 0.0
-        self._request_seconds = 0.0
-        self._latencies_s = 0.0
-
-    def enter(self, now: float) -> None:
-        self._integrate(now)
-        self._here += 1
-
-    def leave(self, now: float, state: RequestState) -> None:
-        self._integrate(now)
-        self._here -= 1
-        assert state.finish_s is not None
-        self._latencies_s += state.finish_s - state.arrival_s
-
-    def _integrate(self, now: float) -> None:
-        self._request_seconds += self._here * (now - self._since_s)
-        self._since_s = now
-
-    def check_littles_law(self) -> None:
-        """L = lambda W over the whole run: requests in the system, integrated over time, are the sum of the
-        latencies (Little, Operations Research 9(3), 1961). Raises AssertionError."""
-        if not math.isclose(self._request_seconds, self._latencies_s, rel_tol=1e-9, abs_tol=1e-9):
-            raise AssertionError(
-                f"Little's law fails: {self._request_seconds} request seconds in the system, "
-                f"{self._latencies_s} s of latencies"
-            )

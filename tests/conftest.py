@@ -1,6 +1,12 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite; the first must be made before anything is imported."""
 
 from __future__ import annotations
+
+import os
+import shutil
+
+if shutil.which("nvidia-smi") is None:  # no GPU to run Triton's kernels: interpret them, where Triton is installed
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 try:
     import torch

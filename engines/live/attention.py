@@ -7,57 +7,84 @@ untouched: any decoder that asks `ALL_ATTENTION_FUNCTIONS` for its attention wor
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
+from engines.live.host import to_device
 from engines.live.kv_cache import SlotPool
 
 NAME = "slot_pool"
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # (query, keys, values of a layer's pool) -> like the query
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sequences of different lengths are packed into one row, as tensors that a CUDA graph can be given anew.
+
+    owner, offset: [tokens] int64, each token's sequence and place in it. counts: [batch] int64, tokens of each
+    sequence, 0 where there is none. longest: no sequence has more tokens.
+    """
+
+    owner: Tensor
+    offset: Tensor
+    counts: Tensor
+    longest: int
+
+    @staticmethod
+    def of(counts: Sequence[int], device: torch.device) -> Layout:
+        """Sequences of these lengths, one after another."""
+        owner = [i for i, count in enumerate(counts) for _ in range(count)]
+        offset = [j for count in counts for j in range(count)]
+        return Layout(to_device(owner, device), to_device(offset, device), to_device(counts, device), max(counts))
 
 
 class PackedBatch:
     """The sequences of one model call.
 
     slots: [batch] int64, each sequence's slot. first: [batch] int64, position of its first new token; all before
-    it are in the pool. counts: new tokens of each sequence, as host numbers, or one number for all.
+    it are in the pool. layout: the new tokens, or how many there are of every sequence. Made of device tensors
+    alone, so that a call can be captured.
     """
 
-    def __init__(self, pool: SlotPool, slots: Tensor, first: Tensor, counts: int | list[int]) -> None:
+    def __init__(self, pool: SlotPool, slots: Tensor, first: Tensor, layout: int | Layout) -> None:
         self.pool, self.slots, self.first = pool, slots, first
-        self.uniform = isinstance(counts, int)
-        self.counts = [counts] * len(slots) if isinstance(counts, int) else counts
-        self.longest = max(self.counts)
-        device = slots.device
-        if isinstance(counts, int):
-            offsets = torch.arange(counts, device=device)
-            positions = (first[:, None] + offsets).reshape(-1)
-            owner_slots = slots[:, None].expand(-1, counts).reshape(-1)
+        self.layout = layout if isinstance(layout, Layout) else None
+        if isinstance(layout, Layout):
+            self.longest = layout.longest
+            self.positions = layout.offset + first[layout.owner]  # [tokens]
+            owner_slots = slots[layout.owner]
         else:
-            repeats = torch.tensor(counts, device=device)
-            starts = torch.cumsum(repeats, 0) - repeats
-            owner = torch.repeat_interleave(
-                torch.arange(len(counts), device=device), repeats, output_size=sum(counts)
-            )
-            positions = torch.arange(sum(counts), device=device) - starts[owner] + first[owner]
-            owner_slots = slots[owner]
-        self.positions = positions  # [tokens]
-        self.rows = owner_slots * pool.row_length + positions  # [tokens], rows of the flattened pool
+            self.longest = layout
+            self.positions = (first[:, None] + torch.arange(layout, device=first.device)).reshape(-1)
+            owner_slots = slots[:, None].expand(-1, layout).reshape(-1)
+        self.rows = owner_slots * pool.row_length + self.positions  # [tokens], rows of the flattened pool
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all sequences have the same number of new tokens."""
+        return self.layout is None
+
+    @cached_property
+    def new_tokens(self) -> Tensor:
+        """[batch] int64: new tokens of each sequence."""
+        return torch.full_like(self.first, self.longest) if self.layout is None else self.layout.counts
 
     @cached_property
     def lengths(self) -> Tensor:
         """[batch] int32: tokens of each sequence that the pool holds once the new ones are written."""
-        return (self.first + torch.tensor(self.counts, device=self.first.device)).to(torch.int32)
+        return (self.first + self.new_tokens).to(torch.int32)
 
     @cached_property
     def query_starts(self) -> Tensor:
         """[batch + 1] int32: where each sequence's new tokens start in the packed row."""
-        edges = torch.tensor([0, *self.counts], device=self.first.device)
-        return torch.cumsum(edges, 0).to(torch.int32)
+        return torch.nn.functional.pad(torch.cumsum(self.new_tokens, 0), (1, 0)).to(torch.int32)
 
     @cached_property
     def pool_starts(self) -> Tensor:
@@ -69,18 +96,19 @@ class PackedBatch:
     def padded(self) -> Tensor:
         """[batch, longest] int64: place of each new token in the packed row; beyond a sequence's end its last."""
         offsets = torch.arange(self.longest, device=self.first.device)
-        last = torch.tensor(self.counts, device=self.first.device) - 1
-        return self.query_starts[:-1, None].long() + torch.minimum(offsets, last[:, None])
+        last = (self.new_tokens[:, None] - 1).clamp(min=0)
+        places = self.query_starts[:-1, None].long() + torch.minimum(offsets, last)
+        return places.clamp(max=len(self.positions) - 1)  # an empty sequence may stand at the row's end
 
     @cached_property
     def last(self) -> Tensor:
         """[batch] int64: place of each sequence's last new token in the packed row."""
-        return self.query_starts[1:].long() - 1
+        return (self.query_starts[1:].long() - 1).clamp(min=0)
 
     @cached_property
     def key_length(self) -> int:
-        """The longest sequence, tokens. Reads the device, so only the gathering path asks for it."""
-        return int(self.lengths.max())
+        """No sequence is longer, tokens. Exact where reading it does not hold the device up."""
+        return self.pool.row_length if self.lengths.is_cuda else int(self.lengths.max())
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """[batch, 1, longest, key_length]: 0 where a query may look (its own position and before), else -inf."""
@@ -107,9 +135,7 @@ def _attend_gathered(query: Tensor, keys: Tensor, values: Tensor, batch: PackedB
     grouped = q.shape[1] != k.shape[1]
     out = scaled_dot_product_attention(q, k, v, attn_mask=batch.mask(q.dtype), scale=scale, enable_gqa=grouped)
     out = out.transpose(1, 2)
-    if batch.uniform:
-        return out.reshape(query.shape)
-    return torch.cat([out[i, :count] for i, count in enumerate(batch.counts)])
+    return out.reshape(query.shape) if batch.layout is None else out[batch.layout.owner, batch.layout.offset]
 
 
 def _attend_in_place(query: Tensor, keys: Tensor, values: Tensor, batch: PackedBatch, scale: float) -> Tensor:
@@ -120,6 +146,22 @@ def _attend_in_place(query: Tensor, keys: Tensor, values: Tensor, batch: PackedB
         batch.pool.row_length, 0.0, True, False, scale=scale, seqused_k=batch.lengths,
     )  # fmt: skip
     return out
+
+
+def attention_over(batch: PackedBatch, heads: int, scale: float) -> Attend:
+    """The attention of one pass over a batch, for every layer in turn: the fastest for its device and shape."""
+    pool = batch.pool.keys[0]
+    if not pool.is_cuda:
+        return partial(_attend_gathered, batch=batch, scale=scale)
+    from engines.live.decode_attention import DecodeAttention, fits
+
+    if batch.uniform and fits(batch.longest, heads, *pool.shape[2:]):
+        return DecodeAttention(batch.slots, batch.first, batch.longest, heads, pool, scale)
+    return partial(_attend_in_place if _has_flash(pool) else _attend_gathered, batch=batch, scale=scale)
+
+
+def _has_flash(tensor: Tensor) -> bool:
+    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
 
 
 def slot_pool_attention(
@@ -138,11 +180,18 @@ def slot_pool_attention(
     keys, values = packed_batch.pool.keys[layer], packed_batch.pool.values[layer]
     keys.flatten(0, 1).index_copy_(0, packed_batch.rows, key[0].transpose(0, 1))
     values.flatten(0, 1).index_copy_(0, packed_batch.rows, value[0].transpose(0, 1))
-    attend = _attend_in_place if query.is_cuda else _attend_gathered
+    attend = _attend_in_place if _has_flash(query) else _attend_gathered
     return attend(query[0].transpose(0, 1), keys, values, packed_batch, scaling)[None], None
 
 
 AttentionInterface.register(NAME, slot_pool_attention)
+
+
+def attends_fully(config: PretrainedConfig) -> bool:
+    """Whether every layer of a decoder sees the whole context."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return kinds == {"full_attention"} and not (window and window < config.max_position_embeddings)
 
 
 def forward(model: PreTrainedModel, tokens: Tensor, batch: PackedBatch, keep: Tensor | None) -> Tensor:

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from engines.live.attention import PackedBatch, forward
+from engines.live.attention import PackedBatch
 from engines.live.engine import LiveEngine
 from engines.live.kv_cache import SlotPool
-from engines.live.pairs import Pair
+from engines.live.pairs import Forward, Pair
 from engines.live.stages import Stages
 
 PLAIN_ATTENTION = "sdpa"
@@ -119,15 +119,15 @@ def check_slot(
     sequence = torch.tensor(tokens, device=stages.device)
     known = int(stages.lengths[slot]) == length and bool((stages.tokens[slot, :length] == sequence).all())
     reports = []
-    for role, model, plain, pool, unread in (
-        ("target", stages.pair.target, pair.target, stages.target_pool, 1),
-        ("draft", stages.pair.draft, pair.draft, stages.draft_pool, min(2, length - 1)),
+    for role, forward, plain, pool, unread in (
+        ("target", stages.pair.target_forward, pair.target, stages.target_pool, 1),
+        ("draft", stages.pair.draft_forward, pair.draft, stages.draft_pool, min(2, length - 1)),
     ):
         keys, values, logits = _recompute(plain, sequence)
         rows = length - unread
         key_errors = [_errors(pool.keys[i][slot, :rows], k[:rows]) for i, k in enumerate(keys)]
         value_errors = [_errors(pool.values[i][slot, :rows], v[:rows]) for i, v in enumerate(values)]
-        seen = _read_pool(model, pool, slot, sequence, unread)
+        seen = _read_pool(forward, pool, slot, sequence, unread)
         picks = role == "target" and greedy
         reports.append(
             CacheReport(
@@ -191,11 +191,11 @@ def _recompute(model: PreTrainedModel, sequence: Tensor) -> tuple[list[Tensor], 
     )
 
 
-def _read_pool(model: PreTrainedModel, pool: SlotPool, slot: int, sequence: Tensor, unread: int) -> Tensor:
+def _read_pool(forward: Forward, pool: SlotPool, slot: int, sequence: Tensor, unread: int) -> Tensor:
     """Logits of the last `unread` tokens, [unread, vocabulary], from the pool's keys and values before them."""
     slots = torch.tensor([slot], device=sequence.device)
     batch = PackedBatch(pool, slots, slots.new_tensor([len(sequence) - unread]), unread)
-    return forward(model, sequence[-unread:], batch, None)
+    return forward(sequence[-unread:], batch, None)
 
 
 def _errors(found: Tensor, expected: Tensor) -> tuple[float, float]:

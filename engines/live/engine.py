@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -15,11 +16,13 @@ import torch
 
 from engines.architecture import Architecture
 from engines.errors import InputError
+from engines.live.eager import EagerRunner
 from engines.live.executor import Executor, Found
+from engines.live.graphs import GraphRunner, plan_for
 from engines.live.host import lane_settings
 from engines.live.pairs import Pair
 from engines.live.stages import Stages
-from engines.live.streams import Stream, make_stream
+from engines.live.streams import make_stream
 from engines.live.tape import TapeBuilder
 from engines.request import Emission, Request, RequestState, Status
 from engines.run import Recorder, SegmentTime
@@ -66,18 +69,28 @@ class LiveEngine:
     """Serves requests with a pair of models in the lanes of an architecture. Use it as a context manager.
 
     max_context: prompt and output tokens of a request together; by default what the models can position, less
-    the room that drafts need. One thread runs each lane worker; the thread that brings news to the scheduler
-    also hands out what can start.
+    the room that drafts need. graphs: capture the stages at the start and replay them; by default on a GPU only.
+    sampling: capture them for sampled requests too, which run uncaptured otherwise. progress: told (graphs
+    captured, graphs in all).
+
+    One thread runs each lane worker; the thread that brings news to the scheduler also hands out what can start.
     """
 
-    def __init__(self, architecture: Architecture, pair: Pair, max_context: int | None = None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        pair: Pair,
+        max_context: int | None = None,
+        graphs: bool | None = None,
+        sampling: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         if len(architecture.devices) > 1:
             raise InputError("lanes.device", list(architecture.devices), "the live engine serves from one device")
         self.architecture, self.pair = architecture, pair
         self.stages = Stages(pair, architecture.slots, architecture.draft_length.maximum, max_context)
         self.max_context = self.stages.max_context
         self.scheduler = Scheduler(architecture)
-        self._executor = Executor(self.stages)
         self.lock = threading.RLock()
         self.news = threading.Condition(self.lock)
         self._handles: dict[int, Handle] = {}
@@ -87,10 +100,9 @@ class LiveEngine:
         self._origin_s = time.perf_counter()
         self._closing = self._paused = False
         self._crash: BaseException | None = None
-        self._streams = {
-            number: make_stream(pair.device, priority)
-            for number, priority in {lane.stream: lane.stream_priority for lane in architecture.lanes}.items()
-        }
+        self._graphs = pair.device.type == "cuda" if graphs is None else graphs
+        self._sampling, self._progress = sampling, progress
+        self._executors: dict[int, Executor] = {}  # by stream
         self._inboxes: dict[tuple[str, int], queue.SimpleQueue[Work | None]] = {}
         self._threads: list[threading.Thread] = []
         self._settings = ExitStack()
@@ -99,11 +111,12 @@ class LiveEngine:
 
     def __enter__(self) -> LiveEngine:
         self._settings.enter_context(lane_settings(self.pair.device))
+        self._executors = self._make_executors()
         for lane in self.architecture.lanes:
             for worker in range(lane.workers):
                 inbox = self._inboxes[lane.name, worker] = queue.SimpleQueue()
                 name = f"{lane.name}-{worker}"
-                thread = threading.Thread(target=self._work, args=(inbox, self._streams[lane.stream]), name=name)
+                thread = threading.Thread(target=self._work, args=(inbox, self._executors[lane.stream]), name=name)
                 self._threads.append(thread)
                 thread.start()
         return self
@@ -213,11 +226,26 @@ class LiveEngine:
 
     # --- lane workers -----------------------------------------------------------------------------------
 
-    def _work(self, inbox: queue.SimpleQueue[Work | None], stream: Stream) -> None:
+    def _make_executors(self) -> dict[int, Executor]:
+        """One for each stream; captures its graphs."""
+        priorities = {lane.stream: lane.stream_priority for lane in self.architecture.lanes}
+        streams = {number: make_stream(self.pair.device, priority) for number, priority in priorities.items()}
+        if not self._graphs:
+            return {n: Executor(self.stages, stream, EagerRunner(self.stages)) for n, stream in streams.items()}
+        runners = {
+            n: GraphRunner(self.stages, stream, plan_for(self.architecture, n, self.max_context), self._sampling)
+            for n, stream in streams.items()
+        }
+        total, done = sum(map(len, runners.values())), itertools.count(1)
+        for runner in runners.values():
+            runner.capture(lambda: self._progress(next(done), total))
+        return {n: Executor(self.stages, streams[n], runner) for n, runner in runners.items()}
+
+    def _work(self, inbox: queue.SimpleQueue[Work | None], executor: Executor) -> None:
         with torch.inference_mode():
             while (work := inbox.get()) is not None:
                 try:
-                    self._finish(work, *self._executor.execute(work.step, work.members, stream))
+                    self._finish(work, *executor.execute(work.step, work.members))
                 except BaseException as error:
                     self._fall(error)
                     raise

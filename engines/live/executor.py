@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from engines.architecture import Segment, Step
+from engines.live.eager import EagerRunner
 from engines.live.stages import Stages
 from engines.live.streams import Stream
 from engines.live.verification import request_key
@@ -29,35 +28,36 @@ class Found:
 
 
 class Executor:
-    """The hands of the lane workers; any number of threads may use it at once, each with its stream's turn."""
+    """The hands of the lane workers on one stream; any number of threads may use it at once."""
 
-    def __init__(self, stages: Stages) -> None:
-        self.stages = stages
+    def __init__(self, stages: Stages, stream: Stream, runner: EagerRunner) -> None:
+        self.stages, self.stream, self.runner = stages, stream, runner
 
-    def execute(
-        self, step: Step, members: list[RequestState], stream: Stream
-    ) -> tuple[list[Found], list[SegmentTime]]:
+    def execute(self, step: Step, members: list[RequestState]) -> tuple[list[Found], list[SegmentTime]]:
         """Run a step; times are on time.perf_counter's clock. If it raises, run it again for each member alone,
         so that one request's fault is its own (a step changes nothing that matters before its last line)."""
         try:
-            return self._run(step, members, stream)
+            return self._run(step, members)
         except Exception as error:
             if len(members) == 1:
                 return [Found(error)], []
-        alone = [self.execute(step, [member], stream) for member in members]
+        alone = [self.execute(step, [member]) for member in members]
         return [found[0] for found, _ in alone], [segment for _, segments in alone for segment in segments]
 
-    def _run(self, step: Step, members: list[RequestState], stream: Stream) -> tuple[list[Found], list[SegmentTime]]:
+    def _run(self, step: Step, members: list[RequestState]) -> tuple[list[Found], list[SegmentTime]]:
         results: dict[Segment, Any] = {}
-        with stream.turn():
-            slots = torch.tensor([state.slot for state in members], device=self.stages.device)
+        slots = [state.slot for state in members if state.slot is not None]
+        counts = [state.request.prompt_tokens for state in members]
+        k = max(state.draft_length for state in members)
+        sampling = any(state.request.temperature > 0 for state in members)
+        with self.stream.turn():
             if step is Step.PREFILL:
                 self._load(members)
-            marks = [stream.mark()]
+            marks = [self.stream.mark()]
             for segment in step.segments:
-                results[segment] = self._segment(segment, slots, members)
-                marks.append(stream.mark())
-        times = itertools.pairwise(stream.times(marks))
+                results[segment] = self.runner.run(segment, slots, counts, k, sampling)
+                marks.append(self.stream.mark())
+        times = itertools.pairwise(self.stream.times(marks))
         segments = [SegmentTime(s, *pair) for s, pair in zip(step.segments, times, strict=True)]
         values = {segment: result.tolist() for segment, result in results.items() if result is not None}
         return self._read(members, values), segments
@@ -69,21 +69,6 @@ class Executor:
             assert request.prompt is not None
             key = request_key(request.seed, request.id)
             self.stages.load(state.slot, request.prompt, key, request.temperature)
-
-    def _segment(self, segment: Segment, slots: torch.Tensor, members: list[RequestState]) -> torch.Tensor | None:
-        sampling = any(state.request.temperature > 0 for state in members)
-        counts = [state.request.prompt_tokens for state in members]
-        k = max(state.draft_length for state in members)
-        match segment:
-            case Segment.PREFILL_DRAFT:
-                self.stages.prefill_draft(slots, counts)
-                return None
-            case Segment.PREFILL_TARGET:
-                return self.stages.prefill_target(slots, counts, sampling)
-            case Segment.DRAFT:
-                return self.stages.draft(slots, k, sampling)
-            case Segment.VERIFY:
-                return self.stages.verify(slots, k, sampling)
 
     def _read(self, members: list[RequestState], values: dict[Segment, list[Any]]) -> list[Found]:
         foreseen = values.get(Segment.DRAFT, [None] * len(members))

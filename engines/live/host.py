@@ -1,12 +1,13 @@
-"""The host's settings while lanes run: the same when serving and when measuring."""
+"""The host's side of a device: its settings while lanes run, and numbers on their way there and back."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 SWITCH_INTERVAL_S = 2e-4  # Python's own, 5 ms, is as long as a stage
 
@@ -23,3 +24,17 @@ def lane_settings(device: torch.device) -> Iterator[None]:
     finally:
         sys.setswitchinterval(interval)
         torch.set_num_threads(threads)
+
+
+def to_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """Host numbers as int64 on the device, in the stream's order and without waiting for it."""
+    host = torch.tensor(values, dtype=torch.int64)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def to_host(result: Tensor) -> Tensor:
+    """A copy on the host, complete once the stream has passed this point."""
+    if not result.is_cuda:
+        return result.clone()
+    host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+    return host.copy_(result, non_blocking=True)

@@ -31,7 +31,6 @@ class SlotPool:
     ) -> None:
         layers, heads, head_dim = layer_shape(config)
         shape = (slots + 1, row_length, heads, head_dim)
-        self.slots, self.row_length = slots, row_length
-        self.scratch_slot = slots
+        self.row_length = row_length
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from engines.errors import InputError
-from engines.live.attention import NAME
+from engines.live.attention import NAME, PackedBatch, attends_fully, forward
+from engines.live.fused import FusedDecoder, supports
 from engines.live.permutation import build_models, pair_configs
 from engines.permutation import PREFIX, parse_pair
 
 logging.disable_progress_bar()  # a library does not draw on its user's terminal
 EMBEDDED = Path(__file__).parent / "embedded"
+Forward = Callable[[Tensor, PackedBatch, Tensor | None], Tensor]  # (tokens, batch, keep) -> logits of one pass
 
 
 @dataclass
 class Pair:
     """Two decoders on one device, ready to serve.
 
+    target_forward, draft_forward: one pass of each over a packed batch, which is how the stages run them.
     end_tokens: the tokens that end an output. encode, decode: text to token ids and back, None if the pair came
     without a tokenizer. max_context: tokens that both models can position.
     """
@@ -31,6 +36,8 @@ class Pair:
     name: str
     target: PreTrainedModel
     draft: PreTrainedModel
+    target_forward: Forward = field(repr=False)
+    draft_forward: Forward = field(repr=False)
     end_tokens: frozenset[int] = frozenset()
     encode: Callable[[str], list[int]] | None = None
     decode: Callable[[list[int]], str] | None = field(default=None, repr=False)
@@ -74,22 +81,24 @@ def load_pair(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    fused: bool = True,
 ) -> Pair:
     """Load a pair from Hugging Face folders; "embedded" is the one that ships with the project. A name that
     engines.permutation.parse_pair reads is a permutation pair, which is made and not loaded.
 
     target: folder of the target model, or of a pair (with the subfolders target/ and draft/). Weights are read
-    from safetensors only. dtype: default_dtype(device) unless given.
+    from safetensors only. dtype: default_dtype(device) unless given. fused: see make_pair.
     Raises InputError for a folder that is missing or incomplete, and for models that do not fit each other.
     """
     device = find_device(device)
     dtype = dtype or default_dtype(device)
     if str(target).startswith(PREFIX):
         spec = parse_pair(str(target))
-        return make_pair(spec.name, *build_models(spec, device, dtype))
+        return make_pair(spec.name, *build_models(spec, device, dtype), fused)
     folders = _folders(target, draft)
     models = [_load(role, folder, device, dtype, trust_remote_code) for role, folder in folders.items()]
-    pair = make_pair("embedded" if str(target) == "embedded" else Path(target).resolve().name, *models)
+    name = "embedded" if str(target) == "embedded" else Path(target).resolve().name
+    pair = make_pair(name, models[0], models[1], fused)
     _add_tokenizer(pair, folders["target"], trust_remote_code)
     return pair
 
@@ -110,8 +119,11 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def make_pair(name: str, target: PreTrainedModel, draft: PreTrainedModel) -> Pair:
+def make_pair(name: str, target: PreTrainedModel, draft: PreTrainedModel, fused: bool = True) -> Pair:
     """A pair of models that are in memory; both are switched to attend through the slot pool.
+
+    fused: run the passes of models that FusedDecoder supports with it; the others, or with False all, run as
+    transformers has them.
 
     Raises InputError when the vocabularies differ or a model needs what the pool does not offer.
     """
@@ -124,7 +136,12 @@ def make_pair(name: str, target: PreTrainedModel, draft: PreTrainedModel) -> Pai
         model.eval().requires_grad_(False)
     ends = target.generation_config.eos_token_id if target.generation_config else target.config.eos_token_id
     tokens = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    return Pair(name, target, draft, frozenset(int(token) for token in tokens))
+    forwards = [_forward(model, fused) for model in (target, draft)]
+    return Pair(name, target, draft, forwards[0], forwards[1], frozenset(int(token) for token in tokens))
+
+
+def _forward(model: PreTrainedModel, fused: bool) -> Forward:
+    return FusedDecoder(model) if fused and supports(model) else partial(forward, model)
 
 
 def _folders(target: str | Path, draft: str | Path | None) -> dict[str, Path]:
@@ -159,9 +176,7 @@ def _load(role: str, folder: Path, device: torch.device, dtype: torch.dtype, tru
 
 def _check_attention(role: str, model: PreTrainedModel) -> None:
     config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    if kinds != {"full_attention"} or (sliding and config.sliding_window < config.max_position_embeddings):
+    if not attends_fully(config):
         raise InputError(role, config.model_type, "only decoders with full attention in every layer are served")
     if not getattr(model, "_supports_attention_backend", True):
         raise InputError(role, config.model_type, "this architecture cannot take a custom attention function")

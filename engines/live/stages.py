@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import InputError
-from engines.live.attention import PackedBatch, forward
+from engines.live.attention import Layout, PackedBatch
 from engines.live.kv_cache import SlotPool
 from engines.live.pairs import Pair
 from engines.live.verification import count_matches, pick
@@ -39,6 +39,7 @@ class Stages:
         row_length = self.max_context + max_draft_length + 1
         device = pair.device
         self.pair, self.device, self.max_draft_length = pair, device, max_draft_length
+        self.scratch, self.row_length = slots, row_length
         self.target_pool = SlotPool(pair.target.config, slots, row_length, device, pair.dtype)
         self.draft_pool = SlotPool(pair.draft.config, slots, row_length, device, pair.dtype)
         self.tokens = torch.zeros(slots + 1, row_length, dtype=torch.int64, device=device)
@@ -55,44 +56,51 @@ class Stages:
         self.keys[slot] = key
         self.temperatures[slot] = temperature
 
-    def prefill_draft(self, slots: Tensor, counts: list[int]) -> None:
-        """Fill the draft's pool from the prompts. slots: [batch]; counts: prompt tokens of each."""
-        batch, tokens = self._prompts(self.draft_pool, slots, counts)
-        forward(self.pair.draft, tokens, batch, batch.last[:1])
+    def prefill_draft(self, slots: Tensor, layout: Layout) -> None:
+        """Fill the draft's pool from the prompts. slots: [batch]; layout: how the prompts are packed."""
+        batch, tokens = self._prompts(self.draft_pool, slots, layout)
+        self.pair.draft_forward(tokens, batch, batch.last[:1])
 
-    def prefill_target(self, slots: Tensor, counts: list[int], sampling: bool = False) -> Tensor:
+    def prefill_target(self, slots: Tensor, layout: Layout, sampling: bool = False) -> Tensor:
         """Fill the target's pool and pick the first output tokens, [batch]."""
-        batch, tokens = self._prompts(self.target_pool, slots, counts)
-        logits = forward(self.pair.target, tokens, batch, batch.last)
+        batch, tokens = self._prompts(self.target_pool, slots, layout)
+        logits = self.pair.target_forward(tokens, batch, batch.last)
         lengths = self.lengths[slots]
         first = self._pick(logits, slots, lengths, sampling)
         self.tokens[slots, lengths] = first
         self.lengths[slots] = lengths + 1
+        self._reset_scratch()
         return first
 
     def draft(self, slots: Tensor, k: int, sampling: bool = False) -> Tensor:
-        """Propose k tokens for each slot. Returns [batch] bool: whether the draft model would have proposed the
-        last token that is known already, which the tape of acceptance needs and this pass tells for nothing.
-
-        The first pass feeds the last two tokens, so the pool is right whether or not the last step accepted
-        everything.
-        """
-        size, lengths = len(slots), self.lengths[slots]
-        batch = PackedBatch(self.draft_pool, slots, lengths - 2, 2)
-        picked = self._pick(
-            forward(self.pair.draft, self._known(slots, batch, 2), batch, None),
-            slots.repeat_interleave(2), batch.positions + 1, sampling,
-        ).view(size, 2)  # fmt: skip
-        foreseen = picked[:, 0] == self.tokens[slots, lengths - 1]
-        proposal = picked[:, 1]
-        self.drafts[slots, 0] = proposal
-        for i in range(1, k):
-            batch = PackedBatch(self.draft_pool, slots, lengths + (i - 1), 1)
-            logits = forward(self.pair.draft, proposal, batch, None)
-            proposal = self._pick(logits, slots, batch.positions + 1, sampling)
-            self.drafts[slots, i] = proposal
-        self.draft_lengths[slots] = k
+        """Propose k tokens for each slot. Returns what draft_first does."""
+        foreseen = self.draft_first(slots, sampling)
+        for _ in range(k - 1):
+            self.draft_next(slots, sampling)
         return foreseen
+
+    def draft_first(self, slots: Tensor, sampling: bool = False) -> Tensor:
+        """The first draft of each slot. Returns [batch] bool: whether the draft model would have proposed the last
+        token that is known already, which the tape of acceptance needs and this pass tells for nothing.
+
+        The pass feeds the last two tokens, so the pool is right whether or not the last step accepted everything.
+        """
+        lengths = self.lengths[slots]
+        batch = PackedBatch(self.draft_pool, slots, lengths - 2, 2)
+        tokens = self.tokens[slots.repeat_interleave(2), batch.positions]
+        logits = self.pair.draft_forward(tokens, batch, None)
+        picked = self._pick(logits, slots.repeat_interleave(2), batch.positions + 1, sampling).view(-1, 2)
+        self.drafts[slots, 0] = picked[:, 1]
+        self.draft_lengths.index_fill_(0, slots, 1)
+        return picked[:, 0] == self.tokens[slots, lengths - 1]
+
+    def draft_next(self, slots: Tensor, sampling: bool = False) -> None:
+        """One more draft of each slot, after those that it has."""
+        drafted = self.draft_lengths[slots]
+        batch = PackedBatch(self.draft_pool, slots, self.lengths[slots] + drafted - 1, 1)
+        logits = self.pair.draft_forward(self.drafts[slots, drafted - 1], batch, None)
+        self.drafts[slots, drafted] = self._pick(logits, slots, batch.positions + 1, sampling)
+        self.draft_lengths[slots] = drafted + 1
 
     def verify(self, slots: Tensor, k: int, sampling: bool = False) -> Tensor:
         """Check each slot's drafts with the target; k is the largest draft length among them.
@@ -103,31 +111,33 @@ class Stages:
         lengths, drafts = self.lengths[slots], self.drafts[slots, :k]
         batch = PackedBatch(self.target_pool, slots, lengths - 1, k + 1)
         tokens = torch.cat([self.tokens[slots, lengths - 1, None], drafts], dim=1).view(-1)
-        logits = forward(self.pair.target, tokens, batch, None)
+        logits = self.pair.target_forward(tokens, batch, None)
         picked = self._pick(logits, slots.repeat_interleave(k + 1), batch.positions + 1, sampling)
         picked = picked.view(len(slots), k + 1)
         matched = count_matches(drafts, picked[:, :k], self.draft_lengths[slots])
         places = batch.positions.view_as(picked) + 1
         self.tokens[slots[:, None], places] = picked
         self.lengths[slots] = lengths + matched + 1
+        self._reset_scratch()
         return torch.cat([matched[:, None], picked], dim=1)
 
     def foresees_last(self, tokens: Sequence[int], key: int = 0, temperature: float = 0.0) -> bool:
         """Whether the draft model proposes the last of these tokens after the others (uses the scratch slot)."""
-        scratch = self.draft_pool.scratch_slot
-        self.load(scratch, tokens[:-1], key, temperature)
-        slots = torch.tensor([scratch], device=self.device)
-        batch, prompt = self._prompts(self.draft_pool, slots, [len(tokens) - 1])
-        logits = forward(self.pair.draft, prompt, batch, batch.last)
+        self.load(self.scratch, tokens[:-1], key, temperature)
+        slots = torch.tensor([self.scratch], device=self.device)
+        batch, prompt = self._prompts(self.draft_pool, slots, Layout.of([len(tokens) - 1], self.device))
+        logits = self.pair.draft_forward(prompt, batch, batch.last)
         picked = self._pick(logits, slots, self.lengths[slots], temperature > 0)
+        self._reset_scratch()
         return int(picked) == tokens[-1]
 
-    def _prompts(self, pool: SlotPool, slots: Tensor, counts: list[int]) -> tuple[PackedBatch, Tensor]:
-        batch = PackedBatch(pool, slots, torch.zeros_like(slots), counts)
+    def _prompts(self, pool: SlotPool, slots: Tensor, layout: Layout) -> tuple[PackedBatch, Tensor]:
+        batch = PackedBatch(pool, slots, torch.zeros_like(slots), layout)
         return batch, self.tokens.view(-1)[batch.rows]
 
-    def _known(self, slots: Tensor, batch: PackedBatch, count: int) -> Tensor:
-        return self.tokens[slots.repeat_interleave(count), batch.positions]
+    def _reset_scratch(self) -> None:
+        """Padding lives in the scratch slot; its sequence must not grow past the end of the row."""
+        self.lengths[self.scratch :].fill_(2)
 
     def _pick(self, logits: Tensor, slots: Tensor, positions: Tensor, sampling: bool) -> Tensor:
         temperatures = self.temperatures[slots] if sampling else None

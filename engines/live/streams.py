@@ -13,7 +13,9 @@ import torch
 
 
 class Stream(Protocol):
-    """What a lane worker needs of a stream."""
+    """What a lane worker needs of a stream. cuda: the CUDA stream, None on the CPU."""
+
+    cuda: torch.cuda.Stream | None
 
     def turn(self) -> Any:
         """Context in which this thread, and no other, may give the stream work; in order of asking."""
@@ -54,6 +56,8 @@ class FairLock:
 class HostStream:
     """Work runs in the calling thread while it has its turn."""
 
+    cuda: torch.cuda.Stream | None = None
+
     def __init__(self) -> None:
         self._lock = FairLock()
 
@@ -71,21 +75,21 @@ class CudaStream:
     """Work is queued in the caller's turn and runs later; marks are events."""
 
     def __init__(self, device: torch.device, priority: int) -> None:
-        self.stream = torch.cuda.Stream(device, priority)
+        self.cuda: torch.cuda.Stream | None = torch.cuda.Stream(device, priority)
         self._lock = FairLock()
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.cuda):
             self._origin = self.mark()
             self._origin.synchronize()
             self._origin_s = time.perf_counter()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        with self._lock, torch.cuda.stream(self.stream):
+        with self._lock, torch.cuda.stream(self.cuda):
             yield
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
-        event.record(self.stream)
+        event.record(self.cuda)
         return event
 
     def times(self, marks: Sequence[torch.cuda.Event]) -> list[float]:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from calibrate.profile import Profile
 from experiments import compare as comparing
 from experiments.cells import load_runs
-from experiments.options import at_least
-from experiments.report import comparison_report
+from experiments.options import at_least, check_file
+from experiments.report import comparison_report, results_console
 from experiments.solo_times import with_solo_times
 from sim.costs import CostModel
 
@@ -37,15 +36,17 @@ def compare(
     Example: pdv compare runs simulated --profile profile --tolerance 0.1 --out comparison.csv
     """
     at_least("tolerance", tolerance, 0)
+    if out is not None:
+        check_file("out", out)
     lives, simulations = load_runs("live", live), load_runs("simulated", simulated)
     if profile is not None:
         costs = CostModel(Profile.load(profile), extrapolate=True)
         lives = [with_solo_times(run, costs) for run in lives]
     comparison = comparing.compare(lives, simulations)
-    Console().print(comparison_report(comparison))
+    results_console().print(comparison_report(comparison))
     if out is not None:
         for path in comparison.save(out):
-            Console().print(f"table: {path}", highlight=False, soft_wrap=True)
+            print(f"table: {path}")
     if tolerance is not None and not comparison.throughput_error <= tolerance:
         for cell in comparison.exceeding(tolerance):
             typer.echo(f"over the tolerance of {tolerance:.1%}: {cell}", err=True)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from experiments.config import Experiment
 from experiments.options import check_live, check_output
-from experiments.report import comparison_report
+from experiments.report import comparison_report, results_console
 
 
 def demo(
@@ -35,8 +34,7 @@ def demo(
 
     started = time.monotonic()
     results = Demo(experiment, out, LiveLaboratory(experiment)).run()
-    console = Console()
-    console.print(comparison_report(results.comparison))
+    results_console().print(comparison_report(results.comparison))
     places = {
         "live runs": f"{out / 'runs'} ({len(results.lives)})",
         "profile": out / "profile",
@@ -46,5 +44,5 @@ def demo(
         "traces for ui.perfetto.dev": out / "traces",
     }
     for name, place in places.items():
-        console.print(f"{name}: {place}", highlight=False, soft_wrap=True)
-    console.print(f"took {time.monotonic() - started:.0f} s", highlight=False)
+        print(f"{name}: {place}")
+    print(f"took {time.monotonic() - started:.0f} s")

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from calibrate.profile import Profile
 from experiments.config import Experiment
 from experiments.options import at_least, check_output
 from experiments.predict import Prediction, parse_acceptance
 from experiments.progress import bar
-from experiments.report import grid_table
+from experiments.report import grid_table, results_console
 from experiments.sweep import sweep as sweeping
 
 
@@ -35,5 +34,5 @@ def sweep(
     check_output("out", out)
     with bar(f"{experiment.name}, simulated") as progress:
         runs = sweeping(experiment, settings, out, jobs=jobs, progress=progress)
-    Console().print(grid_table(runs))
-    Console().print(f"records: {out}", highlight=False, soft_wrap=True)
+    results_console().print(grid_table(runs))
+    print(f"records: {out}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from engines.run import Run
-from experiments.options import check_output
+from experiments.options import check_file
 from experiments.perfetto import export
 
 
@@ -23,5 +23,5 @@ def trace(
     Example: pdv trace runs/pdv-c5 --out pdv-c5.json
     """
     path = out or run / "trace.json"
-    check_output("out", path.parent)
+    check_file("out", path)
     print(f"trace: {export(Run.load(run), path)}")

@@ -20,6 +20,8 @@ from experiments.figures import style
 from sim.costs import CostModel
 
 MARKERS = {2: "o", 3: "^"}
+DODGE = 0.012
+"""Points of different series stand this share of the axis apart, so that their bars do not cover each other."""
 SHADES = 0.45
 """How much paler the shortest series of a panel is than the longest."""
 
@@ -92,7 +94,10 @@ def _segment(panel: Axes, segment: Segment, table: pd.DataFrame, costs: CostMode
         rows = rows.sort_values(over)
         colour = _paler(style.SEGMENT_COLOURS[segment], shade)
         bars = [rows["p50_ms"] - rows["p05_ms"], rows["p95_ms"] - rows["p50_ms"]]
-        panel.errorbar(rows[over], rows["p50_ms"], yerr=bars, fmt="o", markersize=3.5, capsize=2, color=colour)
+        aside = (place - (len(groups) - 1) / 2) * DODGE * table[over].max()
+        panel.errorbar(
+            rows[over] + aside, rows["p50_ms"], yerr=bars, fmt="o", markersize=3.5, capsize=2, color=colour
+        )
         line = _line(segment, rows, over, costs)
         panel.plot(
             line.index, line, color=colour, linewidth=1.2, label=_series_label(series, cast(tuple[float, ...], key))

@@ -42,6 +42,7 @@ PART_COLOURS: dict[str, str] = {
     "contention": _GREY,
     "hand_over": _TAN,
 }
+MODEL_COLOURS = {"independent": _SKY, "per-request spread": _VERMILION, "markov": _BLUE}
 SEGMENT_LABELS: dict[str, str] = {
     Segment.PREFILL_DRAFT: "prefill, draft model",
     Segment.PREFILL_TARGET: "prefill, target model",

@@ -20,7 +20,8 @@ from engines.run import Run
 from engines.workload import FixedLength, UniformLength, Workload, make_workload
 from sim.acceptance import Independent, PerPosition, Tapes
 from sim.costs import CostModel
-from sim.engine import _Population, simulate
+from sim.engine import simulate
+from sim.population import Population
 from tests.calibrate.profiles import made_up
 
 COSTS = CostModel(made_up())
@@ -211,7 +212,7 @@ def test_progress_tells_every_end() -> None:
 
 
 def test_littles_law_notices_a_lost_moment() -> None:
-    population = _Population()
+    population = Population()
     state = RequestState(
         Request(0, 1, 1), 1, arrival_s=0.0, ready_s=0.0, ready_order=0, ready_missing_s=(0.0, 0.0), finish_s=2.0
     )

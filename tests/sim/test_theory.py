@@ -82,6 +82,12 @@ def test_m_m_1() -> None:
     check(mean_latencies(EXPONENTIAL, rate), lambda service: 1 / (1 / service - rate))
 
 
+def test_a_server_that_is_five_percent_slow_is_noticed() -> None:
+    slow = Server(lambda u: 1.05 * SERVICE_S)
+    low, high = interval(mean_latencies(slow, 0.5))
+    assert not low <= 1.5 * SERVICE_S <= high  # what a server at full speed would give
+
+
 def test_m_d_1() -> None:
     """Deterministic service: W = s + rho s / (2 (1 - rho)) (Pollaczek-Khinchine)."""
     rate = 0.5

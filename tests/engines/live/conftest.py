@@ -10,7 +10,11 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -19,13 +23,19 @@ from engines.live.pairs import Pair, load_pair
 from engines.request import Request
 
 VOCABULARY, ENDS = 61, [3, 8, 20, 30, 45]  # several, so that some outputs do end early
-KINDS = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen3": (Qwen3ForCausalLM, Qwen3Config)}
+KINDS = ("llama", "qwen3")  # that pairs are made of
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig),
+    "mistral": (MistralForCausalLM, MistralConfig),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config),
+}
 
 
 def tiny_model(kind: str, layers: int, **changes: object) -> PreTrainedModel:
     """A decoder with random weights; the same seed gives a draft the same first layer as its target."""
     torch.manual_seed(11)
-    model_class, config_class = KINDS[kind]
+    model_class, config_class = FAMILIES[kind]
     settings = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 192,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engines.architecture import ARCHITECTURES
+from engines.live.attention import Layout
 from engines.live.cache_check import CacheReport, check_engine, check_slot
 from engines.live.engine import LiveEngine
 from engines.live.pairs import Pair, load_pair
@@ -41,8 +42,9 @@ class Bench:
         for slot, prompt in enumerate(PROMPTS):
             self.stages.load(slot, prompt)
         counts = [len(prompt) for prompt in PROMPTS]
-        self.stages.prefill_draft(self.slots, counts)
-        first = self.stages.prefill_target(self.slots, counts).tolist()
+        layout = Layout.of(counts, self.stages.device)
+        self.stages.prefill_draft(self.slots, layout)
+        first = self.stages.prefill_target(self.slots, layout).tolist()
         self.sequences = [[*prompt, token] for prompt, token in zip(PROMPTS, first, strict=True)]
 
     def steps(self, count: int, before_verify: Callable[[Stages], object] = lambda stages: None) -> Bench:

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from engines.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Step
 from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.live.engine import Handle, LiveEngine
-from engines.live.pairs import Pair
+from engines.live.fused import FusedDecoder
+from engines.live.pairs import Pair, load_pair
 from engines.live.serve import serve
 from engines.metrics import PARTS, acceptance, decompose
 from engines.request import Request
@@ -82,6 +83,16 @@ def test_greedy_output_equals_generate(
     assert served(ARCHITECTURES[name], pair, requests_to_serve, concurrency) == expected
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_without_fusion_the_tokens_are_the_same(
+    kind: str, pair_folders: dict[str, Path], requests_to_serve: tuple[Request, ...]
+) -> None:
+    pair = load_pair(pair_folders[kind], fused=False)
+    assert not any(isinstance(forward, FusedDecoder) for forward in (pair.target_forward, pair.draft_forward))
+    expected = generated(pair_folders[kind], requests_to_serve)
+    assert served(PDV, pair, requests_to_serve, 10) == expected
+
+
 def test_some_outputs_end_early_and_some_at_their_limit(
     requests_to_serve: tuple[Request, ...], expected: dict[int, list[int]]
 ) -> None:
@@ -146,13 +157,13 @@ def test_draft_and_verify_are_batched_across_requests(llama: Pair) -> None:
 def test_a_prompt_is_computed_once(llama: Pair) -> None:
     """One prefill a request; later passes read 2 or 1 tokens (draft) and k + 1 (verify) a request."""
     seen: list[int] = []
-    forward = llama.target.forward
-    llama.target.forward = lambda *a, **kw: (seen.append(kw["input_ids"].numel()), forward(*a, **kw))[1]
-    try:
-        requests = random_requests(5, seed=8)
-        served(PD, llama, requests, 5)
-    finally:
-        llama.target.forward = forward
+
+    def counting(tokens: torch.Tensor, *args: object) -> torch.Tensor:
+        seen.append(tokens.numel())
+        return llama.target_forward(tokens, *args)  # type: ignore[arg-type]
+
+    requests = random_requests(5, seed=8)
+    served(PD, dataclasses.replace(llama, target_forward=counting), requests, 5)
     for request in requests:
         seen.remove(request.prompt_tokens)
     assert seen

@@ -1,0 +1,224 @@
+"""Segments of work captured once and replayed: a CUDA graph on a GPU, a plain call on the CPU.
+
+A replay's only inputs are slot numbers (and, for prefill, how the prompts are packed), written to tensors that
+stay at their place. Batches are padded with the scratch slot to the next captured size. One set of graphs serves
+one stream, whose work runs one after another, so its graphs may share memory; two streams share nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from engines.architecture import Architecture, Segment, Step
+from engines.live.attention import Layout
+from engines.live.eager import EagerRunner
+from engines.live.host import to_device, to_host
+from engines.live.stages import Stages
+from engines.live.streams import Stream
+
+BATCHES = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+WARM_UPS = 2
+
+Progress = Callable[[int, int], None]  # graphs captured, graphs in all
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stream has to be ready for. batches: largest draft and verify batch; draft_lengths: every k that can
+    come; prompts, tokens: most prompts of a prefill and most tokens of them together (0: no prefill)."""
+
+    draft_batch: int = 0
+    verify_batch: int = 0
+    draft_lengths: tuple[int, ...] = ()
+    prompts: int = 0
+    tokens: int = 0
+
+
+def plan_for(architecture: Architecture, stream: int, max_context: int, prefill_tokens: int | None = None) -> Plan:
+    """What the lanes on a stream can run. prefill_tokens: most tokens of one prefill (default: max_context)."""
+    lengths = architecture.draft_length
+    limits = {step: n for lane in architecture.lanes if lane.stream == stream for step, n in lane.steps.items()}
+    both = limits.get(Step.DRAFT_VERIFY, 0)
+    draft = limits.get(Step.DRAFT, both)
+    hybrid = min(architecture.hybrid_at_or_below, draft)
+    prompts = limits.get(Step.PREFILL, 0)
+    return Plan(
+        draft_batch=draft,
+        verify_batch=max(limits.get(Step.VERIFY, both), hybrid),
+        draft_lengths=tuple(range(lengths.minimum, lengths.maximum + 1)),
+        prompts=prompts,
+        tokens=(prefill_tokens or max_context) if prompts else 0,
+    )
+
+
+def sizes_up_to(limit: int, sizes: Iterable[int]) -> list[int]:
+    """The sizes below the limit, and the limit."""
+    return [*(size for size in sizes if size < limit), limit] if limit else []
+
+
+class Captured:
+    """A function over tensors at fixed places, ready to be replayed. Replays give the same output tensor."""
+
+    def __init__(self, function: Callable[[], Tensor | None], stream: Stream, pool: Any) -> None:
+        self._function = function
+        self._graph: torch.cuda.CUDAGraph | None = None
+        for _ in range(WARM_UPS):
+            function()
+        if stream.cuda is not None:
+            stream.cuda.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream.cuda, capture_error_mode="thread_local"):
+                self.output = function()
+
+    def replay(self) -> Tensor | None:
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self.output = self._function()
+        return self.output
+
+
+@dataclass
+class _Shape:
+    """The places of a captured segment's inputs."""
+
+    slots: Tensor
+    graphs: dict[Any, Captured] = field(default_factory=dict)
+
+
+@dataclass
+class _Prompts(_Shape):
+    """The same of a prefill: its last sequence takes the padding."""
+
+    layout: Layout = field(kw_only=True)
+
+
+_AnyShape = TypeVar("_AnyShape", bound=_Shape)
+
+
+class GraphRunner(EagerRunner):
+    """Runs segments on one stream by replaying graphs; what was not captured runs as it is."""
+
+    def __init__(self, stages: Stages, stream: Stream, plan: Plan, sampling: bool = False) -> None:
+        super().__init__(stages)
+        self.stream, self.sampling = stream, sampling
+        self._pool = torch.cuda.graph_pool_handle() if stream.cuda is not None else None
+        self._batches: dict[Segment, dict[int, _Shape]] = {
+            Segment.DRAFT: self._uniform(sizes_up_to(plan.draft_batch, BATCHES)),
+            Segment.VERIFY: self._uniform(sizes_up_to(plan.verify_batch, BATCHES)),
+        }
+        self._prefills = {tokens: self._ragged(plan.prompts, tokens) for tokens in sizes_up_to(plan.tokens, TOKENS)}
+        self._plan = plan
+        self._tasks = self._list_tasks()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def capture(self, progress: Callable[[], None] = lambda: None) -> None:
+        """Capture everything; calls progress after each. Large shapes first, so that small ones reuse memory."""
+        with torch.inference_mode(), self.stream.turn():
+            for shape, key, function in self._tasks:
+                shape.graphs[key] = Captured(function, self.stream, self._pool)
+                progress()
+
+    def run(
+        self, segment: Segment, slots: Sequence[int], counts: Sequence[int], k: int, sampling: bool
+    ) -> Tensor | None:
+        """Run a segment in the stream's turn. slots: the members' slots; counts: their prompt lengths (prefill).
+
+        Returns what the stage returns, on the host once the stream has passed; None where it returns nothing.
+        """
+        if segment in (Segment.PREFILL_DRAFT, Segment.PREFILL_TARGET):
+            prompts = self._prefill_shape(len(slots), sum(counts))
+            graph = prompts.graphs.get((segment, sampling)) if prompts else None
+            if prompts is None or graph is None:
+                return super().run(segment, slots, counts, k, sampling)
+            self._fill_prefill(prompts, slots, counts)
+            return self._fetch(graph.replay(), len(slots))
+        shape = self._batch_shape(segment, len(slots))
+        graph = shape.graphs.get((k if segment is Segment.VERIFY else "first", sampling)) if shape else None
+        if shape is None or graph is None:
+            return super().run(segment, slots, counts, k, sampling)
+        self._put(shape.slots, [*slots, *[self.stages.scratch] * (len(shape.slots) - len(slots))])
+        result = self._fetch(graph.replay(), len(slots))
+        if segment is Segment.DRAFT:
+            for _ in range(k - 1):
+                shape.graphs["next", sampling].replay()
+        return result
+
+    # --- shapes -----------------------------------------------------------------------------------------
+
+    def _uniform(self, sizes: Sequence[int]) -> dict[int, _Shape]:
+        return {size: _Shape(self._scratch_slots(size)) for size in sizes}
+
+    def _ragged(self, prompts: int, tokens: int) -> _Prompts:
+        """Room for `prompts` prompts, and one sequence in the scratch slot that takes the padding."""
+        device = self.stages.device
+        layout = Layout(
+            owner=torch.full((tokens,), prompts, device=device),
+            offset=torch.arange(tokens, device=device) % self.stages.row_length,
+            counts=torch.tensor([0] * prompts + [tokens], device=device),
+            longest=tokens,
+        )
+        return _Prompts(self._scratch_slots(prompts + 1), layout=layout)
+
+    def _scratch_slots(self, size: int) -> Tensor:
+        return torch.full((size,), self.stages.scratch, dtype=torch.int64, device=self.stages.device)
+
+    def _batch_shape(self, segment: Segment, size: int) -> _Shape | None:
+        return _smallest(self._batches[segment], size)
+
+    def _prefill_shape(self, prompts: int, tokens: int) -> _Prompts | None:
+        shape = _smallest(self._prefills, tokens)
+        padding = len(shape.layout.owner) - tokens if shape else 0
+        return shape if prompts <= self._plan.prompts and padding <= self.stages.row_length else None
+
+    def _list_tasks(self) -> list[tuple[_Shape, Any, Callable[[], Tensor | None]]]:
+        stages = self.stages
+        tasks: list[tuple[_Shape, Any, Callable[[], Tensor | None]]] = []
+        for x in (False, True) if self.sampling else (False,):
+            for prompts in self._prefills.values():
+                place = (prompts.slots, prompts.layout)
+                tasks.append((prompts, (Segment.PREFILL_DRAFT, x), partial(stages.prefill_draft, *place)))
+                tasks.append((prompts, (Segment.PREFILL_TARGET, x), partial(stages.prefill_target, *place, x)))
+            for shape in self._batches[Segment.DRAFT].values():
+                tasks.append((shape, ("first", x), partial(stages.draft_first, shape.slots, x)))
+                tasks.append((shape, ("next", x), partial(stages.draft_next, shape.slots, x)))
+            for shape in self._batches[Segment.VERIFY].values():
+                tasks += [
+                    (shape, (k, x), partial(stages.verify, shape.slots, k, x)) for k in self._plan.draft_lengths
+                ]
+        return tasks[::-1]
+
+    # --- inputs and outputs -----------------------------------------------------------------------------
+
+    def _fill_prefill(self, shape: _Prompts, slots: Sequence[int], counts: Sequence[int]) -> None:
+        layout, prompts = shape.layout, len(shape.slots) - 1
+        padding = len(layout.owner) - sum(counts)
+        unused = prompts - len(slots)
+        all_counts = [*counts, *[0] * unused, padding]
+        self._put(shape.slots, [*slots, *[self.stages.scratch] * (unused + 1)])
+        self._put(layout.counts, all_counts)
+        self._put(layout.owner, [i for i, count in enumerate(all_counts) for _ in range(count)])
+        self._put(layout.offset, [j for count in all_counts for j in range(count)])
+
+    def _put(self, place: Tensor, values: Sequence[int]) -> None:
+        place.copy_(to_device(values, place.device), non_blocking=True)
+
+    def _fetch(self, result: Tensor | None, size: int) -> Tensor | None:
+        """The members' part of a result, on its way to the host."""
+        return None if result is None else to_host(result[:size])
+
+
+def _smallest(shapes: dict[int, _AnyShape], size: int) -> _AnyShape | None:
+    sizes = list(shapes)
+    place = bisect_left(sizes, size)
+    return shapes[sizes[place]] if place < len(sizes) else None

@@ -1,0 +1,40 @@
+"""How many requests are in the system over time, counted apart from the scheduler and the record."""
+
+from __future__ import annotations
+
+import math
+
+from engines.request import RequestState
+
+
+class Population:
+    """Counts requests in and out, and holds the count against their latencies."""
+
+    def __init__(self) -> None:
+        self._here = 0
+        self._since_s = 0.0
+        self._request_seconds = 0.0
+        self._latencies_s = 0.0
+
+    def enter(self, now: float) -> None:
+        self._integrate(now)
+        self._here += 1
+
+    def leave(self, now: float, state: RequestState) -> None:
+        self._integrate(now)
+        self._here -= 1
+        assert state.finish_s is not None
+        self._latencies_s += state.finish_s - state.arrival_s
+
+    def _integrate(self, now: float) -> None:
+        self._request_seconds += self._here * (now - self._since_s)
+        self._since_s = now
+
+    def check_littles_law(self) -> None:
+        """L = lambda W over the whole run: requests in the system, integrated over time, are the sum of the
+        latencies (Little, Operations Research 9(3), 1961). Raises AssertionError."""
+        if not math.isclose(self._request_seconds, self._latencies_s, rel_tol=1e-9, abs_tol=1e-9):
+            raise AssertionError(
+                f"Little's law fails: {self._request_seconds} request seconds in the system, "
+                f"{self._latencies_s} s of latencies"
+            )

@@ -1,0 +1,112 @@
+"""Captured shapes, padded batches and packed prompts give the same tokens. On the CPU a capture is a plain call
+over the same places, so what is tested here is what a CUDA graph replays."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from engines.architecture import ARCHITECTURES, PD, PDV, Segment, Step
+from engines.draft_length import AdaptiveDraftLength
+from engines.live.engine import LiveEngine
+from engines.live.graphs import Captured, GraphRunner, Plan, plan_for, sizes_up_to
+from engines.live.pairs import Pair
+from engines.live.serve import serve
+from engines.live.stages import Stages
+from engines.live.streams import HostStream
+from engines.request import Request
+from engines.workload import Workload
+from tests.engines.live.conftest import random_requests
+from tests.engines.live.test_lossless import collect, served
+
+
+def served_by_graphs(architecture, pair: Pair, requests, concurrency: int, **options):  # type: ignore[no-untyped-def]
+    with LiveEngine(architecture, pair, graphs=True, **options) as engine:
+        handles, _ = collect(engine, Workload(requests, concurrency=concurrency))
+    return {i: handle.result() for i, handle in handles.items()}
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_graphs_give_the_same_tokens(name: str, pair: Pair) -> None:
+    requests = random_requests(14, ignore_eos=False)
+    architecture = ARCHITECTURES[name].with_batch_limits({Step.PREFILL: 3 if name != "baseline" else 1})
+    assert served_by_graphs(architecture, pair, requests, 10) == served(ARCHITECTURES[name], pair, requests, 1)
+
+
+def test_adaptive_draft_lengths_and_samples_are_captured_too(llama: Pair) -> None:
+    requests = tuple(dataclasses.replace(r, temperature=0.8 * (r.id % 2)) for r in random_requests(10))
+    architecture = PDV.replace(draft_length=AdaptiveDraftLength(1, 4, 2, window=5, every=1))
+    assert served_by_graphs(architecture, llama, requests, 6, sampling=True) == served(PDV, llama, requests, 1)
+
+
+def test_replays_are_used_and_nothing_runs_uncaptured(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    replays: list[int] = []
+    replay = Captured.replay
+    monkeypatch.setattr(Captured, "replay", lambda self: (replays.append(1), replay(self))[1])
+    monkeypatch.setattr("engines.live.eager.EagerRunner.run", lambda *args: pytest.fail("ran uncaptured"))
+    served_by_graphs(PDV, llama, random_requests(6), 4)
+    assert len(replays) > 50
+
+
+def test_the_sequence_of_the_scratch_slot_does_not_grow(llama: Pair) -> None:
+    with LiveEngine(PD, llama, graphs=True) as engine:
+        serve(engine, Workload(random_requests(20), concurrency=5))
+        assert int(engine.stages.lengths[-1]) == 2
+        assert int(engine.stages.draft_lengths[-1]) <= engine.stages.max_draft_length
+
+
+def test_padding_leaves_other_slots_alone(llama: Pair) -> None:
+    stages = Stages(llama, slots=8, max_draft_length=4, max_context=64)
+    runner = GraphRunner(stages, HostStream(), Plan(6, 6, (4,), prompts=3, tokens=64))
+    with torch.inference_mode():
+        for slot in range(8):
+            stages.load(slot, [5 + slot] * 6)
+        runner.capture()
+        runner.run(Segment.PREFILL_DRAFT, [6, 1], [6, 6], 0, False)
+        runner.run(Segment.PREFILL_TARGET, [6, 1], [6, 6], 0, False)
+        untouched = [0, 2, 3, 4, 5, 7]
+        before = [t[untouched].clone() for t in (stages.tokens, stages.lengths, stages.drafts)]
+        pools = [t[untouched].clone() for t in (*stages.target_pool.keys, *stages.draft_pool.values)]
+        for _ in range(3):
+            runner.run(Segment.DRAFT, [6, 1], [6, 6], 4, False)
+            runner.run(Segment.VERIFY, [6, 1], [6, 6], 4, False)
+        after = [t[untouched] for t in (stages.tokens, stages.lengths, stages.drafts)]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        now = [t[untouched] for t in (*stages.target_pool.keys, *stages.draft_pool.values)]
+        assert all(torch.equal(a, b) for a, b in zip(pools, now, strict=True))
+        assert stages.lengths[[1, 6]].min() > 7
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stream", "expected"),
+    [
+        (ARCHITECTURES["baseline"], 0, Plan(1, 1, (4,), 1, 100)),
+        (PD, 0, Plan(0, 0, (4,), 1, 100)),
+        (PD, 1, Plan(6, 6, (4,), 0, 0)),
+        (PDV, 0, Plan(6, 1, (4,), 0, 0)),  # hybrid: a batch of one is verified in the decode lane
+        (PDV, 1, Plan(0, 12, (4,), 0, 0)),
+        (
+            PDV.replace(hybrid_at_or_below=0, draft_length=AdaptiveDraftLength(2, 4, 3)),
+            0,
+            Plan(6, 0, (2, 3, 4), 0, 0),
+        ),
+    ],
+)
+def test_a_stream_is_ready_for_what_its_lanes_can_run(architecture, stream: int, expected: Plan) -> None:  # type: ignore[no-untyped-def]
+    assert plan_for(architecture, stream, 100) == expected
+
+
+def test_sizes_end_with_the_limit() -> None:
+    assert sizes_up_to(6, (1, 2, 4, 8)) == [1, 2, 4, 6]
+    assert sizes_up_to(8, (1, 2, 4, 8)) == [1, 2, 4, 8]
+    assert sizes_up_to(0, (1, 2)) == []
+
+
+def test_capturing_reports_its_progress(llama: Pair) -> None:
+    seen: list[tuple[int, int]] = []
+    with LiveEngine(PD, llama, graphs=True, progress=lambda done, total: seen.append((done, total))) as engine:
+        assert engine.submit(Request(0, 1, 2, prompt=(5,))).result(30)
+    assert seen == [(i + 1, len(seen)) for i in range(len(seen))]
+    assert len(seen) > 10
