@@ -64,7 +64,7 @@ def _merge(
     merged = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     for i in tl.static_range(SPLITS):
         row = part_row + i * STRIDE
-        here = real & (i < used_splits)
+        here = real & (tl.full([ROWS], i, tl.int32) < used_splits)
         log = tl.load(part_logs + row, mask=here, other=-float("inf"), cache_modifier=".cg")
         part = tl.load(
             parts + row[:, None] * HEAD_DIM + dim[None, :], mask=here[:, None], other=0.0, cache_modifier=".cg"
