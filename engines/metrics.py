@@ -11,8 +11,8 @@ import pandas as pd
 from engines.run import Run
 
 PARTS = [
-    "admission_wait", "prefill_queue", "draft_queue", "verify_queue", "permit_wait", "stream_wait", "hand_over", "prefill",
-    "draft", "verify", "contention", "thrown_away",
+    "admission_wait", "prefill_queue", "draft_queue", "verify_queue", "permit_wait", "stream_wait", "hand_over",
+    "prefill", "draft", "verify", "contention", "thrown_away",
 ]  # fmt: skip
 QUANTILES = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
