@@ -109,9 +109,9 @@ def check_slot(
     """Compare what a slot holds with a recomputation; one report for the target and one for the draft.
 
     tokens: the sequence's prompt and output so far, of which the last has been picked and not yet read. Nothing
-    may run on the device meanwhile. reference: a pair to recompute with; by default the engine's own models with
-    ordinary attention, so give one where their kernels were replaced. The pass that makes the logits writes the
-    rows that the next step writes, with the same values.
+    may run on the device meanwhile. reference: a pair to recompute with; by default the engine's own transformers
+    models, with ordinary attention. The pass that makes the logits is the engine's own; it writes the rows that the
+    next step writes, with the same values.
     """
     pair = reference or stages.pair
     tolerance = tolerance or TOLERANCES[stages.pair.dtype]

@@ -156,7 +156,7 @@ def test_engines_pass_in_mid_flight(name: str, full: Pair) -> None:
         for i, prompt in enumerate(prompts)
     )
     reports: list[CacheReport] = []
-    with LiveEngine(ARCHITECTURES[name].replace(slots=4), pair) as engine:
+    with LiveEngine(ARCHITECTURES[name].replace(slots=4), full) as engine:
         run = serve(
             engine, Workload(asked, concurrency=6), lambda done, total: reports.extend(check_engine(engine, 2))
         )
