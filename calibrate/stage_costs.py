@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -19,8 +20,7 @@ from engines.live.streams import make_stream
 
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
 WARM_UPS = 2
-ROUND = 4  # measurements of a load before the next load's turn, so that slow drift hits all loads alike
-FEWEST, MOST = 12, 400
+FEWEST, MOST = 12, 400  # measurements of each load
 STABLE = 0.02  # half-width of the median's 95% interval, as a fraction of the median
 
 Progress = Callable[[str, float], None]  # what is being measured, fraction done
@@ -79,10 +79,11 @@ def median_half_width(times: Sequence[float]) -> float:
 
 
 def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progress) -> pd.DataFrame:
-    """Time every load of the grid alone until its median is stable or the time is up.
+    """Time every load of the grid alone until all medians are stable (95% interval within 2%) or the time is up.
 
-    Returns the profile's stage costs without host times. The loads are measured in rounds, all in turn; one
-    whose median's 95% interval is within 2% drops out. Every load gets FEWEST measurements whatever the budget.
+    Returns the profile's stage costs without host times. Each round measures every load once, in another order: so
+    all loads see the same moods of the machine, and each finds the caches as a different one left them, which is
+    how a lane finds them. Every load gets FEWEST measurements whatever the budget.
     """
     grid.check(pair)
     loads, budget = grid.loads(), Budget(budget_s)
@@ -97,22 +98,14 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
             for _ in range(WARM_UPS):
                 bench.time(stream, work)
             kernels[load] = count_kernels(pair.device, work)
-        unstable = loads
-        while unstable:
-            for load in unstable:
-                work = bench.work(load)
-                times[load] += [bench.time(stream, work) for _ in range(ROUND)]
-                stable = (len(loads) - len(unstable)) / len(loads)
-                progress(f"alone: {load.name}", max(stable, min(budget.spent_s / max(budget_s, 1e-9), 1.0)))
-            few = min(len(t) for t in times.values()) < FEWEST
-            if budget.over and not few:
+        order = random.Random(0)
+        for count in range(1, MOST + 1):
+            for load in order.sample(loads, len(loads)):
+                times[load].append(bench.time(stream, bench.work(load)))
+                progress(f"alone: {load.name}", min(max(budget.spent_s / max(budget_s, 1e-9), count / MOST), 1.0))
+            if count >= FEWEST and (budget.over or all(median_half_width(t) <= STABLE for t in times.values())):
                 break
-            unstable = [load for load in loads if not _settled(times[load])]
     return pd.DataFrame([_row(load, kernels[load], times[load]) for load in loads])
-
-
-def _settled(times: list[float]) -> bool:
-    return len(times) >= MOST or (len(times) >= FEWEST and median_half_width(times) <= STABLE)
 
 
 def _row(load: Load, kernels: int, times: list[float]) -> dict[str, object]:
