@@ -6,7 +6,9 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -83,9 +85,9 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
     """Time every load of the grid alone until all medians are stable (95% interval within 2%) or the time is up.
 
     Returns the profile's stage costs without host times. Each round measures every load once, in another order: so
-    all loads see the same moods of the machine, and each finds the caches as a different one left them. A thread that
-    waits for its next load does the work, as a lane's does: on a CPU, waking costs up to a fifth of a stage. Every
-    load gets FEWEST measurements whatever the budget.
+    all loads see the same moods of the machine, and each finds the caches as a different one left them. Two threads
+    take turns, as the workers of lanes do: on a CPU, work that moves to a thread just woken is up to a fifth slower.
+    Every load gets FEWEST measurements whatever the budget.
     """
     grid.check(pair)
     loads, budget = grid.loads(), Budget(budget_s)
@@ -98,7 +100,8 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
     def in_lane(load: Load) -> float:
         return bench.time(stream, bench.work(load))
 
-    with torch.inference_mode(), lane_settings(pair.device), ThreadPoolExecutor(1) as lane:
+    with torch.inference_mode(), lane_settings(pair.device), ExitStack() as stack:
+        lanes = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2)]
         kernels = {}
         for load in loads:
             work = bench.work(load)
@@ -107,7 +110,7 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
             kernels[load] = count_kernels(pair.device, work)
         order = random.Random(0)
         for count in range(1, MOST + 1):
-            for load in order.sample(loads, len(loads)):
+            for load, lane in zip(order.sample(loads, len(loads)), cycle(lanes), strict=False):
                 times[load].append(lane.submit(in_lane, load).result())
                 progress(f"alone: {load.name}", min(max(budget.spent_s / max(budget_s, 1e-9), count / MOST), 1.0))
             if count >= FEWEST and (budget.over or all(median_half_width(t) <= STABLE for t in times.values())):
