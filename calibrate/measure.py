@@ -19,9 +19,10 @@ from calibrate.acceptance import acceptance_table
 from calibrate.profile import Profile
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
 from calibrate.together import default_groups, measure_contention
-from engines.architecture import PDV, Segment
+from engines.architecture import PDV, Segment, Step
 from engines.draft_length import FixedDraftLength
 from engines.live.engine import LiveEngine
+from engines.live.graphs import BATCHES, sizes_up_to
 from engines.live.pairs import Pair
 from engines.live.serve import device_name, serve
 from engines.run import Run
@@ -75,6 +76,8 @@ def calibrate(
         "max_context": pair.max_context,
         "draft_length": k,
     }
+    if pair.device.type == "cuda":  # where an engine pads batches to the sizes it has captured
+        info["batch_buckets"] = sizes_up_to(grid.batches[-1], BATCHES)
     return Profile(info, _with_host_times(costs, run), contention, acceptance_table(run.tapes.values(), k), run.tapes)
 
 
@@ -90,7 +93,8 @@ def _live_run(pair: Pair, grid: Grid, seed: int, progress: Progress) -> Run:
     output = min(OUTPUT_TOKENS, pair.max_context - prompt - grid.draft_lengths[-1] - 1)
     workload = make_workload(REQUESTS, FixedLength(prompt), FixedLength(output), concurrency=1, seed=seed)
     architecture = PDV.replace(hybrid_at_or_below=0, slots=1, draft_length=FixedDraftLength(grid.draft_lengths[-1]))
-    with LiveEngine(architecture, pair) as engine:
+    architecture = architecture.with_batch_limits({Step.DRAFT: 1, Step.VERIFY: 1})  # no more is ever captured
+    with LiveEngine(architecture, pair, prompt + output) as engine:
         return serve(
             engine,
             prompts_for(pair, workload, seed),

@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from itertools import cycle
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
-from calibrate.workbench import Budget, Load, Workbench, count_kernels, make_stages
+from calibrate.workbench import Budget, Load, Workbench, alternating_workers, count_kernels, make_runner, make_stages
 from engines.architecture import Segment
 from engines.errors import InputError
 from engines.live.host import lane_settings
@@ -84,34 +83,31 @@ def median_half_width(times: Sequence[float]) -> float:
 def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progress) -> pd.DataFrame:
     """Time every load of the grid alone until all medians are stable (95% interval within 2%) or the time is up.
 
-    Returns the profile's stage costs without host times. Each round measures every load once, in another order: so
+    Returns the profile's stage costs without host times. Loads run as an engine runs them, from captured graphs on
+    a GPU; capturing does not count against the budget. Each round measures every load once, in another order: so
     all loads see the same moods of the machine, and each finds the caches as a different one left them. Two threads
     take turns, as the workers of lanes do: on a CPU, work that moves to a thread just woken is up to a fifth slower.
     Every load gets FEWEST measurements whatever the budget.
     """
     grid.check(pair)
-    loads, budget = grid.loads(), Budget(budget_s)
+    loads = grid.loads()
     slots = max(*grid.batches, *grid.packed)
     stages = make_stages(pair, slots, grid.draft_lengths[-1], max(*grid.contexts, *grid.prompt_tokens))
-    bench, stream = Workbench(stages, 0, slots), make_stream(pair.device)
+    stream = make_stream(pair.device)
     times: dict[Load, list[float]] = {load: [] for load in loads}
-
-    @torch.inference_mode()
-    def in_lane(load: Load) -> float:
-        return bench.time(stream, bench.work(load))
-
     with torch.inference_mode(), lane_settings(pair.device), ExitStack() as stack:
-        lanes = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2)]
-        kernels = {}
+        progress("getting ready", 0.0)
+        uncaptured = Workbench(stages, 0, slots)
+        kernels = {load: count_kernels(pair.device, uncaptured.work(load)) for load in loads}
+        bench = Workbench(stages, 0, slots, make_runner(stages, stream, loads))
+        workers = stack.enter_context(alternating_workers())
         for load in loads:
-            work = bench.work(load)
             for _ in range(WARM_UPS):
-                bench.time(stream, work)
-            kernels[load] = count_kernels(pair.device, work)
-        order = random.Random(0)
+                bench.time(stream, bench.work(load))
+        order, budget = random.Random(0), Budget(budget_s)
         for count in range(1, MOST + 1):
-            for load, lane in zip(order.sample(loads, len(loads)), cycle(lanes), strict=False):
-                times[load].append(lane.submit(in_lane, load).result())
+            for load in order.sample(loads, len(loads)):
+                times[load].append(workers(partial(bench.time, stream, bench.work(load))))
                 progress(f"alone: {load.name}", min(max(budget.spent_s / max(budget_s, 1e-9), count / MOST), 1.0))
             if count >= FEWEST and (budget.over or all(median_half_width(t) <= STABLE for t in times.values())):
                 break

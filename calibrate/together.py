@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 
 from calibrate.stage_costs import Grid, Progress
-from calibrate.workbench import Load, Workbench, count_kernels, make_stages
+from calibrate.workbench import Load, Workbench, alternating_workers, count_kernels, make_runner, make_stages
 from engines.architecture import Segment
 from engines.live.host import lane_settings
 from engines.live.pairs import Pair
@@ -44,7 +45,8 @@ def default_groups(grid: Grid) -> list[tuple[Load, ...]]:
 def measure_contention(
     pair: Pair, grid: Grid, groups: Sequence[tuple[Load, ...]], budget_s: float, progress: Progress
 ) -> pd.DataFrame:
-    """The profile's contention table: one thread and stream a load, each going again and again.
+    """The profile's contention table: one thread and stream a load, each going again and again, from graphs of the
+    stream's own on a GPU.
 
     rate = completions per second while all run, against the same load alone right before: slow drift of the
     machine cancels. Every group gets an equal share of the budget, a third of it for running alone.
@@ -54,23 +56,28 @@ def measure_contention(
     widest = max(len(group) for group in groups)
     longest = max(*grid.contexts, *grid.prompt_tokens)
     stages = make_stages(pair, widest * largest, grid.draft_lengths[-1], longest)
-    benches = [Workbench(stages, i * largest, largest) for i in range(widest)]
     streams = [make_stream(pair.device) for _ in range(widest)]
     share_s = budget_s / len(groups)
     rows: list[dict[str, Any]] = []
-    with lane_settings(pair.device):
+    with lane_settings(pair.device), torch.inference_mode():
+        progress("getting ready", 0.0)
+        uncaptured = Workbench(stages, 0, largest)
+        kernels = {load: count_kernels(pair.device, uncaptured.work(load)) for group in groups for load in group}
+        runners = [
+            make_runner(stages, stream, [group[i] for group in groups if i < len(group)])
+            for i, stream in enumerate(streams)
+        ]
+        benches = [Workbench(stages, i * largest, largest, runner) for i, runner in enumerate(runners)]
         for done, group in enumerate(groups):
             name = "+".join(load.name for load in group)
             progress(f"together: {name}", done / len(groups))
             lanes = list(zip(benches, streams, group, strict=False))
             solo = [_periods([lane], share_s / 3 / len(group))[0] for lane in lanes]
             shared = _periods(lanes, share_s * 2 / 3)
-            for (bench, _, load), alone_s, together_s in zip(lanes, solo, shared, strict=True):
-                with torch.inference_mode():
-                    kernels = count_kernels(pair.device, bench.work(load))
+            for load, alone_s, together_s in zip(group, solo, shared, strict=True):
                 rate = min(alone_s / together_s, 1.0)
                 rows.append(
-                    {"group": name, **load.columns, "solo_ms": alone_s * 1e3, "kernels": kernels, "rate": rate}
+                    {"group": name, **load.columns, "solo_ms": alone_s * 1e3, "kernels": kernels[load], "rate": rate}
                 )
     columns = ["group", "segment", "batch", "draft_length", "tokens", "context_tokens", "solo_ms", "kernels", "rate"]
     return pd.DataFrame(rows)[columns]
@@ -80,7 +87,8 @@ Lane = tuple[Workbench, Stream, Load]
 
 
 def _periods(lanes: Sequence[Lane], seconds: float) -> list[float]:
-    """Seconds from one completion to the next of each lane, while all of them run."""
+    """Seconds from one completion to the next of each lane, while all of them run. Each lane's work passes from
+    thread to thread, as an engine's does."""
     barrier = threading.Barrier(len(lanes))
     completions: list[list[float]] = [[] for _ in lanes]
     failures: list[BaseException] = []
@@ -88,13 +96,13 @@ def _periods(lanes: Sequence[Lane], seconds: float) -> list[float]:
 
     def run(i: int, bench: Workbench, stream: Stream, load: Load) -> None:
         try:
-            with torch.inference_mode():
-                work = bench.work(load)
-                bench.time(stream, work)
+            with torch.inference_mode(), alternating_workers() as workers:
+                work = partial(bench.time, stream, bench.work(load))
+                workers(work)
                 barrier.wait()
                 deadline = time.perf_counter() + seconds
                 while not stop.is_set():
-                    bench.time(stream, work)
+                    workers(work)
                     completions[i].append(time.perf_counter())
                     if time.perf_counter() > deadline and all(len(c) > FEWEST for c in completions):
                         stop.set()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engines.architecture import Segment
-from engines.live.attention import Layout
+from engines.live.eager import EagerRunner
+from engines.live.graphs import GraphRunner, Plan
 from engines.live.pairs import Pair
 from engines.live.stages import Stages
 from engines.live.streams import Stream
@@ -54,50 +59,90 @@ class Load(NamedTuple):
         }
 
 
+@dataclass(frozen=True)
+class Work:
+    """A load, ready to be done again and again. reset: puts the tables back to before it; run: what is timed."""
+
+    reset: Callable[[], Any]
+    run: Callable[[], Any]
+
+    def __call__(self) -> None:
+        self.reset()
+        self.run()
+
+
 class Workbench:
-    """Runs loads in its own slots, which lie apart from those of every other workbench over the same stages."""
+    """Does loads in its own slots, which lie apart from those of every other workbench over the same stages.
 
-    def __init__(self, stages: Stages, first_slot: int, slots: int) -> None:
-        self.stages = stages
-        self.slots = torch.arange(first_slot, first_slot + slots, device=stages.device)
-        stages.tokens.random_(0, stages.pair.vocabulary)
-        stages.drafts.random_(0, stages.pair.vocabulary)
+    runner: how segments are run, by default as they are (`make_runner` has what an engine does). Slots hold random
+    tokens.
+    """
 
-    def work(self, load: Load) -> Callable[[], Any]:
-        """A function that does the load once, ready to be called again and again."""
+    def __init__(self, stages: Stages, first_slot: int, slots: int, runner: EagerRunner | None = None) -> None:
+        self.stages, self.runner = stages, runner or EagerRunner(stages)
+        self.slots = list(range(first_slot, first_slot + slots))
+        for table in (stages.tokens, stages.drafts):
+            table[first_slot : first_slot + slots].random_(0, stages.pair.vocabulary)
+        _wait_for(stages.device)
+
+    def work(self, load: Load) -> Work:
+        """A load as the members of a batch in the first slots of this bench."""
         slots, stages = self.slots[: load.batch], self.stages
-        if load.segment is Segment.DRAFT:
-            stages.lengths[slots] = load.context_tokens
-            return lambda: stages.draft(slots, load.draft_length)
-        if load.segment is Segment.VERIFY:
-            context = torch.tensor(load.context_tokens, device=stages.device)
-
-            def verify() -> None:
-                stages.lengths[slots] = context  # a verify lengthens its sequences
-                stages.verify(slots, load.draft_length)
-
-            stages.draft_lengths[slots] = load.draft_length
-            return verify
         share, rest = divmod(load.prompt_tokens, load.batch)
         counts = [share + (i < rest) for i in range(load.batch)]
-        lengths = torch.tensor(counts, device=stages.device)
-        layout = Layout.of(counts, stages.device)
-        prefill = stages.prefill_draft if load.segment is Segment.PREFILL_DRAFT else stages.prefill_target
+        known = counts if load.prompt_tokens else [load.context_tokens] * load.batch
+        rows, lengths = (torch.tensor(values, device=stages.device) for values in (slots, known))
 
-        def run_prefill() -> None:
-            stages.lengths[slots] = lengths
-            prefill(slots, layout)
+        def reset() -> None:  # stages lengthen sequences; what they then find must be the same each time
+            stages.lengths.index_copy_(0, rows, lengths)
+            stages.draft_lengths.index_fill_(0, rows, load.draft_length)
 
-        return run_prefill
+        return Work(reset, lambda: self.runner.run(load.segment, slots, counts, load.draft_length, False))
 
-    def time(self, stream: Stream, work: Callable[[], Any]) -> float:
-        """Seconds that the stream takes for one call."""
+    def time(self, stream: Stream, work: Work) -> float:
+        """Seconds that the stream takes for one call, as an engine's spans count them."""
         with stream.turn():
+            work.reset()
             marks = [stream.mark()]
-            work()
+            work.run()
             marks.append(stream.mark())
         start, end = stream.times(marks)
         return end - start
+
+
+def make_runner(stages: Stages, stream: Stream, loads: Sequence[Load]) -> EagerRunner:
+    """What an engine would run these loads with on a stream: captured graphs of just their sizes on a GPU."""
+    if stream.cuda is None:
+        return EagerRunner(stages)
+    decodes = [load for load in loads if load.segment in (Segment.DRAFT, Segment.VERIFY)]
+    prefills = [load for load in loads if load not in decodes]
+    tokens = sorted({load.prompt_tokens for load in prefills})
+    plan = Plan(
+        draft_batch=max((load.batch for load in decodes if load.segment is Segment.DRAFT), default=0),
+        verify_batch=max((load.batch for load in decodes if load.segment is Segment.VERIFY), default=0),
+        draft_lengths=tuple(sorted({load.draft_length for load in decodes})),
+        prompts=max((load.batch for load in prefills), default=0),
+        tokens=tokens[-1] if tokens else 0,
+    )
+    sizes = sorted({load.batch for load in decodes})
+    runner = GraphRunner(stages, stream, plan, batch_sizes=sizes, token_sizes=tokens)
+    _wait_for(stages.device)  # what the captures read was made on another stream
+    runner.capture()
+    return runner
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def alternating_workers() -> Iterator[Callable[[Callable[[], float]], float]]:
+    """A function that calls a measurement in one of two threads, by turns, and returns what it found."""
+
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        threads = cycle((first, second))
+        yield lambda measure: next(threads).submit(torch.inference_mode()(measure)).result()
 
 
 def make_stages(pair: Pair, slots: int, draft_length: int, context_tokens: int) -> Stages:
@@ -106,7 +151,9 @@ def make_stages(pair: Pair, slots: int, draft_length: int, context_tokens: int) 
 
 
 def count_kernels(device: torch.device, work: Callable[[], Any]) -> int:
-    """Kernels that one call launches: device kernels on a GPU, computing (not viewing) operators on a CPU."""
+    """Kernels that one call launches: device kernels on a GPU, computing (not viewing) operators on a CPU. Give it
+    uncaptured work, of which a graph replays the same kernels; it is done once before it is counted."""
+    work()
     if device.type == "cuda":
         from torch.profiler import ProfilerActivity, profile
 

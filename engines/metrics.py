@@ -51,6 +51,31 @@ def summary(run: Run) -> dict[str, float]:
     return out
 
 
+def steady_window(run: Run) -> tuple[float, float]:
+    """When a closed loop was at its full load: from the moment at which the last of the first `concurrency` requests
+    had its first token, so that all clients were being served, to that at which the first client ran dry, because
+    no request was left to submit. Empty (start not before end) where there were too few requests; nan for an open
+    loop."""
+    clients = run.info.get("workload", {}).get("concurrency")
+    if clients is None:
+        return float("nan"), float("nan")
+    first = run.requests.sort_values(["arrival_s", "request"])[:clients]
+    served = first["first_token_s"].fillna(first["finish_s"])
+    ends = run.requests["finish_s"].sort_values()
+    return float(served.max()), float(ends.iloc[max(len(ends) - clients, 0)])
+
+
+def steady_throughput(run: Run) -> float:
+    """Output tokens a second of a closed loop while its load was full (steady_window), those of unfinished requests
+    included; nan where it never was."""
+    start_s, end_s = steady_window(run)
+    if not start_s < end_s:
+        return float("nan")
+    completed = run.steps["work"].map(run.spans.groupby("work")["completed_s"].first())
+    within = (completed > start_s) & (completed <= end_s)
+    return float(run.steps.loc[within, "emitted"].sum()) / (end_s - start_s)
+
+
 def acceptance(run: Run) -> dict[str, float]:
     """acceptance_rate: accepted / drafted. acceptance_length: tokens emitted per verify, own token included."""
     requests, verifies = run.requests, run.steps[run.steps["position"] > 0]

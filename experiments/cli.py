@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from engines.errors import InputError
+from experiments.commands.bench import bench
 from experiments.commands.calibrate import calibrate
 from experiments.commands.compare import compare
 from experiments.commands.demo import demo
@@ -29,10 +30,11 @@ app = typer.Typer(
 
     The usual order: [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device, [bold]simulate[/bold]
     the same workload, [bold]compare[/bold] the two, draw [bold]figures[/bold]. [bold]demo[/bold] does all of it.
+    [bold]bench[/bold] checks that outputs are exact and sets engines beside what users would run instead.
     Times are seconds, lengths tokens, rates requests per second, unless an option says otherwise.
     """,
 )
-for command in (run, calibrate, simulate, compare, figures, trace, sweep, demo):
+for command in (run, calibrate, simulate, compare, figures, trace, sweep, bench, demo):
     app.command()(command)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from engines.architecture import Architecture, Step
 from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
 from engines.errors import InputError
+from engines.permutation import PREFIX, parse_pair
 from engines.workload import FixedLength, Lengths, LogNormalLength, UniformLength
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -108,7 +109,7 @@ def adjusted(
 def check_live(device: str, pair: str, target: str | None = None, draft: str | None = None) -> None:
     """Raises InputError unless live engines can run here: torch, the device and the models' folders are there.
 
-    target and draft: folders that stand in for the pair.
+    target and draft: folders that stand in for the pair, which may also be the name of a permutation pair.
     """
     if not _DEVICE.fullmatch(device):
         raise InputError("device", device, "use cpu, cuda or cuda:N")
@@ -118,7 +119,9 @@ def check_live(device: str, pair: str, target: str | None = None, draft: str | N
         raise InputError("target, draft", (target, draft), "give both, or a --pair")
     folders = {"pair": pair} if target is None else {"target": target, "draft": draft}
     for field, folder in folders.items():
-        if folder != "embedded" and not Path(str(folder)).is_dir():
+        if target is None and pair.startswith(PREFIX):
+            parse_pair(pair)
+        elif folder != "embedded" and not Path(str(folder)).is_dir():
             raise InputError(field, folder, "no such folder; give a model folder, or `embedded` for the shipped pair")
     from engines.live.pairs import find_device
 

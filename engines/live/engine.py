@@ -70,8 +70,9 @@ class LiveEngine:
 
     max_context: prompt and output tokens of a request together; by default what the models can position, less
     the room that drafts need. graphs: capture the stages at the start and replay them; by default on a GPU only.
-    sampling: capture them for sampled requests too, which run uncaptured otherwise. progress: told (graphs
-    captured, graphs in all).
+    sampling: capture them for sampled requests too, which run uncaptured otherwise. prefill_tokens: capture prefills
+    of up to so many tokens, all packed prompts together (default: max_context). progress: told (graphs captured,
+    graphs in all).
 
     One thread runs each lane worker; the thread that brings news to the scheduler also hands out what can start.
     """
@@ -83,6 +84,7 @@ class LiveEngine:
         max_context: int | None = None,
         graphs: bool | None = None,
         sampling: bool = False,
+        prefill_tokens: int | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         if len(architecture.devices) > 1:
@@ -101,7 +103,7 @@ class LiveEngine:
         self._closing = self._paused = False
         self._crash: BaseException | None = None
         self._graphs = pair.device.type == "cuda" if graphs is None else graphs
-        self._sampling, self._progress = sampling, progress
+        self._sampling, self._prefill_tokens, self._progress = sampling, prefill_tokens, progress
         self._executors: dict[int, Executor] = {}  # by stream
         self._inboxes: dict[tuple[str, int], queue.SimpleQueue[Work | None]] = {}
         self._threads: list[threading.Thread] = []
@@ -232,10 +234,8 @@ class LiveEngine:
         streams = {number: make_stream(self.pair.device, priority) for number, priority in priorities.items()}
         if not self._graphs:
             return {n: Executor(self.stages, stream, EagerRunner(self.stages)) for n, stream in streams.items()}
-        runners = {
-            n: GraphRunner(self.stages, stream, plan_for(self.architecture, n, self.max_context), self._sampling)
-            for n, stream in streams.items()
-        }
+        plans = {n: plan_for(self.architecture, n, self.max_context, self._prefill_tokens) for n in streams}
+        runners = {n: GraphRunner(self.stages, stream, plans[n], self._sampling) for n, stream in streams.items()}
         total, done = sum(map(len, runners.values())), itertools.count(1)
         for runner in runners.values():
             runner.capture(lambda: self._progress(next(done), total))

@@ -105,17 +105,30 @@ _AnyShape = TypeVar("_AnyShape", bound=_Shape)
 
 
 class GraphRunner(EagerRunner):
-    """Runs segments on one stream by replaying graphs; what was not captured runs as it is."""
+    """Runs segments on one stream by replaying graphs; what was not captured runs as it is.
 
-    def __init__(self, stages: Stages, stream: Stream, plan: Plan, sampling: bool = False) -> None:
+    batch_sizes, token_sizes: sizes to capture below the plan's largest, which is captured too.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        stream: Stream,
+        plan: Plan,
+        sampling: bool = False,
+        batch_sizes: Sequence[int] = BATCHES,
+        token_sizes: Sequence[int] = TOKENS,
+    ) -> None:
         super().__init__(stages)
         self.stream, self.sampling = stream, sampling
         self._pool = torch.cuda.graph_pool_handle() if stream.cuda is not None else None
         self._batches: dict[Segment, dict[int, _Shape]] = {
-            Segment.DRAFT: self._uniform(sizes_up_to(plan.draft_batch, BATCHES)),
-            Segment.VERIFY: self._uniform(sizes_up_to(plan.verify_batch, BATCHES)),
+            Segment.DRAFT: self._uniform(sizes_up_to(plan.draft_batch, batch_sizes)),
+            Segment.VERIFY: self._uniform(sizes_up_to(plan.verify_batch, batch_sizes)),
         }
-        self._prefills = {tokens: self._ragged(plan.prompts, tokens) for tokens in sizes_up_to(plan.tokens, TOKENS)}
+        self._prefills = {
+            tokens: self._ragged(plan.prompts, tokens) for tokens in sizes_up_to(plan.tokens, token_sizes)
+        }
         self._plan = plan
         self._tasks = self._list_tasks()
 

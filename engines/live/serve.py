@@ -66,18 +66,31 @@ class _Clients:
 
 
 def serve(
-    engine: LiveEngine, workload: Workload, progress: Progress | None = None, ceilings: Ceilings | None = None
+    engine: LiveEngine,
+    workload: Workload,
+    progress: Progress | None = None,
+    ceilings: Ceilings | None = None,
+    *,
+    on_end: Callable[[Handle], None] = lambda handle: None,
+    complete_tapes: bool = True,
 ) -> Run:
     """Serve every request of the workload and return the record, tapes and utilisation included.
 
     ceilings: what the device reaches (engines.live.utilisation.measure_ceilings), to set achieved rates against.
+    on_end: called, under the engine's lock, with the handle of every request that is done. complete_tapes: ask the
+    draft model, once all is served, about last tokens that were never drafted.
     Raises RuntimeError if the engine breaks; KeyboardInterrupt passes through (close the engine then).
     """
     total = len(workload.requests)
     sampler = Sampler(nvml_reader(engine.pair.device))
     with sampler, engine.lock:
         clients: _Clients
-        recorder = engine.record(on_end=lambda handle: clients.ended(handle))
+
+        def ended(handle: Handle) -> None:
+            on_end(handle)
+            clients.ended(handle)
+
+        recorder = engine.record(on_end=ended)
         clients = _Clients(engine, workload)
         while clients.done < total and engine.crash is None:
             wait_s = clients.submit_due()
@@ -88,7 +101,7 @@ def serve(
         if engine.crash is not None:
             raise RuntimeError("the engine failed") from engine.crash
         engine.record()
-    run = recorder.run(describe(engine, workload), _tapes(engine, clients.handles))
+    run = recorder.run(describe(engine, workload), _tapes(engine, clients.handles, complete_tapes))
     run.info["utilisation"] = utilisation(run, engine.pair, sampler.summary(), ceilings)
     return run
 
@@ -132,14 +145,14 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({platform.machine()})"
 
 
-def _tapes(engine: LiveEngine, handles: list[Handle]) -> dict[int, np.ndarray]:
+def _tapes(engine: LiveEngine, handles: list[Handle], complete: bool) -> dict[int, np.ndarray]:
     """The tapes of the finished requests. Where the last output token was never drafted, ask the draft model."""
     tapes = {}
     with torch.inference_mode():
         for handle in handles:
             if handle.tape is None or handle.state is None or handle.state.status is not Status.FINISHED:
                 continue
-            if len(handle.tape) > 1 and handle.tape[-1] == UNKNOWN:
+            if complete and len(handle.tape) > 1 and handle.tape[-1] == UNKNOWN:
                 handle.tape[-1] = RIGHT if _foreseen(engine, handle.request, handle.tokens) else WRONG
             tapes[handle.request.id] = handle.tape
     return tapes

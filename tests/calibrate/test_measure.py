@@ -15,7 +15,7 @@ from calibrate.measure import calibrate, host_times  # noqa: E402
 from calibrate.profile import Profile  # noqa: E402
 from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
 from calibrate.together import default_groups, measure_contention  # noqa: E402
-from calibrate.workbench import Load, Workbench, count_kernels, make_stages  # noqa: E402
+from calibrate.workbench import Load, Work, Workbench, count_kernels, make_stages  # noqa: E402
 from engines.architecture import Segment  # noqa: E402
 from engines.errors import InputError  # noqa: E402
 from engines.live.pairs import Pair, load_pair  # noqa: E402
@@ -101,14 +101,14 @@ def test_two_sleepers_do_not_slow_each_other_but_two_holders_of_a_lock_do(
     shared = HostStream()
 
     def sleep(bench: Workbench, load: Load) -> object:
-        return lambda: time.sleep(0.01)
+        return Work(lambda: None, lambda: time.sleep(0.01))
 
     def sleep_in_turn(bench: Workbench, load: Load) -> object:
         def work() -> None:
             with shared.turn():
                 time.sleep(0.01)
 
-        return work
+        return Work(lambda: None, work)
 
     group = [(Load(Segment.DRAFT, 1, 2, 0, 16), Load(Segment.VERIFY, 1, 2, 0, 16))]
     monkeypatch.setattr("calibrate.together.count_kernels", lambda *args: 1)

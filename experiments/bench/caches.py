@@ -1,0 +1,129 @@
+"""Whether the slot pools hold what a plain recomputation gives, and whether the check would notice if not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from calibrate.measure import prompts_for
+from calibrate.stage_costs import Progress
+from engines.architecture import Architecture, Step, load_architecture
+from engines.draft_length import FixedDraftLength
+from engines.live.cache_check import CacheReport, check_engine, check_slot
+from engines.live.engine import LiveEngine
+from engines.live.pairs import Pair, load_pair
+from engines.live.serve import serve
+from engines.permutation import PREFIX, parse_pair
+from engines.workload import FixedLength, Workload, make_workload
+from experiments.bench.settings import BenchSettings
+
+REQUESTS, CLIENTS, SAMPLED, OUTPUT_TOKENS = 8, 4, 2, 48
+
+
+@dataclass
+class CacheFindings:
+    """What was found in the pools of one architecture. sequences: how many were compared (both models each); worst:
+    the largest errors, by kind (engines.live.cache_check.CacheReport); failures: those out of tolerance;
+    damage: whether the check noticed slots that were spoilt on purpose, by kind of damage."""
+
+    architecture: str
+    sequences: int = 0
+    worst: dict[str, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    damage: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Something was compared, nothing was wrong, and every damage was noticed."""
+        looked = self.sequences > 0 and set(self.damage) == set(DAMAGES)
+        return looked and not self.failures and all(self.damage.values())
+
+    def add(self, reports: list[CacheReport]) -> None:
+        self.sequences += len(reports) // 2
+        for report in reports:
+            for name in ("key_error", "value_error", "row_error", "logit_error", "pick_gap"):
+                self.worst[name] = max(self.worst.get(name, 0.0), getattr(report, name))
+            self.failures += [f"{report.role}, slot {report.slot}: {failure}" for failure in report.failures]
+
+
+def _from_another_slot(pool: Tensor, slot: int, other: int) -> None:
+    pool[slot] = pool[other]
+
+
+def _one_place_late(pool: Tensor, slot: int, other: int) -> None:
+    pool[slot, 1:] = pool[slot, :-1].clone()
+
+
+DAMAGES: dict[str, Callable[[Tensor, int, int], None]] = {
+    "another slot": _from_another_slot,
+    "wrong length": _one_place_late,
+}
+
+
+def full_scale(name: str, pair: Pair) -> Pair:
+    """The pair, or for a permutation pair one whose layers have their full say."""
+    if not name.startswith(PREFIX):
+        return pair
+    return load_pair(replace(parse_pair(name), layer_scale=1.0).name, device=pair.device, dtype=pair.dtype)
+
+
+def check_caches(pair: Pair, settings: BenchSettings, progress: Progress) -> list[CacheFindings]:
+    """Serve a few requests with each architecture, and compare sampled sequences while they run. The damage is made
+    and undone once an architecture, when two requests are at work."""
+    prompt, output = settings.prompt_tokens, min(OUTPUT_TOKENS, settings.output_tokens)
+    lengths = FixedLength(prompt), FixedLength(output)
+    workload = prompts_for(pair, make_workload(REQUESTS, *lengths, concurrency=CLIENTS), settings.seed)
+    found: list[CacheFindings] = []
+    for name in settings.architectures:
+        progress(name, len(found) / len(settings.architectures))
+        with LiveEngine(_small(name, settings), pair, prompt + output, prefill_tokens=prompt) as engine:
+            found.append(_look_into(engine, workload))
+    return found
+
+
+def _look_into(engine: LiveEngine, workload: Workload) -> CacheFindings:
+    findings = CacheFindings(engine.architecture.name)
+
+    def look(done: int, total: int) -> None:
+        findings.add(check_engine(engine, SAMPLED, seed=done))
+        if not findings.damage:
+            findings.damage = _damage(engine)
+
+    serve(engine, workload, look, complete_tapes=False)
+    return findings
+
+
+def _small(name: str, settings: BenchSettings) -> Architecture:
+    """A few slots, and batches no larger."""
+    architecture = load_architecture(name)
+    limits = {
+        step: min(limit, CLIENTS) for lane in architecture.lanes for step, limit in lane.steps.items()
+    } | {Step.PREFILL: 1}  # fmt: skip
+    length = FixedDraftLength(settings.draft_length)
+    return architecture.with_batch_limits(limits).replace(slots=CLIENTS, draft_length=length)
+
+
+@torch.inference_mode()
+def _damage(engine: LiveEngine) -> dict[str, bool]:
+    """Spoil the keys of one layer of a slot in each way, check, and put them back; {} unless two requests run."""
+    with engine.quiet():
+        states = [state for state in engine.scheduler.active.values() if state.emitted]
+        slots = [state.slot for state in states if state.slot is not None]
+        if len(slots) < 2:
+            return {}
+        (slot, other), state = slots[:2], states[0]
+        pool = engine.stages.target_pool.keys[-1]
+        noticed = {}
+        for name, damage in DAMAGES.items():
+            kept = pool[slot].clone()
+            damage(pool, slot, other)
+            tokens = engine.sequence(state.id)
+            reports = check_slot(engine.stages, slot, tokens, state.request.prompt_tokens)
+            noticed[name] = any(report.failures for report in reports)
+            pool[slot] = kept
+        if pool.is_cuda:
+            torch.cuda.synchronize(pool.device)  # lanes go on in streams of their own
+        return noticed

@@ -1,0 +1,184 @@
+"""The engines under closed loops: how fast while the load is full, how long requests take, whether all is exact."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from calibrate.measure import prompts_for
+from calibrate.stage_costs import Progress
+from engines.architecture import Architecture, Stage, Step, load_architecture
+from engines.draft_length import FixedDraftLength
+from engines.live.engine import Handle, LiveEngine
+from engines.live.pairs import Pair
+from engines.live.serve import serve
+from engines.metrics import acceptance, batch_sizes, request_times, steady_throughput, steady_window
+from engines.run import Run
+from engines.work_counts import Ceilings
+from engines.workload import FixedLength, Workload, make_workload
+from experiments.bench.exactness import Expected, agreement
+from experiments.bench.settings import BenchSettings
+
+PACKED = 4  # prompts of a prefill where limits are large
+CARRIED = 10  # clients at most where a worker carries one request: with more of them, more only wait
+WARM_UP_TOKENS = 32
+FEWEST_ROUNDS = 1.25  # requests a client at least, so that the load is full for a while
+BUDGET_SHARE = 0.4
+QUANTILES = (0.5, 0.95)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture to measure. limits: "default", or "large" where every client fits a batch."""
+
+    architecture: Architecture
+    limits: str
+    concurrencies: tuple[int, ...]
+
+    @property
+    def carries(self) -> bool:
+        return any(lane.carries_request for lane in self.architecture.lanes)
+
+    def limit(self, stage: Stage) -> int:
+        """Largest batch of a stage; of draft where verify is one step with it."""
+        try:
+            lane, step = self.architecture.lane_for(stage)
+        except KeyError:
+            return self.limit(Stage.DRAFT)
+        return lane.steps[step]
+
+
+def candidates(settings: BenchSettings) -> list[Candidate]:
+    """Every architecture with its default limits and, where more clients come than those let into a batch, with a
+    batch for all of them and packed prefills. There is a slot for every client."""
+    top = max(settings.concurrencies)
+    found = []
+    for name in settings.architectures:
+        architecture = load_architecture(name).replace(
+            slots=top, draft_length=FixedDraftLength(settings.draft_length)
+        )  # fmt: skip
+        default = Candidate(architecture, "default", settings.concurrencies)
+        if default.carries:
+            few = tuple(c for c in settings.concurrencies if c <= CARRIED) or settings.concurrencies[:1]
+            found.append(Candidate(architecture, "default", few))
+            continue
+        found.append(default)
+        if top > default.limit(Stage.DRAFT):
+            sizes = dict.fromkeys((Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY), top)
+            large = architecture.with_batch_limits({**sizes, Step.PREFILL: PACKED})
+            found.append(Candidate(large, "large", settings.concurrencies))
+    return found
+
+
+def measure_engines(
+    pair: Pair, settings: BenchSettings, ceilings: Ceilings, expected: Expected, progress: Progress
+) -> pd.DataFrame:
+    """One row a candidate and concurrency. Each engine is started once (and captures its graphs, capture_s), serves
+    short requests to warm up, then a closed loop whose requests are as many as fit its share of the budget."""
+    chosen = candidates(settings)
+    cells = sum(len(candidate.concurrencies) for candidate in chosen)
+    seconds = BUDGET_SHARE * settings.budget_s / cells
+    rows: list[dict[str, Any]] = []
+
+    def tell(what: str, fraction: float) -> None:
+        progress(what, (len(rows) + fraction) / cells)
+
+    for candidate in chosen:
+        _measure(candidate, pair, settings, ceilings, expected, seconds, rows, tell)
+        free_memory(pair.device)
+    return pd.DataFrame(rows)
+
+
+def _measure(
+    candidate: Candidate, pair: Pair, settings: BenchSettings, ceilings: Ceilings, expected: Expected,
+    seconds: float, rows: list[dict[str, Any]], progress: Progress,
+) -> None:  # fmt: skip
+    name = f"{candidate.architecture.name}, {candidate.limits} limits"
+    started = time.perf_counter()
+    engine = LiveEngine(
+        candidate.architecture, pair, settings.prompt_tokens + settings.output_tokens,
+        prefill_tokens=candidate.limit(Stage.PREFILL) * settings.prompt_tokens,
+        progress=lambda done, total: progress(f"{name}: graph {done} of {total}", 0.0),
+    )  # fmt: skip
+    with engine:
+        start_s = time.perf_counter() - started
+        for clients in candidate.concurrencies:
+            row = _closed_loop_row(engine, clients, settings, ceilings, expected, seconds, progress)
+            rows.append({**_described(candidate), "clients": clients, **row, "start_s": start_s})
+
+
+def _closed_loop_row(
+    engine: LiveEngine, clients: int, settings: BenchSettings, ceilings: Ceilings, expected: Expected,
+    seconds: float, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    what = f"{engine.architecture.name}, {clients} client{'s' * (clients > 1)}"
+    progress(f"{what}: warming up", 0.0)
+    short = closed_loop(engine.pair, settings, clients, clients, min(WARM_UP_TOKENS, settings.output_tokens))
+    rate = _decode_rate(serve(engine, short, complete_tapes=False))
+    count = _requests(clients, rate * seconds / settings.output_tokens, settings.requests_per_client)
+    workload = closed_loop(engine.pair, settings, clients, count, settings.output_tokens)
+    handles: list[Handle] = []
+    run = serve(
+        engine, workload, lambda done, total: progress(f"{what}: {done} of {total} requests", done / total),
+        ceilings, on_end=handles.append, complete_tapes=False,
+    )  # fmt: skip
+    found = agreement(expected, workload.requests, {h.request.id: h.tokens for h in handles})
+    return {**numbers(run), "checked": found.checked, "equal": found.equal, "first_difference": found.first}
+
+
+def closed_loop(pair: Pair, settings: BenchSettings, clients: int, count: int, output_tokens: int) -> Workload:
+    """`count` requests of as many clients; request i has the same prompt whatever the count."""
+    lengths = FixedLength(settings.prompt_tokens), FixedLength(output_tokens)
+    return prompts_for(pair, make_workload(count, *lengths, concurrency=clients, seed=settings.seed), settings.seed)
+
+
+def _decode_rate(run: Run) -> float:
+    """Tokens a second that verifying emitted between its first start and its last end."""
+    verifies = run.spans[run.spans["segment"] == "verify"]
+    emitted = run.steps.loc[run.steps["work"].isin(verifies["work"]), "emitted"].sum()
+    return float(emitted) / float(verifies["end_s"].max() - verifies["start_s"].min())
+
+
+def _requests(clients: int, affordable: float, most_each: int) -> int:
+    """How many requests: what the budget affords, between FEWEST_ROUNDS and `most_each` for every client."""
+    return int(np.clip(affordable, max(math.ceil(FEWEST_ROUNDS * clients), 2), most_each * clients))
+
+
+def _described(candidate: Candidate) -> dict[str, Any]:
+    limits = {f"{stage}_limit": candidate.limit(stage) for stage in Stage}
+    return {"architecture": candidate.architecture.name, "limits": candidate.limits, **limits}
+
+
+def numbers(run: Run) -> dict[str, Any]:
+    """A run in one row: throughput while the load was full and over all, TTFT, TPOT and latency, and how much of
+    the device it used."""
+    times, used = request_times(run), run.info["utilisation"]
+    start_s, end_s = steady_window(run)
+    tokens = float(run.finished["output_tokens"].sum())
+    out: dict[str, Any] = {
+        "requests": len(run.requests),
+        "finished": len(run.finished),
+        "tokens_per_s": steady_throughput(run),
+        "full_s": max(end_s - start_s, 0.0),
+        "overall_tokens_per_s": tokens / run.duration_s,
+    }
+    for quantity in ("ttft", "tpot", "latency"):
+        for q in QUANTILES:
+            out[f"{quantity}_p{round(100 * q)}_s"] = float(times[f"{quantity}_s"].dropna().quantile(q))
+    busy = {f"running_at_least_{n}": used[f"running_at_least_{n}"] for n in (1, 2, 3)}
+    shares = {name: used[name] for name in ("nvml_utilisation", "floor_share") if name in used}
+    return {**out, **busy, **shares, **acceptance(run), **batch_sizes(run)}
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what engines that are gone have held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

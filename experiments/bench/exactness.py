@@ -1,0 +1,95 @@
+"""Whether outputs are those of the target alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from engines.live.pairs import Pair
+from engines.permutation import PREFIX, PermutationSpec, expected_output, parse_pair
+from engines.request import Request
+from experiments.bench.plain import generate, plain_models
+
+GENERATED = 4  # prompts that are also given to transformers where nothing is known in closed form
+
+
+class Expected(Protocol):
+    """What the target alone says. exact: every output must be that; otherwise rounding may part them."""
+
+    exact: bool
+    what: str
+
+    def tokens(self, prompt: Sequence[int], count: int) -> list[int] | None:
+        """The greedy output after a prompt, `count` tokens; None where it is not known."""
+
+
+class ClosedForm:
+    """The output of a permutation pair."""
+
+    exact, what = True, "the closed form"
+
+    def __init__(self, spec: PermutationSpec) -> None:
+        self.spec = spec
+
+    def tokens(self, prompt: Sequence[int], count: int) -> list[int]:
+        return [int(token) for token in expected_output(self.spec, prompt, count)]
+
+
+class Generated:
+    """What transformers' generate gives for the first few prompts that are asked about."""
+
+    what = "transformers' generate"
+
+    def __init__(self, pair: Pair, most: int = GENERATED) -> None:
+        self.pair, self.most = pair, most
+        self.exact = pair.dtype is torch.float32
+        self._known: dict[tuple[int, ...], list[int]] = {}
+
+    def tokens(self, prompt: Sequence[int], count: int) -> list[int] | None:
+        key = tuple(prompt)
+        known = self._known.get(key, [])
+        if len(known) < count:
+            if not known and len(self._known) >= self.most:
+                return None
+            with plain_models(self.pair):
+                known = self._known[key] = generate(self.pair, [key], count)[0]
+        return known[:count]
+
+
+def expected_of(name: str, pair: Pair) -> Expected:
+    """What to compare the outputs of the pair of that name with."""
+    if name.startswith(PREFIX) and parse_pair(name).closed_form:
+        return ClosedForm(parse_pair(name))
+    return Generated(pair)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Outputs beside what was expected. checked: outputs whose expected tokens are known; equal: those that are
+    just that; first: where the first difference is, in words."""
+
+    checked: int
+    equal: int
+    first: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.equal} of {self.checked}" if self.checked else "-"
+
+
+def agreement(expected: Expected, requests: Iterable[Request], outputs: Mapping[int, Sequence[int]]) -> Agreement:
+    """Compare the outputs, by request id, of greedy requests; a missing output is an empty one."""
+    checked = equal = 0
+    first = ""
+    for request in requests:
+        right = expected.tokens(request.prompt or (), request.max_tokens)
+        if right is None:
+            continue
+        said = list(outputs.get(request.id, ()))
+        checked, equal = checked + 1, equal + (said == right)
+        if said != right and not first:
+            place = next((i for i, (a, b) in enumerate(zip(said, right, strict=False)) if a != b), len(said))
+            first = f"request {request.id}, output token {place}"
+    return Agreement(checked, equal, first)

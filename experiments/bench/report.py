@@ -1,0 +1,144 @@
+"""A bench as tables for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from experiments.bench.whole import BenchResult
+
+WIDTH = 100
+
+
+def bench_report(result: BenchResult) -> RenderableType:
+    """All tables and the verdict."""
+    info, ceilings = result.info, result.info["ceilings"]
+    copies, products = (ceilings[name] / 1e12 for name in ("copy_bytes_per_s", "matrix_operations_per_s"))
+    head = (
+        f"{info['pair']} in {info['dtype']} on {info['device']}: copies {copies:.3g} TB/s, "
+        f"matrix products {products:.3g} TFLOP/s"
+    )
+    parts: list[RenderableType] = [Text(head), _stages(result), _engines(result)]
+    if not result.peers.empty:
+        parts.append(_peers(result))
+    parts += [Text(line) for line in _checks(result)]
+    parts.append(Text("took " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.parts.items())))
+    return Group(*parts)
+
+
+def write_bench_report(result: BenchResult, folder: Path) -> Path:
+    """The report as plain text, beside the tables."""
+    path = folder / "bench.txt"
+    with path.open("w") as file:
+        Console(file=file, width=WIDTH, highlight=False).print(bench_report(result))
+    return path
+
+
+def _stages(result: BenchResult) -> Table:
+    settings = result.info["settings"]
+    title = f"stages alone: k = {settings['draft_length']}, context {settings['context']} tokens"
+    headings = ["tokens", "median\n(ms)", "P95\n(ms)", "floor\n(ms)", "times\nfloor", "kernels", "TB/s", "TFLOP/s"]
+    table = _table(title, "stage", ["batch", *headings])
+    previous = None
+    for row in result.stages.to_dict("records"):
+        if previous not in (None, row["segment"]):
+            table.add_section()
+        previous = row["segment"]
+        table.add_row(
+            row["segment"].replace("_", " "), f"{row['batch']:g}", f"{row['tokens']:g}",
+            *(_short(row[name]) for name in ("p50_ms", "p95_ms", "floor_ms", "times_floor")),
+            f"{row['kernels']:g}", _short(row["tb_per_s"]), _short(row["tflop_per_s"]),
+        )  # fmt: skip
+    return table
+
+
+def _engines(result: BenchResult) -> Table:
+    settings = result.info["settings"]
+    title = f"engines: {settings['prompt_tokens']} prompt and {settings['output_tokens']} output tokens"
+    headings = [
+        "clients", "tokens/s", "TTFT\nP50", "(ms)\nP95", "TPOT\nP50", "(ms)\nP95", "latency\nP50", "(s)\nP95",
+        "busy\n≥1", "(%)\n≥2", "\n≥3", "exact",
+    ]  # fmt: skip
+    table = _table(title, "engine", headings)
+    table.caption = (
+        "batch limits of prefill/draft/verify behind the name; tokens/s while all clients were busy; busy: share of "
+        "the time with so many stages on the device"
+    )
+    previous = None
+    for row in result.engines.to_dict("records"):
+        limits = "/".join(str(row[f"{stage}_limit"]) for stage in ("prefill", "draft", "verify"))
+        name = f"{row['architecture']} {limits}"
+        if previous not in (None, name):
+            table.add_section()
+        table.add_row(
+            name if name != previous else "", f"{row['clients']}", _short(row["tokens_per_s"], 4),
+            *(_short(1e3 * row[f"{quantity}_p{q}_s"]) for quantity in ("ttft", "tpot") for q in (50, 95)),
+            *(_short(row[f"latency_p{q}_s"]) for q in (50, 95)),
+            *(f"{100 * row[f'running_at_least_{n}']:.0f}" for n in (1, 2, 3)),
+            _exact(row),
+        )  # fmt: skip
+        previous = name
+    return table
+
+
+def _peers(result: BenchResult) -> Table:
+    table = _table("instead: transformers' own, on the same pair and prompts", "system", [])
+    for heading in ("requests", "output\ntokens", "tokens/s", "exact"):
+        table.add_column(heading, justify="right")
+    table.add_column("", overflow="fold", max_width=42)
+    for row in result.peers.to_dict("records"):
+        table.add_row(
+            row["system"], f"{row['requests']}", f"{row['output_tokens']}", _short(row["tokens_per_s"], 4),
+            _exact(row), row["note"],
+        )  # fmt: skip
+    return table
+
+
+def _checks(result: BenchResult) -> list[str]:
+    """What was checked, and what came of it."""
+    checked, equal = (int(result.engines[name].sum()) for name in ("checked", "equal"))
+    rule = "" if result.info["must_be_exact"] else " (rounding may part them: not a failure)"
+    lines = [f"outputs: {equal} of {checked} equal {result.info['expected']}{rule}"]
+    for findings in result.caches:
+        worst = findings.worst
+        noticed = ", ".join(f"{name} {'noticed' if ok else 'NOT noticed'}" for name, ok in findings.damage.items())
+        lines.append(
+            f"caches, {findings.architecture}: {findings.sequences} sequences, worst error of a layer's keys "
+            f"{worst.get('key_error', math.nan):.2g}, values {worst.get('value_error', math.nan):.2g}, logits "
+            f"{worst.get('logit_error', math.nan):.2g}: {'within' if not findings.failures else 'OUT OF'} tolerance; "
+            f"spoilt on purpose: {noticed or 'never'}"
+        )
+    failures = result.failures
+    return [*lines, *(f"FAILED: {failure}" for failure in failures), *([] if failures else ["all checks passed"])]
+
+
+def _table(title: str, first: str, headings: Sequence[str]) -> Table:
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left",
+        title_style="bold", caption_style="dim",
+    )  # fmt: skip
+    table.add_column(first, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _exact(row: Mapping[Any, Any]) -> str:
+    return f"{row['equal']}/{row['checked']}" if row["checked"] else "-"
+
+
+def _short(value: float, digits: int = 3) -> str:
+    """With so many digits that count, and no exponent."""
+    if value is None or math.isnan(value):
+        return "-"
+    if value == 0:
+        return "0"
+    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:,.{min(decimals, 4)}f}"

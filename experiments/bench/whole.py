@@ -1,0 +1,154 @@
+"""A whole bench, part by part, and what comes of it."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import tomli_w
+
+from calibrate.stage_costs import Progress
+from engines.errors import InputError
+from engines.live.memory import plan_slots
+from engines.live.pairs import Pair, default_dtype, find_device, load_configs, load_pair
+from engines.live.serve import device_name
+from experiments.bench.caches import CacheFindings, check_caches, full_scale
+from experiments.bench.engines import candidates, free_memory, measure_engines
+from experiments.bench.exactness import Expected, expected_of
+from experiments.bench.peers import measure_peers
+from experiments.bench.settings import BenchSettings
+from experiments.bench.stages import find_ceilings, measure_stages
+from experiments.progress import bar, console
+
+T = TypeVar("T")
+
+
+@dataclass
+class BenchResult:
+    """Everything that was measured so far. parts: seconds that each part took. info: what bench.toml says beside."""
+
+    info: dict[str, Any]
+    stages: pd.DataFrame = field(default_factory=pd.DataFrame)
+    engines: pd.DataFrame = field(default_factory=pd.DataFrame)
+    peers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    caches: list[CacheFindings] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[str]:
+        """What is not as it must be, in words."""
+        found = []
+        for row in self.engines.to_dict("records"):
+            where = f"{row['architecture']} ({row['limits']} limits), {row['clients']} clients"
+            if row["finished"] < row["requests"]:
+                found.append(f"{where}: {row['finished']} of {row['requests']} requests finished")
+            if self.info["must_be_exact"] and (row["equal"] < row["checked"] or not row["checked"]):
+                difference = f", first at {row['first_difference']}" if row["first_difference"] else ""
+                found.append(f"{where}: {row['equal']} of {row['checked']} outputs are exact{difference}")
+        for findings in self.caches:
+            if not findings.ok:
+                found.append(f"{findings.architecture}: {_cache_failure(findings)}")
+        return found
+
+    def save(self, folder: Path) -> None:
+        """bench.toml and a table for each part that is there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        caches = [{**asdict(findings), "ok": findings.ok} for findings in self.caches]
+        text = {**self.info, "seconds": self.parts, "failures": self.failures, "caches": caches}
+        (folder / "bench.toml").write_text(tomli_w.dumps(text))
+        for name in ("stages", "engines", "peers"):
+            table = getattr(self, name)
+            if not table.empty:
+                table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _cache_failure(findings: CacheFindings) -> str:
+    if findings.failures:
+        return f"the cache is wrong: {findings.failures[0]}"
+    unnoticed = [name for name, noticed in findings.damage.items() if not noticed]
+    if unnoticed:
+        return f"a cache spoilt on purpose ({unnoticed[0]}) went unnoticed"
+    return "no sequence was compared, or none spoilt on purpose; ask for longer outputs"
+
+
+def check_fits(settings: BenchSettings) -> None:
+    """Raise InputError, before anything is loaded, for what the pair or the device cannot hold."""
+    configs, device = load_configs(settings.pair), find_device(settings.device)
+    positions = min(int(config.max_position_embeddings) for config in configs)
+    if settings.longest > positions:
+        raise InputError("context, prompts, prompt_tokens + output_tokens", settings.longest,
+                         f"the pair positions {positions} tokens, drafts included; ask for shorter ones")  # fmt: skip
+    if device.type != "cpu":
+        context = settings.prompt_tokens + settings.output_tokens
+        for candidate in candidates(settings):
+            architecture = candidate.architecture
+            plan = plan_slots(architecture, configs, device, default_dtype(device), context)
+            plan.check(architecture.slots)
+
+
+def run_bench(settings: BenchSettings, out: Path, command: str) -> tuple[BenchResult, Path]:
+    """Measure everything; each part is stored as it is finished, in the folder under `out` that is returned with the
+    result. Raises InputError for settings that the pair or the device cannot hold."""
+    check_fits(settings)
+    pair, load_s = _timed("loading the pair", lambda progress: load_pair(settings.pair, device=settings.device))
+    expected = expected_of(settings.pair, pair)
+    result = BenchResult(_info(settings, pair, expected, command))
+    result.parts["loading"] = load_s
+    folder = out / _folder_name(result.info["device"], settings.pair)
+
+    def part(name: str, work: Callable[[Progress], T]) -> T:
+        made, result.parts[name] = _timed(name, work)
+        free_memory(pair.device)
+        return made
+
+    ceilings = part("ceilings", lambda report: find_ceilings(pair))
+    result.info["ceilings"] = asdict(ceilings)
+    result.stages = part("stages", lambda report: measure_stages(pair, settings, ceilings, report))
+    result.save(folder)
+    result.engines = part("engines", lambda report: measure_engines(pair, settings, ceilings, expected, report))
+    result.save(folder)
+    result.caches = part("caches", lambda report: check_caches(full_scale(settings.pair, pair), settings, report))
+    if settings.peers:
+        result.save(folder)
+        result.peers = part("peers", lambda report: measure_peers(pair, settings, expected, report))
+    result.save(folder)
+    return result, folder
+
+
+def _timed(title: str, work: Callable[[Progress], T]) -> tuple[T, float]:
+    """Do a part under a progress bar and say how long it took."""
+    started = time.perf_counter()
+    with bar(title) as progress:
+        made = work(progress.part)
+    seconds = time.perf_counter() - started
+    console.print(f"{title}: {seconds:.1f} s", highlight=False)
+    return made, seconds
+
+
+def _info(settings: BenchSettings, pair: Pair, expected: Expected, command: str) -> dict[str, Any]:
+    return {
+        "device": device_name(pair.device),
+        "pair": settings.pair,
+        "dtype": str(pair.dtype).removeprefix("torch."),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": {name: version(name) for name in ("torch", "transformers")}
+        | {"python": platform.python_version()},
+        "settings": asdict(settings),
+        "expected": expected.what,
+        "must_be_exact": expected.exact,
+    }
+
+
+def _folder_name(device: str, pair: str) -> str:
+    """<device>-<pair>, fit for a file system."""
+    text = f"{device}-{pair.rstrip('/').rpartition('/')[2]}"
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

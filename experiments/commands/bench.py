@@ -1,0 +1,112 @@
+"""pdv bench: exactness, stages against their floors, engines against what users would run instead."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engines.architecture import load_architecture
+from engines.errors import InputError
+from experiments.bench.settings import defaults_for
+from experiments.options import check_live, check_output, parse_numbers
+
+STAGES, LOAD = "Stages", "Engines"
+
+
+def bench(
+    pair: Annotated[
+        str | None,
+        typer.Option(
+            help="`embedded`, a folder with target/ and draft/ in it, or a permutation pair such as "
+            "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8 [default: embedded on a CPU, that one on a GPU]."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    draft_length: Annotated[int | None, typer.Option(help="Drafts a step, k [default: 4].")] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a request before a draft or verify [default: 64, GPU 400].", rich_help_panel=STAGES
+        ),
+    ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(help="Requests of a draft or verify [default: 1,4, GPU 1,8,64].", rich_help_panel=STAGES),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Tokens of a prefill [default: 16,64, GPU 128,512,960].", rich_help_panel=STAGES),
+    ] = None,
+    concurrencies: Annotated[
+        str | None,
+        typer.Option(help="Clients of the closed loops [default: 1,8, GPU 1,10,64].", rich_help_panel=LOAD),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of every prompt [default: 32, GPU 128].", rich_help_panel=LOAD)
+    ] = None,
+    output_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of every output [default: 32, GPU 256].", rich_help_panel=LOAD)
+    ] = None,
+    architectures: Annotated[
+        str | None,
+        typer.Option(help="Architectures, or .toml files [default: baseline,pd,pdv].", rich_help_panel=LOAD),
+    ] = None,
+    requests_per_client: Annotated[
+        int | None, typer.Option(help="Most requests of a client [default: 3].", rich_help_panel=LOAD)
+    ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option("--peers/--no-peers", help="Measure transformers' own generation too.", rich_help_panel=LOAD),
+    ] = True,
+    budget_s: Annotated[
+        float | None,
+        typer.Option(
+            help="Time that all may take once the pair is loaded, in seconds, about [default: 40, GPU 300]."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder; gets a subfolder for the device and pair.")
+    ] = Path("results/bench"),
+) -> None:
+    """Check that outputs are exact, and how fast everything is: each stage against its floor, the engines against
+    what users would run instead on the same pair and prompts. Exits with 1 if a check fails.
+
+    A floor is the least time that the device's measured copy bandwidth and matrix rate allow. Engines serve closed
+    loops; tokens/s is counted while all clients are busy.
+
+    Example: pdv bench --device cuda --batches 1,8,64 --concurrencies 1,10,64 --out results/bench
+    """
+    kind = "cpu" if device == "cpu" else "cuda"
+    lists = {"batches": batches, "prompts": prompts, "concurrencies": concurrencies}
+    given: dict[str, Any] = {
+        "pair": pair, "device": device, "draft_length": draft_length, "context": context,
+        "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "requests_per_client": requests_per_client,
+        "peers": peers, "budget_s": budget_s,
+        **{name: tuple(parse_numbers(name, text)) for name, text in lists.items() if text is not None},
+    }  # fmt: skip
+    if architectures is not None:
+        given["architectures"] = tuple(dict.fromkeys(name.strip() for name in architectures.split(",")))
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = dataclasses.replace(defaults_for(kind), **chosen)
+    for name in settings.architectures:
+        if len(load_architecture(name).devices) > 1:
+            raise InputError("architectures", name, "its lanes are on several devices; a bench uses one")
+    check_output("out", out)
+    check_live(device, settings.pair)
+
+    from experiments.bench.report import bench_report, write_bench_report
+    from experiments.bench.whole import run_bench
+    from experiments.report import results_console
+
+    result, folder = run_bench(settings, out, shlex.join(["pdv", *sys.argv[1:]]))
+    results_console().print(bench_report(result))
+    print(f"tables: {write_bench_report(result, folder).parent}")
+    if result.failures:
+        for failure in result.failures:
+            typer.echo(f"not exact: {failure}", err=True)
+        raise typer.Exit(1)
