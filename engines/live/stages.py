@@ -48,6 +48,8 @@ class Stages:
         self.draft_lengths = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.keys = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.temperatures = torch.zeros(slots + 1, dtype=torch.float32, device=device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the streams that read all this do not wait for the one that made it
 
     def load(self, slot: int, prompt: Sequence[int], key: int = 0, temperature: float = 0.0) -> None:
         """Give a slot to a request: its prompt and its randomness."""
