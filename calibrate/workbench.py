@@ -110,9 +110,12 @@ class Workbench:
         return end - start
 
 
-def make_runner(stages: Stages, stream: Stream, loads: Sequence[Load]) -> EagerRunner:
-    """What an engine would run these loads with on a stream: captured graphs of just their sizes on a GPU."""
-    if stream.cuda is None:
+def make_runner(
+    stages: Stages, stream: Stream, loads: Sequence[Load], graphs: bool | None = None
+) -> EagerRunner:  # fmt: skip
+    """What an engine would run these loads with on a stream: captured graphs of just their sizes on a GPU. graphs:
+    capture or not, whatever the device."""
+    if not (stream.cuda is not None if graphs is None else graphs):
         return EagerRunner(stages)
     decodes = [load for load in loads if load.segment in (Segment.DRAFT, Segment.VERIFY)]
     prefills = [load for load in loads if load not in decodes]

@@ -14,7 +14,7 @@ from engines.architecture import Architecture, Step, load_architecture
 from engines.draft_length import FixedDraftLength
 from engines.live.cache_check import CacheReport, check_engine, check_slot
 from engines.live.engine import LiveEngine
-from engines.live.pairs import Pair, load_pair
+from engines.live.pairs import load_pair
 from engines.live.serve import serve
 from engines.permutation import PREFIX, parse_pair
 from engines.workload import FixedLength, Workload, make_workload
@@ -63,16 +63,12 @@ DAMAGES: dict[str, Callable[[Tensor, int, int], None]] = {
 }
 
 
-def full_scale(name: str, pair: Pair) -> Pair:
-    """The pair, or for a permutation pair one whose layers have their full say."""
-    if not name.startswith(PREFIX):
-        return pair
-    return load_pair(replace(parse_pair(name), layer_scale=1.0).name, device=pair.device, dtype=pair.dtype)
-
-
-def check_caches(pair: Pair, settings: BenchSettings, progress: Progress) -> list[CacheFindings]:
+def check_caches(settings: BenchSettings, progress: Progress) -> list[CacheFindings]:
     """Serve a few requests with each architecture, and compare sampled sequences while they run. The damage is made
-    and undone once an architecture, when two requests are at work."""
+    and undone once an architecture, when two requests are at work. The pair is loaded for it: of a permutation pair
+    one whose layers have their full say."""
+    progress("loading the pair", 0.0)
+    pair = load_pair(_at_full_scale(settings.pair), device=settings.device)
     prompt, output = settings.prompt_tokens, min(OUTPUT_TOKENS, settings.output_tokens)
     lengths = FixedLength(prompt), FixedLength(output)
     workload = prompts_for(pair, make_workload(REQUESTS, *lengths, concurrency=CLIENTS), settings.seed)
@@ -94,6 +90,10 @@ def _look_into(engine: LiveEngine, workload: Workload) -> CacheFindings:
 
     serve(engine, workload, look, complete_tapes=False)
     return findings
+
+
+def _at_full_scale(name: str) -> str:
+    return replace(parse_pair(name), layer_scale=1.0).name if name.startswith(PREFIX) else name
 
 
 def _small(name: str, settings: BenchSettings) -> Architecture:

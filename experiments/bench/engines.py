@@ -29,7 +29,7 @@ from experiments.bench.settings import BenchSettings
 PACKED = 4  # prompts of a prefill where limits are large
 CARRIED = 10  # clients at most where a worker carries one request: with more of them, more only wait
 WARM_UP_TOKENS = 32
-FEWEST_ROUNDS = 1.25  # requests a client at least, so that the load is full for a while
+FEWEST_ROUNDS = 1.5  # requests a client at least, so that the load is full for a while
 BUDGET_SHARE = 0.4
 QUANTILES = (0.5, 0.95)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ from experiments.bench.plain import generate, plain_models
 from experiments.bench.settings import BenchSettings
 
 OUTPUT_TOKENS = 64  # at most; their speed hardly depends on it, and some are slow
+BLOCK_TOKENS = 256  # of transformers' paged cache
 Outputs = list[list[int]]
 
 
@@ -82,17 +85,35 @@ def _continuous(pair: Pair, requests: Sequence[Request]) -> tuple[Outputs, float
     )  # fmt: skip
 
     def serve() -> Outputs:
-        results = model.generate_batch(prompts, generation_config=config, persistent_manager=True, progress_bar=False)
+        results = model.generate_batch(
+            prompts, generation_config=config, continuous_batching_config=_memory(pair, requests),
+            persistent_manager=True, progress_bar=False,
+        )  # fmt: skip
         if len(results) != len(prompts):
             raise RuntimeError(f"{len(results)} of {len(prompts)} requests came back")
         return [list(result.generated_tokens) for result in results.values()]
 
+    logger = logging.getLogger("ContinuousBatchingLogger")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         serve()
         return _timed(pair, serve)
     finally:
+        logger.setLevel(level)
         if hasattr(model, "destroy_cached_continuous_batching_manager"):
             model.destroy_cached_continuous_batching_manager()
+
+
+def _memory(pair: Pair, requests: Sequence[Request]) -> Any:
+    """Its own default on a GPU, most of the free memory; on a CPU, where that takes long, what the requests need."""
+    if pair.device.type != "cpu":
+        return None
+    from transformers import ContinuousBatchingConfig  # not in every version
+
+    tokens = requests[0].prompt_tokens + requests[0].max_tokens
+    blocks = len(requests) * (math.ceil(tokens / BLOCK_TOKENS) + 1)
+    return ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=len(requests) * tokens)
 
 
 def _timed(pair: Pair, work: Callable[[], Outputs]) -> tuple[Outputs, float]:

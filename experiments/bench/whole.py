@@ -14,15 +14,17 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import tomli_w
+import torch
 
 from calibrate.stage_costs import Progress
+from engines.architecture import PD, Architecture, Step
 from engines.errors import InputError
-from engines.live.memory import plan_slots
-from engines.live.pairs import Pair, default_dtype, find_device, load_configs, load_pair
+from engines.live.memory import Configs, plan_slots
+from engines.live.pairs import default_dtype, find_device, load_configs, load_pair
 from engines.live.serve import device_name
-from experiments.bench.caches import CacheFindings, check_caches, full_scale
+from experiments.bench.caches import CacheFindings, check_caches
 from experiments.bench.engines import candidates, free_memory, measure_engines
-from experiments.bench.exactness import Expected, expected_of
+from experiments.bench.exactness import expected_of
 from experiments.bench.peers import measure_peers
 from experiments.bench.settings import BenchSettings
 from experiments.bench.stages import find_ceilings, measure_stages
@@ -84,67 +86,66 @@ def check_fits(settings: BenchSettings) -> None:
     configs, device = load_configs(settings.pair), find_device(settings.device)
     positions = min(int(config.max_position_embeddings) for config in configs)
     if settings.longest > positions:
-        raise InputError("context, prompts, prompt_tokens + output_tokens", settings.longest,
-                         f"the pair positions {positions} tokens, drafts included; ask for shorter ones")  # fmt: skip
-    if device.type != "cpu":
+        remedy = f"the pair positions {positions} tokens, drafts included; ask for shorter ones"
+        raise InputError("context, prompts, prompt_tokens + output_tokens", settings.longest, remedy)
+    chosen = candidates(settings)
+    if device.type == "cpu":
+        return
+    for candidate in chosen:
         context = settings.prompt_tokens + settings.output_tokens
-        for candidate in candidates(settings):
-            architecture = candidate.architecture
-            plan = plan_slots(architecture, configs, device, default_dtype(device), context)
-            plan.check(architecture.slots)
+        _check_memory(candidate.architecture, context, configs, device)
+    alone = PD.with_batch_limits({Step.DRAFT_VERIFY: max(settings.batches)}).replace(slots=max(settings.batches))
+    _check_memory(alone, max(settings.context, *settings.prompts) + 1, configs, device)
+
+
+def _check_memory(architecture: Architecture, context: int, configs: Configs, device: torch.device) -> None:
+    plan = plan_slots(architecture, configs, device, default_dtype(device), context)
+    plan.check(architecture.slots)
 
 
 def run_bench(settings: BenchSettings, out: Path, command: str) -> tuple[BenchResult, Path]:
     """Measure everything; each part is stored as it is finished, in the folder under `out` that is returned with the
     result. Raises InputError for settings that the pair or the device cannot hold."""
     check_fits(settings)
-    pair, load_s = _timed("loading the pair", lambda progress: load_pair(settings.pair, device=settings.device))
-    expected = expected_of(settings.pair, pair)
-    result = BenchResult(_info(settings, pair, expected, command))
-    result.parts["loading"] = load_s
+    device = find_device(settings.device)
+    result = BenchResult(_info(settings, device, command))
     folder = out / _folder_name(result.info["device"], settings.pair)
 
     def part(name: str, work: Callable[[Progress], T]) -> T:
-        made, result.parts[name] = _timed(name, work)
-        free_memory(pair.device)
+        started = time.perf_counter()
+        with bar(name) as progress:
+            made = work(progress.part)
+        free_memory(device)
+        result.parts[name] = time.perf_counter() - started
+        console.print(f"{name}: {result.parts[name]:.1f} s", highlight=False)
         return made
 
+    result.caches = part("caches", lambda report: check_caches(settings, report))
+    pair = part("loading", lambda report: load_pair(settings.pair, device=device))
+    expected = expected_of(settings.pair, pair)
+    result.info |= {"expected": expected.what, "must_be_exact": expected.exact}
     ceilings = part("ceilings", lambda report: find_ceilings(pair))
     result.info["ceilings"] = asdict(ceilings)
     result.stages = part("stages", lambda report: measure_stages(pair, settings, ceilings, report))
     result.save(folder)
     result.engines = part("engines", lambda report: measure_engines(pair, settings, ceilings, expected, report))
     result.save(folder)
-    result.caches = part("caches", lambda report: check_caches(full_scale(settings.pair, pair), settings, report))
     if settings.peers:
-        result.save(folder)
         result.peers = part("peers", lambda report: measure_peers(pair, settings, expected, report))
-    result.save(folder)
+        result.save(folder)
     return result, folder
 
 
-def _timed(title: str, work: Callable[[Progress], T]) -> tuple[T, float]:
-    """Do a part under a progress bar and say how long it took."""
-    started = time.perf_counter()
-    with bar(title) as progress:
-        made = work(progress.part)
-    seconds = time.perf_counter() - started
-    console.print(f"{title}: {seconds:.1f} s", highlight=False)
-    return made, seconds
-
-
-def _info(settings: BenchSettings, pair: Pair, expected: Expected, command: str) -> dict[str, Any]:
+def _info(settings: BenchSettings, device: torch.device, command: str) -> dict[str, Any]:
     return {
-        "device": device_name(pair.device),
+        "device": device_name(device),
         "pair": settings.pair,
-        "dtype": str(pair.dtype).removeprefix("torch."),
+        "dtype": str(default_dtype(device)).removeprefix("torch."),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "versions": {name: version(name) for name in ("torch", "transformers")}
         | {"python": platform.python_version()},
         "settings": asdict(settings),
-        "expected": expected.what,
-        "must_be_exact": expected.exact,
     }
 
 
