@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
-from calibrate.workbench import Budget, Load, Workbench, count_kernels, make_runner, make_stages
+from calibrate.workbench import Budget, Load, Workbench, alternating_workers, count_kernels, make_runner, make_stages
 from engines.architecture import Segment
 from engines.errors import InputError
 from engines.live.host import lane_settings
@@ -19,8 +22,7 @@ from engines.live.streams import make_stream
 
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
 WARM_UPS = 2
-ROUND = 4  # measurements of a load before the next load's turn, so that slow drift hits all loads alike
-FEWEST, MOST = 12, 400
+FEWEST, MOST = 12, 400  # measurements of each load
 STABLE = 0.02  # half-width of the median's 95% interval, as a fraction of the median
 
 Progress = Callable[[str, float], None]  # what is being measured, fraction done
@@ -79,11 +81,13 @@ def median_half_width(times: Sequence[float]) -> float:
 
 
 def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progress) -> pd.DataFrame:
-    """Time every load of the grid alone until its median is stable or the time is up.
+    """Time every load of the grid alone until all medians are stable (95% interval within 2%) or the time is up.
 
     Returns the profile's stage costs without host times. Loads run as an engine runs them, from captured graphs on
-    a GPU; capturing does not count against the budget. They are measured in rounds, all in turn; one whose median's
-    95% interval is within 2% drops out. Every load gets FEWEST measurements whatever the budget.
+    a GPU; capturing does not count against the budget. Each round measures every load once, in another order: so
+    all loads see the same moods of the machine, and each finds the caches as a different one left them. Two threads
+    take turns, as the workers of lanes do: on a CPU, work that moves to a thread just woken is up to a fifth slower.
+    Every load gets FEWEST measurements whatever the budget.
     """
     grid.check(pair)
     loads = grid.loads()
@@ -91,30 +95,23 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
     stages = make_stages(pair, slots, grid.draft_lengths[-1], max(*grid.contexts, *grid.prompt_tokens))
     stream = make_stream(pair.device)
     times: dict[Load, list[float]] = {load: [] for load in loads}
-    with torch.inference_mode(), lane_settings(pair.device):
+    with torch.inference_mode(), lane_settings(pair.device), ExitStack() as stack:
         progress("getting ready", 0.0)
         uncaptured = Workbench(stages, 0, slots)
         kernels = {load: count_kernels(pair.device, uncaptured.work(load)) for load in loads}
         bench = Workbench(stages, 0, slots, make_runner(stages, stream, loads))
+        workers = stack.enter_context(alternating_workers())
         for load in loads:
             for _ in range(WARM_UPS):
                 bench.time(stream, bench.work(load))
-        unstable, budget = loads, Budget(budget_s)
-        while unstable:
-            for load in unstable:
-                work = bench.work(load)
-                times[load] += [bench.time(stream, work) for _ in range(ROUND)]
-                stable = (len(loads) - len(unstable)) / len(loads)
-                progress(f"alone: {load.name}", max(stable, min(budget.spent_s / max(budget_s, 1e-9), 1.0)))
-            few = min(len(t) for t in times.values()) < FEWEST
-            if budget.over and not few:
+        order, budget = random.Random(0), Budget(budget_s)
+        for count in range(1, MOST + 1):
+            for load in order.sample(loads, len(loads)):
+                times[load].append(workers(partial(bench.time, stream, bench.work(load))))
+                progress(f"alone: {load.name}", min(max(budget.spent_s / max(budget_s, 1e-9), count / MOST), 1.0))
+            if count >= FEWEST and (budget.over or all(median_half_width(t) <= STABLE for t in times.values())):
                 break
-            unstable = [load for load in loads if not _settled(times[load])]
     return pd.DataFrame([_row(load, kernels[load], times[load]) for load in loads])
-
-
-def _settled(times: list[float]) -> bool:
-    return len(times) >= MOST or (len(times) >= FEWEST and median_half_width(times) <= STABLE)
 
 
 def _row(load: Load, kernels: int, times: list[float]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 
 from calibrate.stage_costs import Grid, Progress
-from calibrate.workbench import Load, Workbench, count_kernels, make_runner, make_stages
+from calibrate.workbench import Load, Workbench, alternating_workers, count_kernels, make_runner, make_stages
 from engines.architecture import Segment
 from engines.live.host import lane_settings
 from engines.live.pairs import Pair
@@ -86,7 +87,8 @@ Lane = tuple[Workbench, Stream, Load]
 
 
 def _periods(lanes: Sequence[Lane], seconds: float) -> list[float]:
-    """Seconds from one completion to the next of each lane, while all of them run."""
+    """Seconds from one completion to the next of each lane, while all of them run. Each lane's work passes from
+    thread to thread, as an engine's does."""
     barrier = threading.Barrier(len(lanes))
     completions: list[list[float]] = [[] for _ in lanes]
     failures: list[BaseException] = []
@@ -94,13 +96,13 @@ def _periods(lanes: Sequence[Lane], seconds: float) -> list[float]:
 
     def run(i: int, bench: Workbench, stream: Stream, load: Load) -> None:
         try:
-            with torch.inference_mode():
-                work = bench.work(load)
-                bench.time(stream, work)
+            with torch.inference_mode(), alternating_workers() as workers:
+                work = partial(bench.time, stream, bench.work(load))
+                workers(work)
                 barrier.wait()
                 deadline = time.perf_counter() + seconds
                 while not stop.is_set():
-                    bench.time(stream, work)
+                    workers(work)
                     completions[i].append(time.perf_counter())
                     if time.perf_counter() > deadline and all(len(c) > FEWEST for c in completions):
                         stop.set()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -134,6 +137,15 @@ def make_runner(
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def alternating_workers() -> Iterator[Callable[[Callable[[], float]], float]]:
+    """A function that calls a measurement in one of two threads, by turns, and returns what it found."""
+
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        threads = cycle((first, second))
+        yield lambda measure: next(threads).submit(torch.inference_mode()(measure)).result()
 
 
 def make_stages(pair: Pair, slots: int, draft_length: int, context_tokens: int) -> Stages:

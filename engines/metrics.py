@@ -11,8 +11,8 @@ import pandas as pd
 from engines.run import Run
 
 PARTS = [
-    "admission_wait", "prefill_queue", "draft_queue", "verify_queue", "permit_wait", "hand_over", "prefill",
-    "draft", "verify", "contention", "thrown_away",
+    "admission_wait", "prefill_queue", "draft_queue", "verify_queue", "permit_wait", "stream_wait", "hand_over",
+    "prefill", "draft", "verify", "contention", "thrown_away",
 ]  # fmt: skip
 QUANTILES = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
@@ -126,7 +126,8 @@ def decompose(run: Run) -> pd.DataFrame:
     """Where each finished request's latency went, seconds; the columns PARTS sum to latency_s.
 
     admission_wait: no slot was free. *_queue: the lane was busy. permit_wait: the lane was free, the device
-    had no permit. hand_over: between decision and device, and back. prefill, draft, verify: on the device.
+    had no permit. stream_wait: the step was decided, its stream still ran another worker's. hand_over: the rest of
+    the time between decision and device, and back. prefill, draft, verify: on the device.
     contention: longer than alone, because others ran too (0 where the record does not know the solo time).
     thrown_away: the share of draft that went into drafts which were not accepted.
     """
@@ -134,11 +135,14 @@ def decompose(run: Run) -> pd.DataFrame:
     length = spans["end_s"] - spans["start_s"]
     contention = (length - spans["solo_s"]).fillna(0.0)
     stage = spans["segment"].where(~spans["segment"].str.startswith("prefill"), "prefill")
+    stream_wait = _stream_wait(spans)
     works = pd.DataFrame(
         {
+            "stream_wait": stream_wait,
             "hand_over": spans.groupby("work")["completed_s"].first()
             - spans.groupby("work")["dispatched_s"].first()
-            - length.groupby(spans["work"]).sum(),
+            - length.groupby(spans["work"]).sum()
+            - stream_wait,
             "contention": contention.groupby(spans["work"]).sum(),
             "stage": stage.groupby(spans["work"]).first(),
         }
@@ -156,6 +160,7 @@ def decompose(run: Run) -> pd.DataFrame:
                 f"{s}_queue": steps["queue_s"].where(steps["stage"] == s, 0.0) for s in ("prefill", "draft", "verify")
             },
             "permit_wait": steps["permit_s"],
+            "stream_wait": steps["stream_wait"],
             "hand_over": steps["hand_over"],
             "prefill": steps["prefill"],
             "draft": steps["draft"] * (1 - wasted),
@@ -165,6 +170,16 @@ def decompose(run: Run) -> pd.DataFrame:
         }
     )
     return parts.groupby("request")[PARTS].sum().join(request_times(run)["latency_s"])
+
+
+def _stream_wait(spans: pd.DataFrame) -> pd.Series:
+    """Seconds, by work, between a step's dispatch and the end of what its stream ran before it."""
+    works = spans.groupby("work").agg(
+        stream=("stream", "first"), device=("device", "first"), dispatched_s=("dispatched_s", "first"),
+        start_s=("start_s", "min"), end_s=("end_s", "max"),
+    )  # fmt: skip
+    before = works.sort_values("start_s").groupby(["device", "stream"])["end_s"].shift().fillna(-np.inf)
+    return (np.minimum(before, works["start_s"]) - works["dispatched_s"]).clip(lower=0.0)
 
 
 def _wasted_share(steps: pd.DataFrame) -> pd.Series:

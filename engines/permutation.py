@@ -14,6 +14,7 @@ Nothing here needs torch; `engines.live.permutation` builds the models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,7 +27,7 @@ from engines.shapes import ModelShape, find_shape
 PREFIX = "permutation:"
 DEFAULT_ALPHA = 0.8
 DEFAULT_LAYER_SCALE = 0.05
-MAX_PERMUTATION_SCALE = 0.1  # beyond, layers may outvote the embedding (see engines.live.permutation)
+LEAST_MARGIN = 2.0  # the worst token has about half of the mean winner's logit
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class PermutationSpec:
 
     target, draft: names in engines.shapes.SHAPES, of one vocabulary. alphas: for each region of the cycle, the
     probability that a draft is right. layer_scale: factor on the layers' output projections; at 1 the layers have
-    their full say and the output is no permutation, which is what a check of the caches wants. seed: of the cycle
-    and the weights.
+    their full say, which is what a check of the caches wants. seed: of the cycle and the weights.
     """
 
     target: str
@@ -68,12 +68,25 @@ class PermutationSpec:
         return find_shape(self.draft)
 
     @property
+    def closed_form(self) -> bool:
+        """Whether both models surely say what the permutations say. Deep, narrow models cease to at some scale."""
+        return min(margin(shape, self.layer_scale) for shape in (self.target_shape, self.draft_shape)) >= LEAST_MARGIN
+
+    @property
     def name(self) -> str:
         """The name that parse_pair reads back."""
         text = f"{PREFIX}{self.target}+{self.draft}:alpha={','.join(f'{alpha:g}' for alpha in self.alphas)}"
         if self.layer_scale != DEFAULT_LAYER_SCALE:
             text += f":scale={self.layer_scale:g}"
         return text + (f":seed={self.seed}" if self.seed else "")
+
+
+def margin(shape: ModelShape, layer_scale: float) -> float:
+    """How far the right token's logit stands out: its mean over the largest of all wrong ones, as worked out in
+    engines.live.permutation."""
+    settings = shape.settings
+    winner = math.sqrt(settings["hidden_size"] / (1 + 0.5 * settings["num_hidden_layers"] * layer_scale**2))
+    return winner / math.sqrt(4 * math.log(shape.vocabulary))
 
 
 def parse_pair(name: str) -> PermutationSpec:
@@ -159,7 +172,7 @@ def expected_tape(spec: PermutationSpec, prompt: Sequence[int], count: int) -> n
 
 
 def _closed_form(spec: PermutationSpec) -> Cycle:
-    if spec.layer_scale > MAX_PERMUTATION_SCALE:
-        remedy = f"outputs are known up to {MAX_PERMUTATION_SCALE}; above, compare with a recomputation"
+    if not spec.closed_form:
+        remedy = "layers that say so much may outvote the permutation; use a smaller scale, or compare caches only"
         raise InputError("scale", spec.layer_scale, remedy)
     return make_cycle(spec)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from calibrate.pooling import pooled
 from calibrate.profile import Profile
 from engines.errors import InputError
 from engines.metrics import summary
@@ -32,7 +33,7 @@ class Laboratory(Protocol):
 
     def serve(self, point: Point, progress: Report) -> Run: ...
 
-    def measure(self, points: dict[str, list[int]], unfinished: Path, progress: Bar) -> Profile: ...
+    def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile: ...
 
 
 @dataclass
@@ -58,18 +59,18 @@ class Demo:
         self.points = list(experiment.points())
 
     def run(self) -> Results:
-        """All steps in order. Calibration comes after the first round of live cells, in the middle of what it is
-        compared with, since machines drift."""
+        """All steps in order. Each round of live cells is followed by a part of the calibration, since machines
+        drift: what is compared was then measured in the same times."""
         rounds = self._rounds()
-        cells = [cell for each in rounds for cell in each]
-        with bar("live runs") as progress:
-            lives = [
-                self._live(point, repeat, progress, i, len(cells)) for i, (point, repeat) in enumerate(rounds[0])
-            ]
-        profile = self._profile()
-        with bar("live runs") as progress:
-            for i, (point, repeat) in enumerate(cells[len(lives) :], len(lives)):
-                lives.append(self._live(point, repeat, progress, i, len(cells)))
+        total = sum(map(len, rounds))
+        lives: list[Run] = []
+        parts: list[Profile] = []
+        for cells in rounds:
+            with bar("live runs") as progress:
+                lives += [self._live(*cell, progress, len(lives) + i, total) for i, cell in enumerate(cells)]
+            parts.append(self._calibration(len(parts) + 1))
+        profile = pooled(parts)
+        profile.save(self.folder / "profile")
         with bar("simulations") as progress:
             simulations = self._simulations(lives, profile, progress)
         return self._results(lives, profile, simulations)
@@ -95,19 +96,20 @@ class Demo:
         progress(done + 1, total)
         return run
 
-    def _profile(self) -> Profile:
-        """The calibration, at every draft length that an architecture of the grid can use."""
-        folder = self.folder / "profile"
+    def _calibration(self, part: int) -> Profile:
+        """One of `repeats` parts, at every draft length that an architecture of the grid can use."""
+        folder = self.folder / "profile" / f"part-{part}"
         calibration = self.experiment.calibration
         points = calibration.points(sorted({k for point in self.points for k in _draft_lengths(point)}))
+        budget_s = calibration.budget_s / self.experiment.repeats
         where = {"pair": self.experiment.pair, "device": self.experiment.device}
-        digest = fingerprint({**points, **where, "budget_s": calibration.budget_s})
+        digest = fingerprint({**points, **where, "budget_s": budget_s})
         if (folder / "profile.toml").is_file():
             profile = Profile.load(folder)
             if profile.info.get("fingerprint") == digest:
                 return profile
-        with bar("calibrating") as progress:
-            profile = self.laboratory.measure(points, folder / "unfinished", progress)
+        with bar(f"calibrating, part {part} of {self.experiment.repeats}") as progress:
+            profile = self.laboratory.measure(points, budget_s, folder / "unfinished", progress)
         profile.info["fingerprint"] = digest
         profile.save(folder)
         return profile
@@ -166,10 +168,9 @@ class LiveLaboratory:
             raise InputError(f"{point.name}", f"{unfinished} requests did not finish", error)
         return run
 
-    def measure(self, points: dict[str, list[int]], unfinished: Path, progress: Bar) -> Profile:
+    def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
         from experiments.serving import measure
 
-        budget_s = self.experiment.calibration.budget_s
         return measure(self._opened(), points, budget_s, "pdv demo", unfinished, progress)
 
     def _opened(self) -> Pair:

@@ -107,8 +107,8 @@ class PackedBatch:
 
     @cached_property
     def key_length(self) -> int:
-        """The longest sequence, tokens. Reads the device, so only the gathering path asks for it."""
-        return int(self.lengths.max())
+        """No sequence is longer, tokens. Exact where reading it does not hold the device up."""
+        return self.pool.row_length if self.lengths.is_cuda else int(self.lengths.max())
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """[batch, 1, longest, key_length]: 0 where a query may look (its own position and before), else -inf."""
@@ -157,7 +157,11 @@ def attention_over(batch: PackedBatch, heads: int, scale: float) -> Attend:
 
     if batch.uniform and fits(batch.longest, heads, *pool.shape[2:]):
         return DecodeAttention(batch.slots, batch.first, batch.longest, heads, pool, scale)
-    return partial(_attend_in_place, batch=batch, scale=scale)
+    return partial(_attend_in_place if _has_flash(pool) else _attend_gathered, batch=batch, scale=scale)
+
+
+def _has_flash(tensor: Tensor) -> bool:
+    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
 
 
 def slot_pool_attention(
@@ -176,7 +180,7 @@ def slot_pool_attention(
     keys, values = packed_batch.pool.keys[layer], packed_batch.pool.values[layer]
     keys.flatten(0, 1).index_copy_(0, packed_batch.rows, key[0].transpose(0, 1))
     values.flatten(0, 1).index_copy_(0, packed_batch.rows, value[0].transpose(0, 1))
-    attend = _attend_in_place if query.is_cuda else _attend_gathered
+    attend = _attend_in_place if _has_flash(query) else _attend_gathered
     return attend(query[0].transpose(0, 1), keys, values, packed_batch, scaling)[None], None
 
 

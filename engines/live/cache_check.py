@@ -3,7 +3,8 @@
 Output alone does not show a broken cache: a permutation pair looks at the last token only, and a real model says
 the right thing after many a wrong key. So the keys and values of a slot, the logits of a pass that reads them, and
 the tokens that were picked are compared with a model call that knows nothing of slots: ordinary attention over the
-whole sequence at once. Build permutation pairs at full layer scale for it, so that layers have their say.
+whole sequence at once. Build permutation pairs at the largest layer scale that keeps their closed form, so that
+layers have their say and drafts are accepted as well as rejected.
 
 Two passes of different shape round differently, so errors are relative to the numbers' own size and bounded by
 dtype (32 layers at full scale in bfloat16 on a CPU: 0.011 a layer, 0.026 a row, 0.02 the logits). A whole
@@ -108,9 +109,9 @@ def check_slot(
     """Compare what a slot holds with a recomputation; one report for the target and one for the draft.
 
     tokens: the sequence's prompt and output so far, of which the last has been picked and not yet read. Nothing
-    may run on the device meanwhile. reference: a pair to recompute with; by default the engine's own models with
-    ordinary attention, so give one where their kernels were replaced. The pass that makes the logits writes the
-    rows that the next step writes, with the same values.
+    may run on the device meanwhile. reference: a pair to recompute with; by default the engine's own transformers
+    models, with ordinary attention. The pass that makes the logits is the engine's own; it writes the rows that the
+    next step writes, with the same values.
     """
     pair = reference or stages.pair
     tolerance = tolerance or TOLERANCES[stages.pair.dtype]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 MOST_ROWS = 128  # new tokens times heads of a group that one program can hold
 MOST_SPLITS = 16
-PROGRAMS_PER_PROCESSOR = 4  # what a split context aims at
+PROGRAMS_PER_PROCESSOR = 2  # what a split context aims at; more only adds merging (measured on an H200)
 LOG2_E = 1.4426950408889634
 
 
@@ -43,6 +43,7 @@ CONFIGS = {
     (128, 128): LaunchConfig(keys=64, warps=8, stages=2),
 }
 OTHER = LaunchConfig(keys=32, warps=4, stages=2)
+SPLIT = LaunchConfig(keys=128, warps=4, stages=2)  # of a split context, with 16 or 32 rows
 
 
 @triton.jit
@@ -63,7 +64,7 @@ def _merge(
     merged = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     for i in tl.static_range(SPLITS):
         row = part_row + i * STRIDE
-        here = real & (i < used_splits)
+        here = real & (tl.full([ROWS], i, tl.int32) < used_splits)
         log = tl.load(part_logs + row, mask=here, other=-float("inf"), cache_modifier=".cg")
         part = tl.load(
             parts + row[:, None] * HEAD_DIM + dim[None, :], mask=here[:, None], other=0.0, cache_modifier=".cg"
@@ -157,8 +158,10 @@ class DecodeAttention:
         _, row_length, kv_heads, head_dim = pool.shape
         batch, group = len(slots), heads // kv_heads
         self._rows = max(16, triton.next_power_of_2(query_tokens * group))
-        self.config = config or CONFIGS.get((head_dim, self._rows), OTHER)
-        self.splits = self.config.splits or _splits(batch * kv_heads, triton.cdiv(row_length, self.config.keys), pool)
+        config = config or CONFIGS.get((head_dim, self._rows), OTHER)
+        self.splits = config.splits or _splits(batch * kv_heads, triton.cdiv(row_length, SPLIT.keys), pool)
+        chosen = config.splits is None and self.splits > 1 and self._rows <= 32 and head_dim <= 128
+        self.config = SPLIT if chosen else config
         size = (batch, kv_heads, self.splits, query_tokens * group) if self.splits > 1 else (0,)
         self._parts = torch.empty(*size, head_dim, dtype=torch.float32, device=pool.device)
         self._part_logs = torch.empty(size, dtype=torch.float32, device=pool.device)
@@ -180,5 +183,5 @@ class DecodeAttention:
 def _splits(groups: int, blocks: int, pool: Tensor) -> int:
     """Programs that share a context: as few as fill the device, and no more than it has blocks; a power of two."""
     processors = torch.cuda.get_device_properties(pool.device).multi_processor_count if pool.is_cuda else 1
-    wanted = min(triton.cdiv(PROGRAMS_PER_PROCESSOR * processors, groups), blocks, MOST_SPLITS)
-    return 1 << (wanted.bit_length() - 1)
+    wanted = min(PROGRAMS_PER_PROCESSOR * processors // groups, blocks, MOST_SPLITS)
+    return 1 << (max(wanted, 1).bit_length() - 1)

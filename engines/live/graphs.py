@@ -7,6 +7,7 @@ one stream, whose work runs one after another, so its graphs may share memory; t
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -174,13 +175,9 @@ class GraphRunner(EagerRunner):
 
     def _ragged(self, prompts: int, tokens: int) -> _Prompts:
         """Room for `prompts` prompts, and one sequence in the scratch slot that takes the padding."""
-        device = self.stages.device
-        layout = Layout(
-            owner=torch.full((tokens,), prompts, device=device),
-            offset=torch.arange(tokens, device=device) % self.stages.row_length,
-            counts=torch.tensor([0] * prompts + [tokens], device=device),
-            longest=tokens,
-        )
+        share, rest = divmod(tokens, prompts + 1)  # no sequence may be longer than a row of the pool, not even now
+        layout = Layout.of([share + (i < rest) for i in range(prompts + 1)], self.stages.device)
+        layout = dataclasses.replace(layout, longest=min(tokens, self.stages.row_length))
         return _Prompts(self._scratch_slots(prompts + 1), layout=layout)
 
     def _scratch_slots(self, size: int) -> Tensor:

@@ -48,6 +48,8 @@ class Stages:
         self.draft_lengths = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.keys = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.temperatures = torch.zeros(slots + 1, dtype=torch.float32, device=device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the streams that read all this do not wait for the one that made it
 
     def load(self, slot: int, prompt: Sequence[int], key: int = 0, temperature: float = 0.0) -> None:
         """Give a slot to a request: its prompt and its randomness."""
@@ -91,7 +93,7 @@ class Stages:
         logits = self.pair.draft_forward(tokens, batch, None)
         picked = self._pick(logits, slots.repeat_interleave(2), batch.positions + 1, sampling).view(-1, 2)
         self.drafts[slots, 0] = picked[:, 1]
-        self.draft_lengths[slots] = 1
+        self.draft_lengths.index_fill_(0, slots, 1)
         return picked[:, 0] == self.tokens[slots, lengths - 1]
 
     def draft_next(self, slots: Tensor, sampling: bool = False) -> None:

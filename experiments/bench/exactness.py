@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from engines.live.pairs import Pair
-from engines.permutation import MAX_PERMUTATION_SCALE, PREFIX, PermutationSpec, expected_output, parse_pair
+from engines.permutation import PREFIX, PermutationSpec, expected_output, parse_pair
 from engines.request import Request
 from experiments.bench.plain import generate, plain_models
 
@@ -61,7 +61,7 @@ class Generated:
 
 def expected_of(name: str, pair: Pair) -> Expected:
     """What to compare the outputs of the pair of that name with."""
-    if name.startswith(PREFIX) and parse_pair(name).layer_scale <= MAX_PERMUTATION_SCALE:
+    if name.startswith(PREFIX) and parse_pair(name).closed_form:
         return ClosedForm(parse_pair(name))
     return Generated(pair)
 

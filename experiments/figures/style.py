@@ -39,6 +39,7 @@ PART_COLOURS: dict[str, str] = {
     "verify_queue": "#f3c6a5",
     "verify": _VERMILION,
     "permit_wait": _YELLOW,
+    "stream_wait": "#5e5e5e",
     "contention": _GREY,
     "hand_over": _TAN,
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engines.architecture import PD, PDV
+from engines.architecture import BASELINE, PD, PDV, Segment
 from engines.metrics import (
     PARTS,
     decompose,
@@ -19,8 +19,8 @@ from engines.metrics import (
     steady_window,
     summary,
 )
-from engines.request import Request
-from engines.run import REQUEST_COLUMNS, SPAN_COLUMNS, STEP_COLUMNS, Run
+from engines.request import Emission, Request
+from engines.run import REQUEST_COLUMNS, SPAN_COLUMNS, STEP_COLUMNS, Recorder, Run, SegmentTime
 from engines.scheduler import Scheduler
 from tests.driver import drive
 from tests.engines.records import run_by_hand
@@ -45,6 +45,22 @@ def test_a_decomposition_by_hand() -> None:
         for part in PARTS:
             assert parts.loc[request, part] == pytest.approx(named.get(part, 0.0)), (request, part)
     assert parts["latency_s"].tolist() == [3.0, 2.5]
+
+
+def test_waiting_for_a_shared_stream_is_told_from_hand_over() -> None:
+    """Two workers of the baseline on one stream: the second starts when the first has ended."""
+    scheduler, recorder = Scheduler(BASELINE), Recorder()
+    for request in (Request(0, 10, 1, 0.0), Request(1, 10, 1, 0.0)):
+        scheduler.submit(request, 0.0)
+    first, second = scheduler.dispatch(0.0)
+    for work, start_s, completed_s in ((first, 0.1, 1.2), (second, 1.1, 2.2)):
+        (ended,) = scheduler.complete(work, [Emission()], completed_s)
+        recorder.worked(work, [SegmentTime(Segment.PREFILL_TARGET, start_s, start_s + 1.0, 1.0)], completed_s)
+        recorder.ended(ended)
+    parts = decompose(recorder.run({}))
+    assert parts["stream_wait"].tolist() == pytest.approx([0.0, 1.1])
+    assert parts["hand_over"].tolist() == pytest.approx([0.2, 0.1])
+    assert parts[PARTS].sum(axis=1).tolist() == pytest.approx([1.2, 2.2])
 
 
 def test_times_by_hand() -> None:

@@ -111,9 +111,17 @@ def test_a_bad_name_is_refused(name: str, message: str) -> None:
         parse_pair(name)
 
 
-def test_at_full_layer_scale_nothing_is_claimed() -> None:
+def test_where_layers_say_too_much_nothing_is_claimed() -> None:
     spec = parse_pair("permutation:tiny+tiny-draft:scale=1")
-    with pytest.raises(InputError, match="recomputation"):
-        expected_output(spec, [5], 1)
-    with pytest.raises(InputError, match="recomputation"):
-        expected_tape(spec, [5], 1)
+    for claim in (expected_output, expected_tape):
+        with pytest.raises(InputError, match="outvote the permutation"):
+            claim(spec, [5], 1)
+
+
+@pytest.mark.parametrize(
+    ("pair", "at_full_scale"),
+    [("llama2-7b+tinyllama-1.1b", True), ("llama3.1-8b+llama3.2-1b", True), ("qwen3-14b+qwen3-0.6b", False)],
+)
+def test_wide_models_follow_the_permutation_at_full_scale_too(pair: str, at_full_scale: bool) -> None:
+    assert parse_pair(f"permutation:{pair}").closed_form
+    assert parse_pair(f"permutation:{pair}:scale=1").closed_form is at_full_scale

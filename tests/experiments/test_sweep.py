@@ -126,7 +126,7 @@ class SimulatedLaboratory:
             point.architecture.name, seed=len(self.served), slower=1.04, count=count, concurrency=clients
         )
 
-    def measure(self, points: dict[str, list[int]], unfinished: Path, progress: Bar) -> Profile:
+    def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
         self.measured.append(points)
         return synthetic.profile()
 
@@ -149,9 +149,8 @@ def test_a_demo_goes_on_where_it_was_interrupted(
     _, _, (first, second, _) = finished
     assert first.served == ["baseline-c1-k4", "pdv-c1-k4", "baseline-c3-k4", "pdv-c3-k4", "pdv-c3-k4"]
     assert second.served == ["baseline-c3-k4", "pdv-c1-k4", "baseline-c1-k4"]  # the second round goes backwards
-    assert len(first.measured) == 1  # between the rounds
+    assert len(first.measured) == len(second.measured) == 1  # a part after each round
     assert first.measured[0]["draft_lengths"] == [4]
-    assert second.measured == []
 
 
 def test_a_demo_leaves_everything_in_its_folder(
@@ -161,6 +160,7 @@ def test_a_demo_leaves_everything_in_its_folder(
     assert len(results.lives) == len(list((folder / "runs").glob("*/run.toml"))) == 8
     assert len(results.simulations) == len(list((folder / "simulated").glob("*/run.toml"))) == 12
     assert Profile.load(folder / "profile").info["pair"] == "made-up pair"
+    assert Profile.load(folder / "profile").info["pooled"] == 2
     assert "mean absolute throughput error over 4 cells" in (folder / "comparison.txt").read_text()
     assert {path.stem for path in results.figures} == {
         "stage_costs", "contention", "acceptance", "load", "decomposition", "timeline_baseline", "timeline_pdv",

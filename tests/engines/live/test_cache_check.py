@@ -15,6 +15,7 @@ from engines.live.engine import LiveEngine
 from engines.live.pairs import Pair, load_pair
 from engines.live.serve import serve
 from engines.live.stages import Stages
+from engines.metrics import acceptance
 from engines.request import Request
 from engines.workload import Workload
 
@@ -146,11 +147,13 @@ def test_a_token_that_the_target_did_not_pick_fails(bench: Bench) -> None:
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_engines_pass_in_mid_flight(name: str, full: Pair) -> None:
-    """Requests join and leave, slots are used again, and at every moment the pools hold what they should."""
+    """Requests join and leave, drafts are accepted and rejected, slots are used again, and at every moment the
+    pools hold what they should."""
     rng = random.Random(2)
+    prompts = [tuple(rng.randrange(4, 512) for _ in range(rng.randint(1, 40))) for _ in range(12)]
     asked = tuple(
-        Request(i, len(p), rng.randint(5, 40), prompt=p, temperature=float(i % 4 == 0))
-        for i, p in enumerate(tuple(rng.randrange(4, 512) for _ in range(rng.randint(1, 40))) for _ in range(14))
+        Request(i, len(prompt), rng.randint(5, 40), prompt=prompt, temperature=float(i % 4 == 0))
+        for i, prompt in enumerate(prompts)
     )
     reports: list[CacheReport] = []
     with LiveEngine(ARCHITECTURES[name].replace(slots=4), full) as engine:
@@ -158,6 +161,7 @@ def test_engines_pass_in_mid_flight(name: str, full: Pair) -> None:
             engine, Workload(asked, concurrency=6), lambda done, total: reports.extend(check_engine(engine, 2))
         )
     assert (run.requests["status"] == "finished").all()
+    assert 0.3 < acceptance(run)["acceptance_rate"] < 0.7
     assert len(reports) > 10
     assert [failure for report in reports for failure in report.failures] == []
 

@@ -98,6 +98,21 @@ def test_a_stream_is_ready_for_what_its_lanes_can_run(architecture, stream: int,
     assert plan_for(architecture, stream, 100) == expected
 
 
+def test_no_captured_sequence_is_longer_than_a_row(llama: Pair) -> None:
+    """Packed prompts can have more tokens than one row of the pool; a kernel that reads past it reads elsewhere."""
+    stages = Stages(llama, slots=4, max_draft_length=2, max_context=20)
+    runner = GraphRunner(stages, HostStream(), Plan(0, 0, (2,), prompts=4, tokens=80))
+    for shape in runner._prefills.values():
+        assert int(shape.layout.counts.max()) <= shape.layout.longest <= stages.row_length
+        assert int(shape.layout.counts.sum()) == len(shape.layout.owner)
+    runner.capture()
+    with torch.inference_mode():
+        for slot in range(4):
+            stages.load(slot, [5] * 20)
+        runner.run(Segment.PREFILL_TARGET, [0, 1, 2], [20, 20, 20], 0, False)
+    assert stages.lengths.tolist() == [21, 21, 21, 20, 2]
+
+
 def test_sizes_end_with_the_limit() -> None:
     assert sizes_up_to(6, (1, 2, 4, 8)) == [1, 2, 4, 6]
     assert sizes_up_to(8, (1, 2, 4, 8)) == [1, 2, 4, 8]

@@ -16,7 +16,6 @@ from engines.live.pairs import Pair, load_pair
 from engines.live.permutation import build_models
 from engines.live.serve import serve
 from engines.permutation import (
-    MAX_PERMUTATION_SCALE,
     PermutationSpec,
     expected_output,
     expected_tape,
@@ -68,7 +67,7 @@ def test_measured_acceptance_is_the_dialled_one(tiny: Pair) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("scale", [0.05, MAX_PERMUTATION_SCALE])
+@pytest.mark.parametrize("scale", [0.05, 0.25])
 def test_the_margin_is_wide_even_where_it_is_smallest(
     dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +79,8 @@ def test_the_margin_is_wide_even_where_it_is_smallest(
     }  # fmt: skip
     monkeypatch.setitem(SHAPES, "narrow", ModelShape("narrow", "llama", settings, range(3)))
     spec = PermutationSpec("narrow", "narrow", (0.5,), scale)
+    assert spec.closed_form
+    assert not PermutationSpec("narrow", "narrow", (0.5,), 0.3).closed_form  # 0.25 is near the limit
     cycle = make_cycle(spec)
     tokens = torch.from_numpy(cycle.order[:200].reshape(4, 50))
     models = build_models(spec, torch.device("cpu"), dtype)
@@ -89,8 +90,8 @@ def test_the_margin_is_wide_even_where_it_is_smallest(
             logits = model(input_ids=tokens).logits.float()
         winner = logits.gather(-1, expected)
         others = logits.scatter(-1, expected, -torch.inf)
-        assert winner.mean() == pytest.approx(16 / (1 + 0.5 * 32 * scale**2) ** 0.5, rel=0.05)
-        assert winner.min() > 1.5 * others.max()
+        assert winner.mean() == pytest.approx(16 / (1 + 0.5 * 32 * scale**2) ** 0.5, rel=0.1)
+        assert winner.min() > 1.2 * others.max()
 
 
 def test_layers_do_say_something(tiny: Pair) -> None:

@@ -1,0 +1,41 @@
+"""Several calibrations of one device and pair as one profile. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from calibrate.profile import KEY, Profile
+from engines.errors import InputError
+
+SAME = ("device", "pair", "dtype", "draft_length")
+
+
+def pooled(profiles: Sequence[Profile]) -> Profile:
+    """The mean of profiles that were measured at different times, so that a mood of the machine is one of several.
+
+    Durations, quantiles, host times and rates are averaged point by point; repeats are added up; acceptance and
+    tapes, which no mood changes, are the first's. Raises InputError if the profiles are not of one device, pair,
+    type and draft length, or do not have the same points.
+    """
+    first = profiles[0]
+    for name in SAME:
+        values = {str(profile.info.get(name)) for profile in profiles}
+        if len(values) > 1:
+            raise InputError(f"profile {name}", sorted(values), "pool calibrations of one device and pair")
+    costs = _mean([profile.stage_costs for profile in profiles], KEY)
+    costs["repeats"] = sum(profile.stage_costs["repeats"].to_numpy() for profile in profiles)
+    contention = _mean([profile.contention for profile in profiles], ["group", *KEY])
+    return Profile({**first.info, "pooled": len(profiles)}, costs, contention, first.acceptance, first.tapes)
+
+
+def _mean(tables: Sequence[pd.DataFrame], key: list[str]) -> pd.DataFrame:
+    """Tables with the same rows, as told by their key, averaged in what is not key."""
+    indexed = [table.set_index(key) for table in tables]
+    for table in indexed[1:]:
+        if not table.index.equals(indexed[0].index):
+            raise InputError("profile", f"{len(tables)} profiles", "pool calibrations of the same grid")
+    mean = pd.concat([table.assign(row=range(len(table))) for table in indexed]).groupby("row").mean()
+    mean.index = indexed[0].index
+    return mean.reset_index()[list(tables[0].columns)]
