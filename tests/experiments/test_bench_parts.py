@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines.architecture import Segment, Stage  # noqa: E402
+from engines.architecture import PD, Segment, Stage  # noqa: E402
 from engines.errors import InputError  # noqa: E402
 from engines.live.pairs import Pair, load_pair  # noqa: E402
 from engines.permutation import expected_output, parse_pair  # noqa: E402
@@ -25,6 +25,7 @@ from experiments.bench.plain import generate, plain_models  # noqa: E402
 from experiments.bench.report import _short  # noqa: E402
 from experiments.bench.settings import LARGE, SMALL, defaults_for  # noqa: E402
 from experiments.bench.stages import with_floors  # noqa: E402
+from experiments.bench.whole import _check_memory  # noqa: E402
 
 pytestmark = pytest.mark.live
 NAME = "permutation:tiny+tiny-draft:alpha=0.7"
@@ -115,6 +116,13 @@ def test_each_kind_of_device_has_its_defaults() -> None:
 def test_settings_that_mean_nothing_are_refused(field: str, value: object) -> None:
     with pytest.raises(InputError, match=field):
         dataclasses.replace(SMALL, **{field: value})
+
+
+def test_what_does_not_fit_the_device_is_refused(pair: Pair) -> None:
+    configs = (pair.target.config, pair.draft.config)
+    _check_memory(PD, 100, configs, pair.device)
+    with pytest.raises(InputError, match="slots = 1000000000"):
+        _check_memory(PD.replace(slots=10**9), 100, configs, pair.device)
 
 
 # --- exactness ------------------------------------------------------------------------------------------
