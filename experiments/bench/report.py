@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from engines.architecture import Stage
 from experiments.bench.whole import BenchResult
 
 WIDTH = 100
@@ -28,6 +29,9 @@ def bench_report(result: BenchResult) -> RenderableType:
     parts: list[RenderableType] = [Text(head), _stages(result), _engines(result)]
     if not result.peers.empty:
         parts.append(_peers(result))
+    starts = {_engine(row): row["start_s"] for row in result.engines.to_dict("records")}
+    started = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in starts.items())
+    parts.append(Text(f"starting, with any capturing of graphs, not counted above: {started}"))
     parts += [Text(line) for line in _checks(result)]
     parts.append(Text("took " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.parts.items())))
     return Group(*parts)
@@ -73,8 +77,7 @@ def _engines(result: BenchResult) -> Table:
     )
     previous = None
     for row in result.engines.to_dict("records"):
-        limits = "/".join(str(row[f"{stage}_limit"]) for stage in ("prefill", "draft", "verify"))
-        name = f"{row['architecture']} {limits}"
+        name = _engine(row)
         if previous not in (None, name):
             table.add_section()
         table.add_row(
@@ -128,6 +131,11 @@ def _table(title: str, first: str, headings: Sequence[str]) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right")
     return table
+
+
+def _engine(row: Mapping[Any, Any]) -> str:
+    """An architecture with its batch limits."""
+    return f"{row['architecture']} {'/'.join(str(row[f'{stage}_limit']) for stage in Stage)}"
 
 
 def _exact(row: Mapping[Any, Any]) -> str:
