@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from calibrate.stage_costs import Progress
+from engines.live.host import lane_settings
 from engines.live.pairs import Pair
 from engines.request import Request
 from experiments.bench.engines import closed_loop, free_memory
@@ -52,7 +54,7 @@ def _row(
     tokens = requests[0].max_tokens
     row: dict[str, Any] = {"output_tokens": tokens, "tokens_per_s": float("nan"), "seconds": float("nan")}
     try:
-        with plain_models(pair, settings.draft_length):
+        with plain_models(pair, settings.draft_length), _threads(pair.device):
             outputs, seconds = run(pair, requests)
     except Exception as error:  # another library, of any version, on any device
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -114,6 +116,11 @@ def _memory(pair: Pair, requests: Sequence[Request]) -> Any:
     tokens = requests[0].prompt_tokens + requests[0].max_tokens
     blocks = len(requests) * (math.ceil(tokens / BLOCK_TOKENS) + 1)
     return ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=len(requests) * tokens)
+
+
+def _threads(device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU one thread computes, as in a lane: those of small models mostly wait for one another."""
+    return lane_settings(device) if device.type == "cpu" else nullcontext()
 
 
 def _timed(pair: Pair, work: Callable[[], Outputs]) -> tuple[Outputs, float]:
