@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -52,22 +53,22 @@ def measure_contention(
     machine cancels. Every group gets an equal share of the budget, a third of it for running alone.
     """
     grid.check(pair)
-    largest = max(load.batch for group in groups for load in group)
-    widest = max(len(group) for group in groups)
+    lanes_loads = [[group[i] for group in groups if i < len(group)] for i in range(max(map(len, groups)))]
+    widths = [max(load.batch for load in loads) for loads in lanes_loads]  # slots that each lane needs
     longest = max(*grid.contexts, *grid.prompt_tokens)
-    stages = make_stages(pair, widest * largest, grid.draft_lengths[-1], longest)
-    streams = [make_stream(pair.device) for _ in range(widest)]
+    stages = make_stages(pair, sum(widths), grid.draft_lengths[-1], longest)
+    streams = [make_stream(pair.device) for _ in widths]
     share_s = budget_s / len(groups)
     rows: list[dict[str, Any]] = []
     with lane_settings(pair.device), torch.inference_mode():
         progress("getting ready", 0.0)
-        uncaptured = Workbench(stages, 0, largest)
+        uncaptured = Workbench(stages, 0, max(widths))
         kernels = {load: count_kernels(pair.device, uncaptured.work(load)) for group in groups for load in group}
-        runners = [
-            make_runner(stages, stream, [group[i] for group in groups if i < len(group)])
-            for i, stream in enumerate(streams)
+        runners = [make_runner(stages, *each) for each in zip(streams, lanes_loads, strict=True)]
+        benches = [
+            Workbench(stages, end - width, width, runner)
+            for end, width, runner in zip(accumulate(widths), widths, runners, strict=True)
         ]
-        benches = [Workbench(stages, i * largest, largest, runner) for i, runner in enumerate(runners)]
         for done, group in enumerate(groups):
             name = "+".join(load.name for load in group)
             progress(f"together: {name}", done / len(groups))

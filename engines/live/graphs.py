@@ -66,12 +66,18 @@ def sizes_up_to(limit: int, sizes: Iterable[int]) -> list[int]:
 
 
 class Captured:
-    """A function over tensors at fixed places, ready to be replayed. Replays give the same output tensor."""
+    """A function over tensors at fixed places, ready to be replayed. Replays give the same output tensor.
 
-    def __init__(self, function: Callable[[], Tensor | None], stream: Stream, pool: Any) -> None:
+    before: puts the tables back before each of the calls that warm up.
+    """
+
+    def __init__(
+        self, function: Callable[[], Tensor | None], stream: Stream, pool: Any, before: Callable[[], None]
+    ) -> None:
         self._function = function
         self._graph: torch.cuda.CUDAGraph | None = None
         for _ in range(WARM_UPS):
+            before()
             function()
         if stream.cuda is not None:
             stream.cuda.synchronize()
@@ -140,7 +146,7 @@ class GraphRunner(EagerRunner):
         """Capture everything; calls progress after each. Large shapes first, so that small ones reuse memory."""
         with torch.inference_mode(), self.stream.turn():
             for shape, key, function in self._tasks:
-                shape.graphs[key] = Captured(function, self.stream, self._pool)
+                shape.graphs[key] = Captured(function, self.stream, self._pool, before=self._draft_once)
                 progress()
 
     def run(
@@ -167,6 +173,10 @@ class GraphRunner(EagerRunner):
             for _ in range(k - 1):
                 shape.graphs["next", sampling].replay()
         return result
+
+    def _draft_once(self) -> None:
+        """The scratch slot has one draft again, where capturing is tried out: drafts fill a row of few places."""
+        self.stages.draft_lengths[self.stages.scratch :].fill_(1)
 
     # --- shapes -----------------------------------------------------------------------------------------
 
@@ -201,7 +211,8 @@ class GraphRunner(EagerRunner):
                 tasks.append((prompts, (Segment.PREFILL_TARGET, x), partial(stages.prefill_target, *place, x)))
             for shape in self._batches[Segment.DRAFT].values():
                 tasks.append((shape, ("first", x), partial(stages.draft_first, shape.slots, x)))
-                tasks.append((shape, ("next", x), partial(stages.draft_next, shape.slots, x)))
+                if max(self._plan.draft_lengths) > 1:
+                    tasks.append((shape, ("next", x), partial(stages.draft_next, shape.slots, x)))
             for shape in self._batches[Segment.VERIFY].values():
                 tasks += [
                     (shape, (k, x), partial(stages.verify, shape.slots, k, x)) for k in self._plan.draft_lengths

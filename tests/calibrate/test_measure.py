@@ -15,9 +15,10 @@ from calibrate.measure import calibrate, host_times  # noqa: E402
 from calibrate.profile import Profile  # noqa: E402
 from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
 from calibrate.together import default_groups, measure_contention  # noqa: E402
-from calibrate.workbench import Load, Work, Workbench, count_kernels, make_stages  # noqa: E402
+from calibrate.workbench import Load, Work, Workbench, count_kernels, make_runner, make_stages  # noqa: E402
 from engines.architecture import Segment  # noqa: E402
 from engines.errors import InputError  # noqa: E402
+from engines.live.graphs import GraphRunner  # noqa: E402
 from engines.live.pairs import Pair, load_pair  # noqa: E402
 from engines.live.streams import HostStream  # noqa: E402
 
@@ -65,6 +66,19 @@ def test_kernels_are_counted_by_what_runs(pair: Pair) -> None:
     with torch.inference_mode():
         one, two, three = kernels(1), kernels(2), kernels(3)
     assert three - two == two - one > 20  # every further draft token is one more pass of the same kernels
+
+
+def test_captured_loads_are_replayed_at_just_their_sizes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = [*SMALL.loads(), Load(Segment.PREFILL_TARGET, 3, prompt_tokens=48)]
+    stages, stream = make_stages(pair, 4, 2, 64), HostStream()
+    with torch.inference_mode():
+        runner = make_runner(stages, stream, loads, graphs=True)
+        assert isinstance(runner, GraphRunner)
+        assert len(runner) == 2 * 3 + 3 * 2  # first, next and verify at two batches; both models at three lengths
+        bench = Workbench(stages, 0, 4, runner)
+        monkeypatch.setattr("engines.live.eager.EagerRunner.run", lambda *args: pytest.fail("ran uncaptured"))
+        for load in loads:
+            assert bench.time(stream, bench.work(load)) > 0
 
 
 def test_a_load_sees_the_context_that_it_asks_for(pair: Pair) -> None:

@@ -15,6 +15,8 @@ from engines.metrics import (
     inter_token_latency,
     lane_busy,
     request_times,
+    steady_throughput,
+    steady_window,
     summary,
 )
 from engines.request import Emission, Request
@@ -66,6 +68,27 @@ def test_times_by_hand() -> None:
     assert times.loc[0].tolist() == [1.0, 1.0, 3.0]  # two tokens in the two seconds after the first
     assert times.loc[1, ["ttft_s", "latency_s"]].tolist() == [2.5, 2.5]
     assert np.isnan(times.loc[1, "tpot_s"])
+
+
+def test_steady_throughput_by_hand() -> None:
+    """Two clients, five requests of two tokens, first token and second each from a work of its own. Both are served
+    from 2.0, when request 1 has its first token; requests 0, 1 and 2 end at 3, 4 and 6, so that the last is submitted
+    at 6, and at 7 the client of request 3 finds none. Between 2 (left out) and 7 (counted) come 7 tokens."""
+    first, second = [1.0, 2.0, 3.5, 5.0, 8.0], [3.0, 4.0, 6.0, 7.0, 9.0]
+    requests = pd.DataFrame(index=range(5), columns=REQUEST_COLUMNS).assign(
+        request=range(5), arrival_s=[0.0, 0.0, 3.0, 4.0, 6.0], first_token_s=first, finish_s=second,
+        output_tokens=2, status="finished",
+    )  # fmt: skip
+    moments = first + second
+    works = range(len(moments))
+    steps = pd.DataFrame(index=works, columns=STEP_COLUMNS).assign(work=works, request=[*range(5)] * 2, emitted=1)
+    spans = pd.DataFrame(index=works, columns=SPAN_COLUMNS).assign(work=works, completed_s=moments)
+    run = Run({"workload": {"concurrency": 2}}, requests, steps, spans)
+    assert steady_window(run) == (2.0, 7.0)
+    assert steady_throughput(run) == pytest.approx(6 / 5)
+    few = Run({"workload": {"concurrency": 5}}, requests, steps, spans)
+    assert np.isnan(steady_throughput(few))  # the first client is dry before the last is served
+    assert np.isnan(steady_throughput(Run({}, requests, steps, spans)))  # an open loop
 
 
 def test_a_summary_by_hand() -> None:

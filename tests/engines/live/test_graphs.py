@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engines.architecture import ARCHITECTURES, PD, PDV, Segment, Step
-from engines.draft_length import AdaptiveDraftLength
+from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.live.engine import LiveEngine
 from engines.live.graphs import Captured, GraphRunner, Plan, plan_for, sizes_up_to
 from engines.live.pairs import Pair
@@ -111,6 +111,13 @@ def test_no_captured_sequence_is_longer_than_a_row(llama: Pair) -> None:
             stages.load(slot, [5] * 20)
         runner.run(Segment.PREFILL_TARGET, [0, 1, 2], [20, 20, 20], 0, False)
     assert stages.lengths.tolist() == [21, 21, 21, 20, 2]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 8])
+def test_every_draft_length_can_be_captured(k: int, llama: Pair) -> None:
+    requests = random_requests(5)
+    architecture = PD.replace(draft_length=FixedDraftLength(k))
+    assert served_by_graphs(architecture, llama, requests, 3) == served(PD, llama, requests, 1)
 
 
 def test_sizes_end_with_the_limit() -> None:
