@@ -1,6 +1,6 @@
 """The study of layouts: every architecture live, over concurrency, limits, permits and what can be switched off.
 
-    python -m experiments.layouts --pair permutation:llama2-7b+tinyllama-1.1b:alpha=0.8 --device cuda --out results/...
+    python -m experiments.layouts --pair permutation:llama2-7b+tinyllama-1.1b:alpha=0.8 --device cuda
 
 Each layout's engine is started once and serves closed loops of every concurrency; all outputs are checked. The
 table goes to layouts.csv after every layout, so an interrupted study keeps what it has measured.
@@ -24,9 +24,9 @@ from engines.errors import InputError
 from engines.live.engine import LiveEngine
 from engines.live.pairs import load_pair
 from engines.live.utilisation import measure_ceilings
-from experiments.bench.engines import _closed_loop_row, free_memory
+from experiments.bench.engines import closed_loop_row, free_memory
 from experiments.bench.exactness import expected_of
-from experiments.bench.settings import BenchSettings, default_settings
+from experiments.bench.settings import BenchSettings, defaults_for
 
 ALL, FEW, LARGE = (1, 3, 5, 10, 16, 32, 64), (1, 3, 5, 10), (10, 32, 64)
 
@@ -104,7 +104,7 @@ def measure(settings: BenchSettings, seconds: float, budget_s: float, folder: Pa
         context = settings.prompt_tokens + settings.output_tokens
         with LiveEngine(architecture, pair, context, prefill_tokens=packed * settings.prompt_tokens) as engine:
             for clients in layout.clients:
-                row = _closed_loop_row(engine, clients, settings, ceilings, expected, seconds, lambda what, part: None)
+                row = closed_loop_row(engine, clients, settings, ceilings, expected, seconds, lambda what, part: None)
                 rows.append({"study": layout.study, "layout": layout.name, "clients": clients, **row})
                 print(_line(rows[-1]), flush=True)
         print(f"  {layout.name}: {time.perf_counter() - began:.0f} s", flush=True)
@@ -115,8 +115,8 @@ def measure(settings: BenchSettings, seconds: float, budget_s: float, folder: Pa
 
 def _line(row: dict[str, Any]) -> str:
     return (
-        f"{row['layout'][:42]:42s} {row['clients']:3d} {row['tokens_per_s']:8.0f} tok/s  TTFT {1e3 * row['ttft_p50_s']:7.1f}"
-        f"  TPOT {1e3 * row['tpot_p50_s']:6.2f} ms  P95 {row['latency_p95_s']:6.2f} s  busy "
+        f"{row['layout'][:42]:42s} {row['clients']:3d} {row['tokens_per_s']:8.0f} tok/s"
+        f"  TTFT {1e3 * row['ttft_p50_s']:7.1f}  TPOT {1e3 * row['tpot_p50_s']:6.2f} ms  P95 {row['latency_p95_s']:6.2f} s  busy "
         + "/".join(f"{100 * row[f'running_at_least_{n}']:.0f}" for n in (1, 2, 3))
         + f"  exact {row['equal']}/{row['checked']}"
     )
@@ -135,7 +135,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         settings = dataclasses.replace(
-            default_settings(options.device), pair=options.pair, device=options.device,
+            defaults_for(options.device), pair=options.pair, device=options.device,
             prompt_tokens=options.prompt_tokens, output_tokens=options.output_tokens,
         )  # fmt: skip
         table = measure(settings, options.seconds, options.budget_s, options.out, options.only)
