@@ -110,11 +110,11 @@ def _measure(
     with engine:
         start_s = time.perf_counter() - started
         for clients in candidate.concurrencies:
-            row = _closed_loop_row(engine, clients, settings, ceilings, expected, seconds, progress)
+            row = closed_loop_row(engine, clients, settings, ceilings, expected, seconds, progress)
             rows.append({**_described(candidate), "clients": clients, **row, "start_s": start_s})
 
 
-def _closed_loop_row(
+def closed_loop_row(
     engine: LiveEngine, clients: int, settings: BenchSettings, ceilings: Ceilings, expected: Expected,
     seconds: float, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip

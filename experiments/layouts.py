@@ -1,0 +1,149 @@
+"""The study of layouts: every architecture live, over concurrency, limits, permits and what can be switched off.
+
+    python -m experiments.layouts --pair permutation:llama2-7b+tinyllama-1.1b:alpha=0.8 --device cuda
+
+Each layout's engine is started once and serves closed loops of every concurrency; all outputs are checked. The
+table goes to layouts.csv after every layout, so an interrupted study keeps what it has measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from engines.architecture import BASELINE, PD, PDV, Architecture, Step
+from engines.draft_length import AdaptiveDraftLength
+from engines.errors import InputError
+from engines.live.engine import LiveEngine
+from engines.live.pairs import load_pair
+from engines.live.utilisation import measure_ceilings
+from experiments.bench.engines import closed_loop_row, free_memory
+from experiments.bench.exactness import expected_of
+from experiments.bench.settings import BenchSettings, defaults_for
+
+ALL, FEW, LARGE = (1, 3, 5, 10, 16, 32, 64), (1, 3, 5, 10), (10, 32, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What is measured: an architecture under a name that says what is special about it, and for which loads."""
+
+    study: str
+    name: str
+    architecture: Architecture
+    clients: tuple[int, ...]
+
+
+def layouts() -> Iterator[Layout]:
+    """The whole study, most important first."""
+    pd_equal, pdv_equal = _limits(PD, 4, 64, 64), _limits(PDV, 4, 64, 64)
+    yield Layout("default limits", "PD 1/6", PD, ALL)
+    yield Layout("default limits", "PDV 1/6/12", PDV, ALL)
+    yield Layout("default limits", "baseline, 4 workers", BASELINE, FEW)
+    (worker,) = BASELINE.lanes
+    yield Layout(
+        "default limits", "baseline, 8 workers",
+        BASELINE.replace(lanes=(dataclasses.replace(worker, workers=8),)), FEW,
+    )  # fmt: skip
+    yield Layout("equal limits", "PD 4/64", pd_equal, ALL)
+    yield Layout("equal limits", "PDV 4/64/64", pdv_equal, ALL)
+    yield Layout("permits", "PD 4/64, one permit", pd_equal.replace(running_stages=1), LARGE)
+    yield Layout("permits", "PDV 4/64/64, one permit", pdv_equal.replace(running_stages=1), LARGE)
+    yield Layout("ablations at 10", "PDV 1/6/12, hybrid off", PDV.replace(hybrid_at_or_below=0), (1, 10))
+    yield Layout("ablations at 10", "PDV 1/6/12, hybrid to 3", PDV.replace(hybrid_at_or_below=3), (3, 10))
+    yield Layout("ablations at 10", "PDV 1/6/12, fixed priority", PDV.replace(verify_first_above=None), (10,))
+    one_permit = PDV.replace(running_stages=1)
+    yield Layout("ablations at 10", "PDV 1/6/12, one permit, dynamic priority", one_permit, (10,))
+    yield Layout(
+        "ablations at 10", "PDV 1/6/12, one permit, fixed priority",
+        one_permit.replace(verify_first_above=None), (10,),
+    )  # fmt: skip
+    adaptive = AdaptiveDraftLength()
+    yield Layout("ablations at 10", "PD 1/6, adaptive k", PD.replace(draft_length=adaptive), (10,))
+    yield Layout("ablations at 10", "PDV 1/6/12, adaptive k", PDV.replace(draft_length=adaptive), (10,))
+    yield Layout("ablations at 10", "PD 1/6, one stream", _one_stream(PD), (10,))
+    yield Layout("ablations at 10", "PDV 1/6/12, one stream", _one_stream(PDV), (10,))
+    for prefill in (2, 8):
+        yield Layout("best limits", f"PD {prefill}/64", _limits(PD, prefill, 64, 64), (10, 64))
+    yield Layout("best limits", "PDV 8/32/64", _limits(PDV, 8, 32, 64), (10, 64))
+    yield Layout("best limits", "PDV 8/64/64", _limits(PDV, 8, 64, 64), (64,))
+
+
+def _limits(architecture: Architecture, prefill: int, draft: int, verify: int) -> Architecture:
+    sizes = {Step.PREFILL: prefill, Step.DRAFT: draft, Step.DRAFT_VERIFY: draft, Step.VERIFY: verify}
+    return architecture.with_batch_limits(sizes)
+
+
+def _one_stream(architecture: Architecture) -> Architecture:
+    return architecture.replace(lanes=tuple(dataclasses.replace(lane, stream=0) for lane in architecture.lanes))
+
+
+def measure(settings: BenchSettings, seconds: float, budget_s: float, folder: Path, only: str = "") -> pd.DataFrame:
+    """One row a layout and number of clients. seconds: about how long each closed loop lasts; budget_s: no further
+    layout is begun after it; only: measure the layouts whose name or study contains this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pair = load_pair(settings.pair, device=settings.device)
+    ceilings, expected = measure_ceilings(pair.device), expected_of(settings.pair, pair)
+    started, rows = time.perf_counter(), []
+    for layout in layouts():
+        if only not in f"{layout.study}: {layout.name}":
+            continue
+        if time.perf_counter() - started > budget_s:
+            print(f"out of time before {layout.name}")
+            break
+        architecture = layout.architecture.replace(slots=64)
+        packed = max(lane.steps.get(Step.PREFILL, 0) for lane in architecture.lanes)
+        began = time.perf_counter()
+        context = settings.prompt_tokens + settings.output_tokens
+        with LiveEngine(architecture, pair, context, prefill_tokens=packed * settings.prompt_tokens) as engine:
+            for clients in layout.clients:
+                row = closed_loop_row(engine, clients, settings, ceilings, expected, seconds, lambda what, part: None)
+                rows.append({"study": layout.study, "layout": layout.name, "clients": clients, **row})
+                print(_line(rows[-1]), flush=True)
+        print(f"  {layout.name}: {time.perf_counter() - began:.0f} s", flush=True)
+        pd.DataFrame(rows).to_csv(folder / "layouts.csv", index=False, float_format="%.6g")
+        free_memory(pair.device)
+    return pd.DataFrame(rows)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['layout'][:42]:42s} {row['clients']:3d} {row['tokens_per_s']:8.0f} tok/s"
+        f"  TTFT {1e3 * row['ttft_p50_s']:7.1f}  TPOT {1e3 * row['tpot_p50_s']:6.2f} ms  P95 {row['latency_p95_s']:6.2f} s  busy "
+        + "/".join(f"{100 * row[f'running_at_least_{n}']:.0f}" for n in (1, 2, 3))
+        + f"  exact {row['equal']}/{row['checked']}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pair", default="embedded")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--output-tokens", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each closed loop, about")
+    parser.add_argument("--budget-s", type=float, default=600.0)
+    parser.add_argument("--only", default="", help="part of the name or study of the layouts to measure")
+    parser.add_argument("--out", type=Path, default=Path("results/layouts"))
+    options = parser.parse_args()
+    try:
+        settings = dataclasses.replace(
+            defaults_for(options.device), pair=options.pair, device=options.device,
+            prompt_tokens=options.prompt_tokens, output_tokens=options.output_tokens,
+        )  # fmt: skip
+        table = measure(settings, options.seconds, options.budget_s, options.out, options.only)
+    except InputError as error:
+        print(f"{error}", file=sys.stderr)
+        return 2
+    return 0 if (table["equal"] == table["checked"]).all() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
