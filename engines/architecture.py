@@ -17,6 +17,8 @@ from typing import Any
 from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
 from engines.errors import InputError, require_whole
 
+MOST_SLOTS = 1_000_000  # far beyond any device's memory
+
 
 class Stage(StrEnum):
     """What a request can need next."""
@@ -161,6 +163,8 @@ class Architecture:
                 remedy = "put the lanes that draft and verify on one device, or use 0"
                 raise InputError("hybrid_at_or_below", self.hybrid_at_or_below, remedy)
         require_whole("slots", self.slots, 1)
+        if self.slots > MOST_SLOTS:
+            raise InputError("slots", self.slots, f"use {MOST_SLOTS} or fewer")
         if self.running_stages is not None:
             require_whole("running_stages", self.running_stages, 1)
         if self.queue_limit is not None:

@@ -114,12 +114,11 @@ def measure(settings: BenchSettings, seconds: float, budget_s: float, folder: Pa
 
 
 def _line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['layout'][:42]:42s} {row['clients']:3d} {row['tokens_per_s']:8.0f} tok/s"
-        f"  TTFT {1e3 * row['ttft_p50_s']:7.1f}  TPOT {1e3 * row['tpot_p50_s']:6.2f} ms  P95 {row['latency_p95_s']:6.2f} s  busy "
-        + "/".join(f"{100 * row[f'running_at_least_{n}']:.0f}" for n in (1, 2, 3))
-        + f"  exact {row['equal']}/{row['checked']}"
-    )
+    busy = "/".join(f"{100 * row[f'running_at_least_{n}']:.0f}" for n in (1, 2, 3))
+    times = f"TTFT {1e3 * row['ttft_p50_s']:7.1f}  TPOT {1e3 * row['tpot_p50_s']:6.2f} ms"
+    times += f"  P95 {row['latency_p95_s']:6.2f} s"
+    who = f"{row['layout'][:42]:42s} {row['clients']:3d} {row['tokens_per_s']:8.0f} tok/s"
+    return f"{who}  {times}  busy {busy}  exact {row['equal']}/{row['checked']}"
 
 
 def main() -> int:

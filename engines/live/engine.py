@@ -20,6 +20,7 @@ from engines.live.eager import EagerRunner
 from engines.live.executor import Executor, Found
 from engines.live.graphs import GraphRunner, plan_for
 from engines.live.host import lane_settings
+from engines.live.memory import plan_slots
 from engines.live.pairs import Pair
 from engines.live.stages import Stages
 from engines.live.streams import make_stream
@@ -89,6 +90,8 @@ class LiveEngine:
     ) -> None:
         if len(architecture.devices) > 1:
             raise InputError("lanes.device", list(architecture.devices), "the live engine serves from one device")
+        configs = (pair.target.config, pair.draft.config)
+        plan_slots(architecture, configs, pair.device, pair.dtype, max_context, loaded=True).check(architecture.slots)
         self.architecture, self.pair = architecture, pair
         self.stages = Stages(pair, architecture.slots, architecture.draft_length.maximum, max_context)
         self.max_context = self.stages.max_context

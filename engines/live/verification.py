@@ -12,8 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MASK = (1 << 64) - 1
-
 
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
@@ -35,15 +33,16 @@ def _mix(value: Tensor) -> Tensor:
 
 
 def request_key(seed: int, request: int) -> int:
-    """A signed 64-bit key of a request's randomness."""
-    return _signed((seed * 0x9E3779B97F4A7C15 + (request + 1) * 0xD1B54A32D192ED03) & _MASK)
+    """A signed 64-bit key of a request's randomness: mixed, so that no two streams are shifts of one another."""
+    mixed = _mix(_mix(torch.tensor(seed)) + request)
+    return int(mixed)
 
 
 def gumbel(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
     """Noise for each row and token, [rows, vocabulary] float32. keys, positions: [rows] int64."""
     row = _mix(keys + positions * _GAMMA)
     token = torch.arange(1, vocabulary + 1, device=keys.device) * _GAMMA
-    uniform = (_shift(_mix(row[:, None] + token), 40).float() + 0.5) * 2.0**-24
+    uniform = (_shift(_mix(row[:, None] + token), 41).float() + 0.5) * 2.0**-23  # exact in float32: never 0, never 1
     return -torch.log(-torch.log(uniform))
 
 

@@ -128,6 +128,7 @@ LANE = {"name": "decode", "steps": {"draft+verify": 6}}
         ("hybrid_at_or_below", {"hybrid_at_or_below": 1}),  # nor a draft step
         ("hybrid_at_or_below", {"hybrid_at_or_below": -1}),
         ("slots", {"slots": 0}),
+        ("slots", {"slots": 1_000_000_000}),
         ("slots", {"slots": "64"}),
         ("running_stages", {"running_stages": 0}),
         ("queue_limit", {"queue_limit": 1.5}),

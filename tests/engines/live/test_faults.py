@@ -174,6 +174,11 @@ def test_a_context_beyond_the_models_is_refused(llama: Pair) -> None:
         LiveEngine(PD, llama, max_context=192)
 
 
+def test_more_slots_than_memory_holds_are_refused_with_the_numbers(llama: Pair) -> None:
+    with pytest.raises(InputError, match=r"slots = 1000000: \d+ fit .*GiB is free"):
+        LiveEngine(PD.replace(slots=1_000_000), llama)
+
+
 def test_lanes_on_two_devices_are_refused_for_now(llama: Pair) -> None:
     lanes = (Lane("prefill", {Step.PREFILL: 1}), Lane("decode", {Step.DRAFT_VERIFY: 2}, device=1))
     with pytest.raises(InputError, match=r"lanes\.device"):

@@ -11,6 +11,7 @@ from scipy import stats
 
 from engines.architecture import ARCHITECTURES, PDV
 from engines.draft_length import FixedDraftLength
+from engines.live import verification
 from engines.live.pairs import Pair
 from engines.live.verification import count_matches, gumbel, pick, request_key
 from engines.request import Request
@@ -99,6 +100,27 @@ def test_noise_is_gumbel_and_keyed() -> None:
     again = gumbel(keys[7:8], torch.tensor([7]), 50)
     assert torch.equal(noise[7:8], again)
     assert abs(np.corrcoef(noise[:-1].flatten(), noise[1:].flatten())[0, 1]) < 0.03
+
+
+def test_noise_is_finite_at_its_extremes_and_over_large_vocabularies(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = gumbel(torch.tensor([request_key(0, i) for i in range(200)]), torch.arange(200), 32_000)
+    assert noise.isfinite().all()
+    for extreme in (0, -1):  # all bits of the hash clear, all set
+        monkeypatch.setattr(verification, "_mix", lambda value, bits=extreme: torch.full_like(value, bits))
+        assert gumbel(torch.tensor([1]), torch.tensor([1]), 2).isfinite().all()
+
+
+def test_a_token_of_no_probability_is_never_sampled() -> None:
+    logits = torch.full((2000, 32_000), -1e4)
+    logits[:, 7] = 50.0
+    picked = pick(logits, torch.ones(2000), torch.arange(2000) * 977, torch.arange(2000))
+    assert (picked == 7).all()
+
+
+def test_neighbouring_seeds_and_requests_do_not_share_noise() -> None:
+    keys = [request_key(seed, request) for seed in range(8) for request in range(8)]
+    rows = gumbel(torch.tensor(keys).repeat_interleave(40), torch.arange(40).repeat(len(keys)), 4)
+    assert len(torch.unique(rows, dim=0)) == len(rows)
 
 
 def test_pick_mixes_greedy_and_sampled_rows() -> None:
