@@ -14,6 +14,7 @@ from engines.errors import InputError
 from engines.live.engine import LiveEngine, RequestError
 from engines.live.pairs import Pair, make_pair
 from engines.live.serve import serve
+from engines.live.stages import Stages
 from engines.request import Request
 from engines.workload import Workload
 from tests.engines.live.conftest import VOCABULARY, random_requests, tiny_model
@@ -172,6 +173,13 @@ def test_models_that_do_not_fit_each_other_are_refused() -> None:
 def test_a_context_beyond_the_models_is_refused(llama: Pair) -> None:
     with pytest.raises(InputError, match="max_context = 192"):
         LiveEngine(PD, llama, max_context=192)
+
+
+def test_a_draft_length_that_leaves_no_room_is_refused(llama: Pair) -> None:
+    longest = llama.max_context - 3
+    Stages(llama, 1, longest)
+    with pytest.raises(InputError, match=f"draft_length = {longest + 1}: .*use at most {longest}"):
+        Stages(llama, 1, longest + 1)
 
 
 def test_lanes_on_two_devices_are_refused_for_now(llama: Pair) -> None:
