@@ -66,6 +66,9 @@ class Grid:
         """Raises InputError if the pair's models cannot position the longest sequence of the grid."""
         longest, k = max(*self.contexts, *self.prompt_tokens), self.draft_lengths[-1]
         room = pair.max_context - k - 2
+        if room < 2:
+            remedy = f"the models position {pair.max_context} tokens; use at most {pair.max_context - 4}"
+            raise InputError("draft_lengths", k, remedy)
         if longest > room:
             raise InputError("contexts, prompt_tokens", longest, f"the pair takes at most {room} with k = {k}")
 

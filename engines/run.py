@@ -23,6 +23,7 @@ from engines.request import Request, RequestState, Status
 from engines.work import Work
 
 SCHEMA_VERSION = 1
+REQUIRED = {"kind": str, "architecture": dict, "workload": dict}  # what run.toml must say
 
 REQUEST_COLUMNS = [
     "request", "arrival_s", "prefill_start_s", "first_token_s", "finish_s", "prompt_tokens", "max_tokens",
@@ -101,6 +102,10 @@ class Run:
         if version != SCHEMA_VERSION:
             remedy = f"this version reads {SCHEMA_VERSION}; record the run again"
             raise InputError("run schema_version", version, remedy)
+        for key, kind in REQUIRED.items():
+            if not isinstance(info.get(key), kind):
+                remedy = f"{path} must have it, as a {'table' if kind is dict else 'text'}; record the run again"
+                raise InputError(f"run {key}", info.get(key), remedy)
         expected = {"requests": REQUEST_COLUMNS, "steps": STEP_COLUMNS, "spans": SPAN_COLUMNS}
         tables = {name: _read(folder / f"{name}.parquet", columns) for name, columns in expected.items()}
         tapes = _read(folder / "tapes.parquet", ["request", "bits"])

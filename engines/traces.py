@@ -1,7 +1,7 @@
 """Recorded request traces of other systems, read as open-loop workloads.
 
-Formats, told apart by their columns: the Azure LLM inference traces and BurstGPT (CSV), Mooncake and a generic
-form (JSON lines).
+Formats, told apart by their columns: the Azure LLM inference traces, BurstGPT, Mooncake and a generic form. Each
+may be a CSV file or JSON lines.
 """
 
 from __future__ import annotations
@@ -45,15 +45,13 @@ def _clock(value: Any) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-CSV_FORMATS = (
+FORMATS = (
     _Format("azure", "TIMESTAMP", "ContextTokens", "GeneratedTokens", _clock),
     _Format("burstgpt", "Timestamp", "Request tokens", "Response tokens", float, zero_output_is_failure=True),
-)
-JSON_FORMATS = (
     _Format("mooncake", "timestamp", "input_length", "output_length", lambda ms: float(ms) / 1000),
     _Format("generic", "timestamp", "prompt_tokens", "output_tokens", float),
 )
-KNOWN = "; ".join(f"{f.name} ({', '.join(f.columns)})" for f in CSV_FORMATS + JSON_FORMATS)
+KNOWN = "; ".join(f"{f.name} ({', '.join(f.columns)})" for f in FORMATS)
 
 
 def read_trace(
@@ -108,9 +106,9 @@ def _open(path: Path) -> tuple[_Format, Iterator[tuple[int, Mapping[str, Any]]]]
         raise InputError("trace", str(path), "the file is empty; give a trace with at least one request")
     if first.lstrip().startswith("{"):
         rows = list(_json_rows(path, lines))
-        return _detect(path, JSON_FORMATS, rows[0][1]), iter(rows)
+        return _detect(path, rows[0][1]), iter(rows)
     reader = csv.DictReader(lines, strict=True)
-    kind = _detect(path, CSV_FORMATS, dict.fromkeys(reader.fieldnames or ()))
+    kind = _detect(path, dict.fromkeys(reader.fieldnames or ()))
     return kind, _csv_rows(path, reader)
 
 
@@ -137,12 +135,12 @@ def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, Ma
         raise InputError(where, "unreadable", f"not valid CSV ({error}); repair the line") from error
 
 
-def _detect(path: Path, formats: tuple[_Format, ...], row: Mapping[str, Any]) -> _Format:
+def _detect(path: Path, row: Mapping[str, Any]) -> _Format:
     """The format that shares most columns with the file, all of which must be there."""
-    shared = [sum(column in row for column in kind.columns) for kind in formats]
+    shared = [sum(column in row for column in kind.columns) for kind in FORMATS]
     if max(shared) == 0 or shared.count(max(shared)) > 1:
         raise InputError("trace", str(path), f"unknown format with columns {', '.join(row)}; known: {KNOWN}")
-    kind = formats[shared.index(max(shared))]
+    kind = FORMATS[shared.index(max(shared))]
     for column in kind.columns:
         if column not in row:
             remedy = f"column {column} is missing; the {kind.name} format needs {', '.join(kind.columns)}"

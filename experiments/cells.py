@@ -63,10 +63,11 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def kept(folder: Path, digest: str) -> Run | None:
-    """The run in a folder if it was finished with exactly these settings, else None."""
-    if not (folder / "run.toml").is_file():
+    """The run in a folder if it is whole and was finished with exactly these settings, else None."""
+    try:
+        run = Run.load(folder)
+    except InputError:  # not there, damaged or of another version: what made it makes it again
         return None
-    run = Run.load(folder)
     return run if run.info.get("fingerprint") == digest else None
 
 

@@ -6,6 +6,7 @@ Everything lands in one folder; what is finished is kept, so an interrupted demo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -104,7 +105,7 @@ class Demo:
         budget_s = calibration.budget_s / self.experiment.repeats
         where = {"pair": self.experiment.pair, "device": self.experiment.device}
         digest = fingerprint({**points, **where, "budget_s": budget_s})
-        if (folder / "profile.toml").is_file():
+        with suppress(InputError):  # not there, damaged or of another version: it is measured again
             profile = Profile.load(folder)
             if profile.info.get("fingerprint") == digest:
                 return profile

@@ -44,13 +44,16 @@ def summary_table(run: Run) -> Table:
     table.add_row("finished", ", ".join([finished, *others]))
     table.add_row(
         "throughput",
-        f"{numbers['throughput_tokens_per_s']:.1f} tokens/s, {numbers['throughput_requests_per_s']:.2f} requests/s",
+        f"{_number(numbers['throughput_tokens_per_s'], 1)} tokens/s, "
+        f"{_number(numbers['throughput_requests_per_s'], 2)} requests/s",
     )
     for name, label in (("latency_s", "latency"), ("ttft_s", "TTFT"), ("tpot_s", "TPOT")):
-        values = [f"{stat} {1e3 * numbers[f'{name}.{stat}']:.1f}" for stat in ("mean", "median", "p95")]
+        values = [f"{stat} {_number(1e3 * numbers[f'{name}.{stat}'], 1)}" for stat in ("mean", "median", "p95")]
         table.add_row(f"{label} (ms)", ", ".join(values))
     table.add_row(
-        "acceptance", f"rate {numbers['acceptance_rate']:.2f}, {numbers['acceptance_length']:.2f} tokens per verify"
+        "acceptance",
+        f"rate {_number(numbers['acceptance_rate'], 2)}, "
+        f"{_number(numbers['acceptance_length'], 2)} tokens per verify",
     )
     return table
 
@@ -141,6 +144,10 @@ def _cell(cell: Cell, grid: pd.DataFrame) -> tuple[str, str]:
     name = cell.architecture if grid["draft_length"].nunique() == 1 else f"{cell.architecture}, k {cell.draft_length}"
     unit = {"concurrency": "clients" if cell.level != 1 else "client", "rate": "/s", "trace": "requests"}[cell.load]
     return name, f"{cell.level:g} {unit}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _percent(value: float, signed: bool = False) -> str:

@@ -186,5 +186,6 @@ def _add_tokenizer(pair: Pair, folder: Path, trust: bool) -> None:
     if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         return
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
-    pair.encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))
+    # verbose=False: a text longer than the context is no mistake, as prompts are pieces of one
+    pair.encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
     pair.decode = lambda tokens: str(tokenizer.decode(tokens))

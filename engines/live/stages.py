@@ -29,6 +29,10 @@ class Stages:
 
     def __init__(self, pair: Pair, slots: int, max_draft_length: int, max_context: int | None = None) -> None:
         room = pair.max_context - max_draft_length - 1
+        if room < 2:
+            positions = pair.max_context
+            remedy = f"the models position {positions} tokens; use at most {positions - 3}"
+            raise InputError("draft_length", max_draft_length, remedy)
         self.max_context = room if max_context is None else max_context
         if not 2 <= self.max_context <= room:
             raise InputError(

@@ -30,9 +30,9 @@ from experiments.commands.arguments import (
     chosen_architecture,
     chosen_workload,
 )
+from experiments.commands.outcome import conclude
 from experiments.options import at_least, check_live, check_output
 from experiments.progress import bar, console
-from experiments.report import print_summary
 
 LIVE = "Live engine"
 
@@ -110,4 +110,4 @@ def run(
     with bar(f"{layout.name}, live") as progress:
         record = serve(layout, workload, models, max_context=max_context, info={"name": out.name}, progress=progress)
     record.save(out)
-    print_summary(record, out)
+    conclude(record, out)

@@ -34,10 +34,10 @@ from experiments.commands.arguments import (
     chosen_architecture,
     chosen_workload,
 )
+from experiments.commands.outcome import conclude
 from experiments.options import adjusted, check_output
 from experiments.predict import Prediction, parse_acceptance, predict, replayed
 from experiments.progress import bar
-from experiments.report import print_summary
 
 MODEL = "Prediction"
 
@@ -55,8 +55,8 @@ def simulate(
     acceptance: Annotated[
         str | None,
         typer.Option(
-            help="profile (its rates by position), tape (of --replay, or of the profile), 0.8 (each draft alike), "
-            "0.8,0.6,0.5 (rates by position) or 0.7±0.1 (alpha and its spread over requests; 0.7+-0.1 too) "
+            help="profile (its alpha and spread over requests), tape (of --replay, or of the profile), "
+            "0.8 (each draft alike), 0.8,0.6,0.5 (rates by position) or 0.7±0.1 (alpha and its spread; 0.7+-0.1 too) "
             "[default: tape with --replay, else profile].",
             rich_help_panel=MODEL,
         ),
@@ -133,4 +133,4 @@ def simulate(
     with bar(f"{layout.name}, simulated") as progress:
         record = predict(layout, workload, settings, live=live, info={"name": out.name}, progress=progress)
     record.save(out)
-    print_summary(record, out)
+    conclude(record, out)

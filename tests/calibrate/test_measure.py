@@ -181,6 +181,8 @@ def test_an_impossible_grid_is_refused(settings: dict[str, tuple[int, ...]], mes
 def test_a_grid_beyond_the_pair_is_refused_before_any_measurement(pair: Pair) -> None:
     with pytest.raises(InputError, match="the pair takes at most"):
         calibrate(pair, Grid(contexts=(4000,)))
+    with pytest.raises(InputError, match=f"draft_lengths = 3000: .*use at most {pair.max_context - 4}"):
+        calibrate(pair, Grid(draft_lengths=(1, 3000)))
 
 
 def test_host_time_is_what_a_work_spends_off_the_device() -> None:

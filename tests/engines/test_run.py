@@ -43,7 +43,7 @@ def test_a_record_survives_its_folder(run: Run, folder: Path) -> None:
 def test_a_record_that_never_ran_a_step_survives_its_folder(tmp_path: Path) -> None:
     recorder = Recorder()
     recorder.rejected(Request(0, 10, 6), 0.0, RuntimeError("full"))
-    loaded = Run.load(recorder.run({}).save(tmp_path))
+    loaded = Run.load(recorder.run({"kind": "driven", "architecture": {}, "workload": {}}).save(tmp_path))
     assert loaded.requests["error"].tolist() == ["full"]
     assert loaded.spans.empty
     assert decompose(loaded).empty
@@ -86,6 +86,13 @@ def test_a_damaged_description_is_named(folder: Path, content: bytes) -> None:
     (folder / "run.toml").write_bytes(content)
     with pytest.raises(InputError, match=r"run\.toml.*not valid TOML"):
         Run.load(folder)
+
+
+@pytest.mark.parametrize("key", ["kind", "architecture", "workload"])
+def test_a_missing_setting_is_named(run: Run, folder: Path, key: str) -> None:
+    del run.info[key]
+    with pytest.raises(InputError, match=f"run {key} = None: .*record the run again"):
+        Run.load(run.save(folder))
 
 
 def test_another_schema_version_is_refused(folder: Path) -> None:

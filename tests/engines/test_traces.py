@@ -28,6 +28,10 @@ GENERIC = """{"timestamp": 0.25, "prompt_tokens": 374, "output_tokens": 44}
 
 {"timestamp": 1.5, "prompt_tokens": 396, "output_tokens": 109}
 """
+GENERIC_CSV = """timestamp,prompt_tokens,output_tokens
+0.25,374,44
+1.5,396,109
+"""
 
 
 def _read(tmp_path: Path, text: str | bytes, **limits: int) -> Workload:
@@ -46,6 +50,7 @@ def _rows(workload: Workload) -> list[tuple[int, int, int, float | None]]:
         (AZURE, "azure", [(0, 4808, 10, 0.0), (1, 3180, 8, 0.052)]),
         (MOONCAKE, "mooncake", [(0, 6758, 500, 0.0), (1, 7319, 490, 2.5)]),
         (GENERIC, "generic", [(0, 374, 44, 0.0), (1, 396, 109, 1.25)]),
+        (GENERIC_CSV, "generic", [(0, 374, 44, 0.0), (1, 396, 109, 1.25)]),
         (BURSTGPT, "burstgpt", [(0, 472, 18, 0.0), (1, 417, 276, 113.0)]),
     ],
 )
@@ -90,6 +95,7 @@ def test_dates_may_carry_a_zone_and_files_a_byte_order_mark(tmp_path: Path) -> N
         ('{"timestamp": 3}\n', "unknown format with columns timestamp; known: azure"),
         (AZURE.replace("GeneratedTokens", "Generated"), "column GeneratedTokens is missing; the azure format needs"),
         (BURSTGPT.replace("Timestamp", "Time"), "column Timestamp is missing; the burstgpt format needs"),
+        (GENERIC_CSV.replace("output_", "out_"), "column output_tokens is missing; the generic format needs"),
         (MOONCAKE.replace("output_length", "length"), "column output_length is missing; the mooncake format needs"),
         (GENERIC + '{"timestamp": 2, "prompt_tokens": 5}', r"line 4, output_tokens = None: the value is missing"),
         (AZURE + "2023-11-16 18:17:05,7\n", r"line 4, GeneratedTokens = None: the value is missing"),

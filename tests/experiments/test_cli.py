@@ -59,6 +59,7 @@ BAD_WORKLOAD = {
     "trace without a column": ("--trace no_column.csv", "GeneratedTokens"),
     "cut without a trace": ("--max-prompt 10", "max_prompt = 10"),
     "out is a file": ("--out no_column.csv/deep", "out = 'no_column.csv/deep'"),
+    "out cannot be written": ("--out /proc/nope/x", "out = '/proc/nope/x': cannot write to /proc"),
     "not a number": ("--concurrency many", "--concurrency"),
     "no such option": ("--clients 3", "--clients"),
 }
@@ -82,6 +83,7 @@ BAD_SIMULATION = {
     "tape without one": ("--profile profile --acceptance tape", "acceptance = 'tape'"),
     "k that was not measured": ("--profile profile --draft-length 7", "draft_length = 7"),
     "replay missing": ("--profile profile --replay nowhere", "nowhere"),
+    "replay without an architecture": ("--profile profile --replay no_architecture", "architecture = None"),
     "replay with a load": ("--profile profile --replay live/pdv-r1 --rate 3", "rate = '3.0'"),
     "no profile": ("", "--profile"),
 }
@@ -91,6 +93,7 @@ BAD_OTHERS = {
     "simulated empty": ("compare live profile", "simulated = 'profile'"),
     "simulated not named": ("compare live", "simulated"),
     "table is a folder": ("compare live simulated --out live", "out = 'live'"),
+    "table cannot be written": ("compare live simulated --out /proc/nope/x.csv", "out = '/proc/nope'"),
     "trace file is a folder": ("trace live/pdv-r1 --out live", "out = 'live'"),
     "tolerance below zero": ("compare live simulated --tolerance -1", "tolerance = -1.0"),
     "figures of nothing": ("figures nowhere simulated", "live = 'nowhere'"),
@@ -126,6 +129,9 @@ def bad_files(work: Path) -> None:
     (work / "no_table" / "contention.csv").unlink()
     shutil.copytree(work / "live" / "pdv-r1", work / "damaged")
     (work / "damaged" / "requests.parquet").write_bytes(b"not a table")
+    run = Run.load(work / "live" / "pdv-r1")
+    del run.info["architecture"]
+    run.save(work / "no_architecture")
 
 
 @pytest.mark.parametrize(("command", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
@@ -243,6 +249,19 @@ def test_settings_reach_the_record(in_work: Path, tmp_path: Path) -> None:
     assert info["workload"]["concurrency"] == 2
     assert info["jitter"] is False
     assert info["name"] == "run"
+
+
+def test_a_run_in_which_nothing_finished_fails_with_the_first_error(
+    in_work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"simulate -p profile -n 2 --prompt-tokens 600 --extrapolate --out {tmp_path}/run"
+    assert main(command.split()) == 1
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith("pdv: no request finished; the first error: ")
+    assert "prompt_tokens" in line
+    assert "2 rejected" in printed.out
+    assert "nan" not in printed.out
 
 
 @pytest.mark.parametrize(

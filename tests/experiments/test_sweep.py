@@ -179,6 +179,23 @@ def test_a_demo_compares_each_cell_with_its_repeats_and_pairs_each_run(
     assert (results.comparison.paired["bias"] < 0).mean() > 0.8
 
 
+def test_a_damaged_cell_is_not_kept(tmp_path: Path) -> None:
+    keep(synthetic.simulated(), tmp_path / "cell", "digest")
+    (tmp_path / "cell" / "steps.parquet").write_bytes(b"not a table")
+    assert kept(tmp_path / "cell", "digest") is None
+
+
+def test_a_damaged_part_of_the_calibration_is_measured_again(tmp_path: Path) -> None:
+    laboratory = SimulatedLaboratory()
+    demo = Demo(Experiment.from_dict(GRID), tmp_path, laboratory)
+    demo._calibration(1)
+    demo._calibration(1)
+    assert len(laboratory.measured) == 1
+    (tmp_path / "profile" / "part-1" / "stage_costs.csv").write_text("not a table")
+    demo._calibration(1)
+    assert len(laboratory.measured) == 2
+
+
 def test_a_changed_experiment_serves_its_cells_again(
     finished: tuple[Path, Results, list[SimulatedLaboratory]],
 ) -> None:
