@@ -175,17 +175,16 @@ def test_a_context_beyond_the_models_is_refused(llama: Pair) -> None:
         LiveEngine(PD, llama, max_context=192)
 
 
-<<<<<<< HEAD
 def test_more_slots_than_memory_holds_are_refused_with_the_numbers(llama: Pair) -> None:
     with pytest.raises(InputError, match=r"slots = 1000000: \d+ fit .*GiB is free"):
         LiveEngine(PD.replace(slots=1_000_000), llama)
-=======
+
+
 def test_a_draft_length_that_leaves_no_room_is_refused(llama: Pair) -> None:
     longest = llama.max_context - 3
     Stages(llama, 1, longest)
     with pytest.raises(InputError, match=f"draft_length = {longest + 1}: .*use at most {longest}"):
         Stages(llama, 1, longest + 1)
->>>>>>> c280a10a51899fe8508b1af09ddd118091d287ad
 
 
 def test_lanes_on_two_devices_are_refused_for_now(llama: Pair) -> None:
