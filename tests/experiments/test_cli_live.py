@@ -60,3 +60,16 @@ def test_a_folder_without_a_model_is_refused(work: Path, capsys: pytest.CaptureF
     assert main(f"run --pair {work}/profile".split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("pdv: draft = None: ")
+
+
+def test_tokenising_a_text_beyond_the_context_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import tokenization_utils_base
+
+    from engines.live.pairs import load_pair
+
+    warnings: list[str] = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda text, *rest: warnings.append(text))
+    pair = load_pair("embedded")
+    assert pair.encode is not None
+    assert len(pair.encode("word " * 3000)) > pair.max_context
+    assert warnings == []
