@@ -113,8 +113,9 @@ def serve_once(
     max_context: int | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Start an engine, serve a workload, stop the engine."""
-    with LiveEngine(architecture, pair, max_context) as engine:
+    """Start an engine, ready for samples if the workload asks for any, serve the workload, stop the engine."""
+    sampling = any(request.temperature > 0 for request in workload.requests)
+    with LiveEngine(architecture, pair, max_context, sampling=sampling) as engine:
         return serve(engine, workload, progress)
 
 
