@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engines.live.launching import depends, follow
+
 MOST_ROWS = 128  # new tokens times heads of a group that one program can hold
 MOST_SPLITS = 16
 PROGRAMS_PER_PROCESSOR = 2  # what a split context aims at; more only adds merging (measured on an H200)
@@ -77,8 +79,9 @@ def _merge(
 def _attend(
     query, keys, values, slots, first, out, parts, part_logs, arrivals, scale, slot_stride,
     QUERIES: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    follow(DEPENDENT)
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     known = tl.load(first + sequence).to(tl.int32)
     blocks = tl.cdiv(known + QUERIES, KEYS)
@@ -157,6 +160,7 @@ class DecodeAttention:
         self.slots, self.first, self.query_tokens, self.scale = slots, first, query_tokens, scale * LOG2_E
         _, row_length, kv_heads, head_dim = pool.shape
         batch, group = len(slots), heads // kv_heads
+        self._dependent = depends(pool.device)
         self._rows = max(16, triton.next_power_of_2(query_tokens * group))
         config = config or CONFIGS.get((head_dim, self._rows), OTHER)
         self.splits = config.splits or _splits(batch * kv_heads, triton.cdiv(row_length, SPLIT.keys), pool)
@@ -175,7 +179,8 @@ class DecodeAttention:
         _attend[(kv_heads, self.splits, len(self.slots))](
             query, keys, values, self.slots, self.first, out, self._parts, self._part_logs, self._arrivals,
             self.scale, row_length * kv_heads * head_dim, self.query_tokens, group, kv_heads, head_dim,
-            self.splits, self._rows, config.keys, num_warps=config.warps, num_stages=config.stages,
+            self.splits, self._rows, config.keys, self._dependent,
+            num_warps=config.warps, num_stages=config.stages, launch_pdl=self._dependent,
         )  # fmt: skip
         return out
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -22,17 +21,10 @@ from transformers import (
 )
 
 from engines.live.attention import PackedBatch, attends_fully, attention_over
-from engines.live.operations import add_rms_norm, rotate_and_store, silu_mul
+from engines.live.passes import Pass, Product, WidePass
 
 FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # frequencies that do not depend on the sequences' lengths
-
-
-class Product(NamedTuple):
-    """A linear layer, or several that read the same input. weight: [outputs, inputs]; bias: [outputs] or None."""
-
-    weight: Tensor
-    bias: Tensor | None
 
 
 class Layer(NamedTuple):
@@ -77,27 +69,37 @@ class FusedDecoder:
             self._norm = decoder.norm.weight.data
             self._head = _join([model.lm_head])
             self._rotations = _rotations(decoder.rotary_emb, int(config.max_position_embeddings), self._embedding)
+        products = [p for layer in self._layers for p in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+        sixty_fours = all(product.weight.shape[1] % 64 == 0 for product in products)
+        self._narrow = self._embedding.is_cuda and self._embedding.itemsize == 2 and sixty_fours
         if self._embedding.is_cuda:
             torch.cuda.empty_cache()  # the unjoined weights are gone; whoever sizes a pool should see that
 
     def __call__(self, tokens: Tensor, batch: PackedBatch, keep: Tensor | None) -> Tensor:
         """tokens: [tokens] int64. keep: places in the packed row whose logits are wanted; None: all.
         Returns logits, [kept, vocabulary]."""
-        pool, eps = batch.pool, self._eps
-        rotations = self._rotations[batch.positions]
+        pool, rotations = batch.pool, self._rotations[batch.positions]
         attend = attention_over(batch, self._heads, self._scale)
-        residual, hidden = embedding(tokens, self._embedding), None
-        for layer, keys, values in zip(self._layers, pool.keys, pool.values, strict=True):
-            normed = add_rms_norm(hidden, residual, layer.input_norm, eps)
-            qkv = linear(normed, *layer.qkv)
-            query = rotate_and_store(qkv, rotations, layer.head_norms, eps, batch.rows, keys, values)
+        flow = self._start(tokens)
+        norms = [layer.input_norm for layer in self._layers[1:]] + [self._norm]
+        for layer, next_norm, keys, values in zip(self._layers, norms, pool.keys, pool.values, strict=True):
+            query = flow.queries(layer.qkv, layer.head_norms, rotations, batch.rows, keys, values)
             attended = attend(query, keys, values).flatten(1)
             if keep is not None and layer is self._layers[-1]:  # the pool is written; the rest is for the logits
-                attended, residual = attended[keep], residual[keep]
-            hidden = linear(attended, *layer.output)
-            normed = add_rms_norm(hidden, residual, layer.mlp_norm, eps)
-            hidden = linear(silu_mul(linear(normed, *layer.gate_up)), *layer.down)
-        return linear(add_rms_norm(hidden, residual, self._norm, eps), *self._head)
+                attended = attended[keep]
+                flow.keep(keep)
+            flow.add(attended, layer.output, layer.mlp_norm)
+            flow.add(flow.gate(layer.gate_up), layer.down, next_norm)
+        return flow.project(self._head)
+
+    def _start(self, tokens: Tensor) -> Pass:
+        first = (tokens, self._embedding, self._layers[0].input_norm, self._eps)
+        if self._narrow:
+            from engines.live.narrow_products import MOST_TOKENS, NarrowPass
+
+            if len(tokens) <= MOST_TOKENS:
+                return NarrowPass(*first)
+        return WidePass(*first)
 
 
 def _layer(layer: Any) -> Layer:

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engines.live.launching import depends, follow
+
 # Launch parameters, to be tuned by experiments/kernel_check.py on a new kind of GPU.
 NORM_WARPS = 8
 ROTATE_HEADS, ROTATE_WARPS = 4, 2  # heads that one program rotates
@@ -16,7 +18,8 @@ GATE_COLUMNS, GATE_WARPS = 1024, 4
 
 
 @triton.jit
-def _add_rms_norm(hidden, residual, weight, out, eps, ADD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _add_rms_norm(hidden, residual, weight, out, eps, ADD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
+    follow(DEPENDENT)
     columns = tl.arange(0, BLOCK)
     there = columns < WIDTH
     offset = tl.program_id(0).to(tl.int64) * WIDTH
@@ -35,10 +38,10 @@ def _add_rms_norm(hidden, residual, weight, out, eps, ADD: tl.constexpr, WIDTH: 
 def add_rms_norm(hidden: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     tokens, width = residual.shape
     out = torch.empty_like(residual)
-    added = residual if hidden is None else hidden
+    added, dependent = residual if hidden is None else hidden, depends(residual.device)
     _add_rms_norm[(tokens,)](
-        added, residual, weight, out, eps, hidden is not None, width, triton.next_power_of_2(width),
-        num_warps=NORM_WARPS,
+        added, residual, weight, out, eps, hidden is not None, width, triton.next_power_of_2(width), dependent,
+        num_warps=NORM_WARPS, launch_pdl=dependent,
     )  # fmt: skip
     return out
 
@@ -47,7 +50,9 @@ def add_rms_norm(hidden: Tensor | None, residual: Tensor, weight: Tensor, eps: f
 def _rotate_and_store(
     qkv, rotations, head_norms, rows, query, keys, values, eps,
     NORM: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    follow(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # queries' heads, then the keys', then the values'
     half = tl.arange(0, HALF)
@@ -92,16 +97,18 @@ def rotate_and_store(
 ) -> Tensor:
     tokens, (kv_heads, head_dim) = len(qkv), keys.shape[-2:]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
-    query = qkv.new_empty(tokens, heads, head_dim)
+    query, dependent = qkv.new_empty(tokens, heads, head_dim), depends(qkv.device)
     _rotate_and_store[(tokens, triton.cdiv(heads + 2 * kv_heads, ROTATE_HEADS))](
         qkv, rotations, qkv if head_norms is None else head_norms, rows, query, keys, values, eps,
-        head_norms is not None, heads, kv_heads, head_dim // 2, ROTATE_HEADS, num_warps=ROTATE_WARPS,
+        head_norms is not None, heads, kv_heads, head_dim // 2, ROTATE_HEADS, dependent,
+        num_warps=ROTATE_WARPS, launch_pdl=dependent,
     )  # fmt: skip
     return query
 
 
 @triton.jit
-def _silu_mul(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_mul(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
+    follow(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = columns < WIDTH
@@ -113,6 +120,8 @@ def _silu_mul(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    out = gate_up.new_empty(tokens, width)
-    _silu_mul[(tokens, triton.cdiv(width, GATE_COLUMNS))](gate_up, out, width, GATE_COLUMNS, num_warps=GATE_WARPS)
+    out, dependent = gate_up.new_empty(tokens, width), depends(gate_up.device)
+    _silu_mul[(tokens, triton.cdiv(width, GATE_COLUMNS))](
+        gate_up, out, width, GATE_COLUMNS, dependent, num_warps=GATE_WARPS, launch_pdl=dependent
+    )
     return out

@@ -1,0 +1,25 @@
+"""Kernels that overlap the one before them on their stream: programmatic dependent launch (CUDA programming guide).
+
+Such a kernel starts while its predecessor still runs, and waits before it touches what that one makes. Every kernel
+that is launched so must wait, since only that makes the order of all kernels that of the stream.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def follow(DEPENDENT: tl.constexpr):
+    """Let the next kernel start, and wait for the one before."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@cache
+def depends(device: torch.device) -> bool:
+    """Whether kernels on a device can be launched so: Hopper and later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
