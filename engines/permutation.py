@@ -44,8 +44,12 @@ class PermutationSpec:
     alphas: tuple[float, ...] = (DEFAULT_ALPHA,)
     layer_scale: float = DEFAULT_LAYER_SCALE
     seed: int = 0
+    layers: int | None = None
 
     def __post_init__(self) -> None:
+        most = min(find_shape(name).layers for name in (self.target, self.draft))
+        if self.layers is not None and not 1 <= self.layers <= most:
+            raise InputError("layers", self.layers, f"use 1 to {most}, which both models have")
         sizes = [shape.vocabulary for shape in (self.target_shape, self.draft_shape)]
         if sizes[0] != sizes[1]:
             remedy = f"it has {sizes[1]} tokens and {self.target} has {sizes[0]}; use shapes of one family"
@@ -61,11 +65,11 @@ class PermutationSpec:
 
     @property
     def target_shape(self) -> ModelShape:
-        return find_shape(self.target)
+        return find_shape(self.target).with_layers(self.layers)
 
     @property
     def draft_shape(self) -> ModelShape:
-        return find_shape(self.draft)
+        return find_shape(self.draft).with_layers(self.layers)
 
     @property
     def closed_form(self) -> bool:
@@ -78,6 +82,8 @@ class PermutationSpec:
         text = f"{PREFIX}{self.target}+{self.draft}:alpha={','.join(f'{alpha:g}' for alpha in self.alphas)}"
         if self.layer_scale != DEFAULT_LAYER_SCALE:
             text += f":scale={self.layer_scale:g}"
+        if self.layers is not None:
+            text += f":layers={self.layers}"
         return text + (f":seed={self.seed}" if self.seed else "")
 
 
@@ -91,21 +97,24 @@ def margin(shape: ModelShape, layer_scale: float) -> float:
 
 def parse_pair(name: str) -> PermutationSpec:
     """The pair that a name means: permutation:TARGET+DRAFT, then any of :alpha=A or :alpha=A,B,... (one region
-    each), :scale=S and :seed=N. Raises InputError."""
+    each), :scale=S, :layers=L and :seed=N. Raises InputError."""
     shapes, *options = name.removeprefix(PREFIX).split(":")
     target, plus, draft = shapes.partition("+")
     if not name.startswith(PREFIX) or not plus:
         raise InputError("pair", name, f"write {PREFIX}llama2-7b+tinyllama-1.1b, then :alpha=0.8 if wanted")
     values = dict(option.partition("=")[::2] for option in options)
-    unknown = sorted(values.keys() - {"alpha", "scale", "seed"})
+    unknown = sorted(values.keys() - {"alpha", "scale", "layers", "seed"})
     if unknown:
-        raise InputError("pair", name, f'"{unknown[0]}" is no option of a permutation pair; use alpha, scale, seed')
+        remedy = f'"{unknown[0]}" is no option of a permutation pair; use alpha, scale, layers, seed'
+        raise InputError("pair", name, remedy)
     try:
         alphas = tuple(float(alpha) for alpha in values.get("alpha", str(DEFAULT_ALPHA)).split(","))
         scale, seed = float(values.get("scale", DEFAULT_LAYER_SCALE)), int(values.get("seed", 0))
+        layers = int(values["layers"]) if "layers" in values else None
     except ValueError as error:
-        raise InputError("pair", name, f"alpha and scale are numbers, seed a whole one ({error})") from error
-    return PermutationSpec(target, draft, alphas, scale, seed)
+        remedy = f"alpha and scale are numbers, layers and seed whole ones ({error})"
+        raise InputError("pair", name, remedy) from error
+    return PermutationSpec(target, draft, alphas, scale, seed, layers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,16 @@ class ModelShape:
     @property
     def vocabulary(self) -> int:
         return int(self.settings["vocab_size"])
+
+    @property
+    def layers(self) -> int:
+        return int(self.settings["num_hidden_layers"])
+
+    def with_layers(self, layers: int | None) -> ModelShape:
+        """The same shape with so many layers; None: as it is."""
+        if layers is None:
+            return self
+        return dataclasses.replace(self, settings={**self.settings, "num_hidden_layers": layers})
 
 
 def _llama(name: str, special_tokens: range, **settings: Any) -> ModelShape:

@@ -85,7 +85,9 @@ def test_a_seed_changes_the_cycle_and_a_name_does_not() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [LLAMA, PermutationSpec("tiny", "tiny-draft", (0.25, 1.0, 0.5), 1.0, 7), PermutationSpec("tiny", "tiny")],
+    [
+        LLAMA, PermutationSpec("tiny", "tiny-draft", (0.25, 1.0, 0.5), 1.0, 7, 2), PermutationSpec("tiny", "tiny")
+    ],
 )
 def test_a_name_reads_back(spec: PermutationSpec) -> None:
     assert parse_pair(spec.name) == spec
@@ -103,6 +105,9 @@ def test_a_name_reads_back(spec: PermutationSpec) -> None:
         ("permutation:tiny+tiny-draft:alpha=" + ",".join(["1"] * 9), "at most 8"),
         ("permutation:tiny+tiny-draft:scale=0", "more than 0"),
         ("permutation:tiny+tiny-draft:seed=-1", "0 or more"),
+        ("permutation:tiny+tiny-draft:layers=0", "use 1 to 2"),
+        ("permutation:llama2-7b+tinyllama-1.1b:layers=23", "use 1 to 22"),
+        ("permutation:tiny+tiny-draft:layers=two", "layers and seed whole ones"),
         ("permutation:tiny+tiny-draft:beta=1", '"beta" is no option'),
     ],
 )
@@ -125,3 +130,10 @@ def test_where_layers_say_too_much_nothing_is_claimed() -> None:
 def test_wide_models_follow_the_permutation_at_full_scale_too(pair: str, at_full_scale: bool) -> None:
     assert parse_pair(f"permutation:{pair}").closed_form
     assert parse_pair(f"permutation:{pair}:scale=1").closed_form is at_full_scale
+
+
+def test_a_pair_of_few_layers_keeps_every_other_size_and_the_cycle() -> None:
+    few = parse_pair("permutation:llama2-7b+tinyllama-1.1b:layers=2")
+    for shape, whole in ((few.target_shape, LLAMA.target_shape), (few.draft_shape, LLAMA.draft_shape)):
+        assert shape.settings == {**whole.settings, "num_hidden_layers": 2}
+    assert np.array_equal(expected_output(few, [5], 50), expected_output(LLAMA, [5], 50))
