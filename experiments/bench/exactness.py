@@ -8,11 +8,14 @@ from typing import Protocol
 
 import torch
 
+from engines.live.cache_check import plain_attention
 from engines.live.pairs import Pair
+from engines.live.verification import gumbel, request_key
 from engines.permutation import PREFIX, PermutationSpec, expected_output, parse_pair
 from engines.request import Request
 from experiments.bench.plain import generate, plain_models
 
+ROUNDING = {torch.bfloat16: 2.0**-6, torch.float32: 1e-5}  # how far logits may part, as a share of the largest
 GENERATED = 4  # prompts that are also given to transformers where nothing is known in closed form
 
 
@@ -93,3 +96,18 @@ def agreement(expected: Expected, requests: Iterable[Request], outputs: Mapping[
             place = next((i for i, (a, b) in enumerate(zip(said, right, strict=False)) if a != b), len(said))
             first = f"request {request.id}, output token {place}"
     return Agreement(checked, equal, first)
+
+
+@torch.inference_mode()
+def is_tie(pair: Pair, request: Request, output: Sequence[int], tokens: Sequence[int]) -> bool:
+    """Whether, after the output so far, each of these tokens is as good as the target's best, within rounding. What
+    counts is the logit, or logit / temperature + noise, of a plain transformers pass, which knows no slots."""
+    context = torch.tensor([[*(request.prompt or ()), *output]], device=pair.device)
+    with plain_attention(pair.target):
+        scores = pair.target(context, use_cache=False, logits_to_keep=1).logits[0].float()
+    allowed = ROUNDING[pair.dtype] * scores.abs().max()
+    if request.temperature:
+        key, place = torch.tensor([[request_key(request.seed, request.id)], [context.numel()]], device=pair.device)
+        scores = scores / request.temperature + gumbel(key, place, pair.vocabulary)
+        allowed = allowed / request.temperature
+    return bool((scores.max() - scores[0, list(tokens)] <= allowed).all())
