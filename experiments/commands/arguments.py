@@ -69,7 +69,7 @@ MaxOutputOption = Annotated[
 RequestsOption = Annotated[
     int | None,
     typer.Option(
-        "--requests", "-n", help="Number of requests [default: 32, or all of a trace].", rich_help_panel=LOAD
+        "--requests", "-n", help="Number of requests \\[default: 32, or all of a trace].", rich_help_panel=LOAD
     ),
 ]
 PromptOption = Annotated[

@@ -23,41 +23,41 @@ def bench(
         str | None,
         typer.Option(
             help="`embedded`, a folder with target/ and draft/ in it, or a permutation pair such as "
-            "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8 [default: embedded on a CPU, that one on a GPU]."
+            "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8 \\[default: embedded on a CPU, that one on a GPU]."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    draft_length: Annotated[int | None, typer.Option(help="Drafts a step, k [default: 4].")] = None,
+    draft_length: Annotated[int | None, typer.Option(help="Drafts a step, k \\[default: 4].")] = None,
     context: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of a request before a draft or verify [default: 64, GPU 400].", rich_help_panel=STAGES
+            help="Tokens of a request before a draft or verify \\[default: 64, GPU 400].", rich_help_panel=STAGES
         ),
     ] = None,
     batches: Annotated[
         str | None,
-        typer.Option(help="Requests of a draft or verify [default: 1,4, GPU 1,8,64].", rich_help_panel=STAGES),
+        typer.Option(help="Requests of a draft or verify \\[default: 1,4, GPU 1,8,64].", rich_help_panel=STAGES),
     ] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(help="Tokens of a prefill [default: 16,64, GPU 128,512,960].", rich_help_panel=STAGES),
+        typer.Option(help="Tokens of a prefill \\[default: 16,64, GPU 128,512,960].", rich_help_panel=STAGES),
     ] = None,
     concurrencies: Annotated[
         str | None,
-        typer.Option(help="Clients of the closed loops [default: 1,8, GPU 1,10,64].", rich_help_panel=LOAD),
+        typer.Option(help="Clients of the closed loops \\[default: 1,8, GPU 1,10,64].", rich_help_panel=LOAD),
     ] = None,
     prompt_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of every prompt [default: 32, GPU 128].", rich_help_panel=LOAD)
+        int | None, typer.Option(help="Tokens of every prompt \\[default: 32, GPU 128].", rich_help_panel=LOAD)
     ] = None,
     output_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of every output [default: 32, GPU 256].", rich_help_panel=LOAD)
+        int | None, typer.Option(help="Tokens of every output \\[default: 32, GPU 256].", rich_help_panel=LOAD)
     ] = None,
     architectures: Annotated[
         str | None,
-        typer.Option(help="Architectures, or .toml files [default: baseline,pd,pdv].", rich_help_panel=LOAD),
+        typer.Option(help="Architectures, or .toml files \\[default: baseline,pd,pdv].", rich_help_panel=LOAD),
     ] = None,
     requests_per_client: Annotated[
-        int | None, typer.Option(help="Most requests of a client [default: 3].", rich_help_panel=LOAD)
+        int | None, typer.Option(help="Most requests of a client \\[default: 3].", rich_help_panel=LOAD)
     ] = None,
     peers: Annotated[
         bool,
@@ -66,7 +66,7 @@ def bench(
     budget_s: Annotated[
         float | None,
         typer.Option(
-            help="Time that all may take once the pair is loaded, in seconds, about [default: 40, GPU 300]."
+            help="Time that all may take once the pair is loaded, in seconds, about \\[default: 40, GPU 300]."
         ),
     ] = None,
     out: Annotated[

@@ -51,7 +51,9 @@ def run(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=LIVE)] = "cpu",
     max_context: Annotated[
         int | None,
-        typer.Option(help="Tokens of prompt and output together [default: what the pair can].", rich_help_panel=LIVE),
+        typer.Option(
+            help="Tokens of prompt and output together \\[default: what the pair can].", rich_help_panel=LIVE
+        ),
     ] = None,
     concurrency: ConcurrencyOption = None,
     rate: RateOption = None,

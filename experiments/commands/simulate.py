@@ -57,7 +57,7 @@ def simulate(
         typer.Option(
             help="profile (its alpha and spread over requests), tape (of --replay, or of the profile), "
             "0.8 (each draft alike), 0.8,0.6,0.5 (rates by position) or 0.7±0.1 (alpha and its spread; 0.7+-0.1 too) "
-            "[default: tape with --replay, else profile].",
+            "\\[default: tape with --replay, else profile].",
             rich_help_panel=MODEL,
         ),
     ] = None,

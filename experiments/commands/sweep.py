@@ -21,7 +21,7 @@ def sweep(
     profile: Annotated[Path, typer.Option("--profile", "-p", help="Folder that `pdv calibrate` wrote.")],
     acceptance: Annotated[str, typer.Option(help="As in pdv simulate.")] = "profile",
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Go beyond what was measured.")] = False,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Processes [default: one a core].")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Processes \\[default: one a core].")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the records.")] = Path("sweep"),
 ) -> None:
     """Simulate every cell of an experiment's grid, in parallel. Finished cells are kept and not repeated.

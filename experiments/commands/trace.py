@@ -14,7 +14,7 @@ from experiments.perfetto import export
 
 def trace(
     run: Annotated[Path, typer.Argument(help="Folder of a live or simulated run.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file [default: RUN/trace.json].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file \\[default: RUN/trace.json].")] = None,
 ) -> None:
     """Export a run as a Chrome trace: lanes as threads, requests as rows, counters of waiting and active requests.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -279,7 +280,7 @@ def test_acceptance_can_be_given(acceptance: str, expected: dict, in_work: Path,
 
 @pytest.mark.parametrize(
     "command",
-    ["", *["run", "calibrate", "simulate", "compare", "figures", "trace", "sweep", "demo"]],
+    ["", *["run", "calibrate", "simulate", "compare", "figures", "trace", "sweep", "bench", "demo"]],
     ids=lambda c: c or "pdv",
 )
 def test_help_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,3 +288,4 @@ def test_help_teaches_with_an_example(command: str, capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert "Usage" in text
     assert not command or f"Example: pdv {command}" in " ".join(text.split())
+    assert not re.search(r"\w \.\s", text)  # what remains of a default that was taken for markup
