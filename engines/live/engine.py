@@ -73,7 +73,8 @@ class LiveEngine:
     the room that drafts need. graphs: capture the stages at the start and replay them; by default on a GPU only.
     sampling: capture them for sampled requests too, which run uncaptured otherwise. prefill_tokens: capture prefills
     of up to so many tokens, all packed prompts together (default: max_context). progress: told (graphs captured,
-    graphs in all).
+    graphs in all). reserve: bytes of memory to leave alone, as in engines.live.memory.plan_slots; 0 if a plan set
+    them aside before the pair was loaded, since what loading has taken beside the weights came out of them.
 
     One thread runs each lane worker; the thread that brings news to the scheduler also hands out what can start.
     """
@@ -87,11 +88,13 @@ class LiveEngine:
         sampling: bool = False,
         prefill_tokens: int | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        reserve: int | None = None,
     ) -> None:
-        if len(architecture.devices) > 1:
-            raise InputError("lanes.device", list(architecture.devices), "the live engine serves from one device")
         configs = (pair.target.config, pair.draft.config)
-        plan_slots(architecture, configs, pair.device, pair.dtype, max_context, loaded=True).check(architecture.slots)
+        plan = plan_slots(
+            architecture, configs, pair.device, pair.dtype, max_context, reserve=reserve, loaded=True
+        )  # fmt: skip
+        plan.check(architecture.slots)
         self.architecture, self.pair = architecture, pair
         self.stages = Stages(pair, architecture.slots, architecture.draft_length.maximum, max_context)
         self.max_context = self.stages.max_context

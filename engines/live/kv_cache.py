@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PretrainedConfig
 
+from engines.errors import InputError
+
 
 def layer_shape(config: PretrainedConfig) -> tuple[int, int, int]:
     """(layers, key-value heads, head dimension) of a decoder."""
@@ -17,6 +19,30 @@ def bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
     """Memory that the keys and values of one token take, all layers."""
     layers, heads, head_dim = layer_shape(config)
     return 2 * layers * heads * head_dim * dtype.itemsize
+
+
+def positions_of(*configs: PretrainedConfig) -> int:
+    """Tokens that all of these models can position. Raises InputError for a model that does not say."""
+    for config in configs:
+        if not getattr(config, "max_position_embeddings", None):
+            remedy = "its config has no max_position_embeddings, which tells how long a context can be"
+            raise InputError("pair", config.model_type, remedy)
+    return min(int(config.max_position_embeddings) for config in configs)
+
+
+def context_of(positions: int, max_draft_length: int, max_context: int | None = None) -> int:
+    """Tokens of prompt and output that a slot is made for: max_context or, without it, what models that position
+    `positions` tokens leave beside the drafts that may run past it. Raises InputError if there is no such room."""
+    room = positions - max_draft_length - 1
+    if room < 2:
+        remedy = f"the models position {positions} tokens; use at most {positions - 3}"
+        raise InputError("draft_length", max_draft_length, remedy)
+    if max_context is None:
+        return room
+    if not 2 <= max_context <= room:
+        remedy = f"use 2 to {room}: the models position {positions} tokens, drafts take {max_draft_length + 1}"
+        raise InputError("max_context", max_context, remedy)
+    return max_context
 
 
 class SlotPool:

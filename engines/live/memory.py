@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from engines.architecture import Architecture, Step
 from engines.errors import InputError
-from engines.live.kv_cache import bytes_per_token, layer_shape
+from engines.live.kv_cache import bytes_per_token, context_of, layer_shape, positions_of
 
 GIB = 1 << 30
 RESERVE_SHARE, RESERVE_LIMIT = 0.1, 4 * GIB
@@ -47,10 +47,14 @@ class MemoryPlan:
         if self.slots >= 1:
             remedy = f"{self.slots} fit ({self}); use fewer slots or a smaller max_context"
             raise InputError("slots", slots, remedy)
-        left = self.free - self.weights - self.workspace - self.reserve
-        if left >= 2 * self.slot // self.context:
+        left, tokens = self.free - self.weights - self.reserve, 2 * self.slot // self.context
+        if left - self.workspace >= tokens:
             raise InputError("max_context", self.context, f"not one such slot fits ({self}); use a smaller one")
-        raise InputError("pair", f"{_gib(self.weights)} of weights", f"does not fit ({self}); use a smaller pair")
+        if left >= tokens:
+            remedy = f"does not fit ({self}); use smaller batches or a smaller max_context"
+            raise InputError("workspace", _gib(self.workspace), remedy)
+        remedy = f"does not fit ({self}); use a smaller pair or reserve"
+        raise InputError("pair", f"{_gib(self.weights)} of weights", remedy)
 
     def __str__(self) -> str:
         return (
@@ -74,12 +78,13 @@ def plan_slots(
 
     max_context: as LiveEngine's. reserve: bytes; by default a tenth of what is free, 4 GiB at most. free: bytes; by
     default measured. loaded: the pair's weights are on the device already. Ask the plan for its `slots`, or have it
-    `check` a number of them.
+    `check` a number of them. Raises InputError for a context that the models cannot position, for models whose
+    configuration does not describe a decoder, and for lanes on several devices.
     """
-    room = architecture.draft_length.maximum + 1
-    limit = min(config.max_position_embeddings for config in configs) - room
-    context = limit if max_context is None else max_context
-    row_length = context + room
+    if len(architecture.devices) > 1:
+        raise InputError("lanes.device", list(architecture.devices), "the live engine serves from one device")
+    context = context_of(positions_of(*configs), architecture.draft_length.maximum, max_context)
+    row_length = context + architecture.draft_length.maximum + 1
     token = sum(bytes_per_token(config, dtype) for config in configs) + torch.int64.itemsize
     free = free_bytes(device) if free is None else free
     return MemoryPlan(
@@ -99,9 +104,14 @@ def with_fitting_slots(architecture: Architecture, plan: MemoryPlan, most: int =
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a configuration on the meta device: shapes, no memory."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    """The model of a configuration on the meta device: shapes, no memory. Raises InputError if there is none."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # transformers raises a dozen kinds for a bad configuration
+        said = str(error) or type(error).__name__
+        remedy = f"its config describes no decoder ({said.splitlines()[0]})"
+        raise InputError("pair", config.model_type, remedy) from error
 
 
 def count_parameters(config: PretrainedConfig) -> int:
@@ -142,7 +152,8 @@ def _pass_bytes(config: PretrainedConfig, dtype: torch.dtype, tokens: int, rows:
     gathered: tokens whose keys and values are copied out of the pool."""
     _, kv_heads, head_dim = layer_shape(config)
     attention = 2 * (config.num_attention_heads + kv_heads) * head_dim
-    layer = 4 * config.hidden_size + max(3 * config.intermediate_size, attention)
+    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size  # of models that do not say
+    layer = 4 * config.hidden_size + max(3 * intermediate, attention)
     inside = (tokens * layer + 2 * gathered * kv_heads * head_dim) * dtype.itemsize
     return max(inside, rows * config.vocab_size * (dtype.itemsize + SAMPLING_BYTES))
 

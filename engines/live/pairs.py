@@ -16,6 +16,7 @@ from transformers.utils import logging
 from engines.errors import InputError
 from engines.live.attention import NAME, PackedBatch, attends_fully, forward
 from engines.live.fused import FusedDecoder, supports
+from engines.live.kv_cache import positions_of
 from engines.live.permutation import build_models, pair_configs
 from engines.permutation import PREFIX, parse_pair
 
@@ -56,7 +57,7 @@ class Pair:
 
     @property
     def max_context(self) -> int:
-        return min(int(m.config.max_position_embeddings) for m in (self.target, self.draft))
+        return positions_of(self.target.config, self.draft.config)
 
 
 def find_device(name: str | torch.device) -> torch.device:

@@ -112,10 +112,12 @@ def serve_once(
     workload: Workload,
     max_context: int | None = None,
     progress: Progress | None = None,
+    reserve: int | None = None,
 ) -> Run:
-    """Start an engine, ready for samples if the workload asks for any, serve the workload, stop the engine."""
+    """Start an engine, ready for samples if the workload asks for any, serve the workload, stop the engine.
+    max_context, reserve: as LiveEngine's."""
     sampling = any(request.temperature > 0 for request in workload.requests)
-    with LiveEngine(architecture, pair, max_context, sampling=sampling) as engine:
+    with LiveEngine(architecture, pair, max_context, sampling=sampling, reserve=reserve) as engine:
         return serve(engine, workload, progress)
 
 

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engines.errors import InputError
 from engines.live.attention import Layout, PackedBatch
-from engines.live.kv_cache import SlotPool
+from engines.live.kv_cache import SlotPool, context_of
 from engines.live.pairs import Pair
 from engines.live.verification import count_matches, pick
 
@@ -28,18 +27,7 @@ class Stages:
     """
 
     def __init__(self, pair: Pair, slots: int, max_draft_length: int, max_context: int | None = None) -> None:
-        room = pair.max_context - max_draft_length - 1
-        if room < 2:
-            positions = pair.max_context
-            remedy = f"the models position {positions} tokens; use at most {positions - 3}"
-            raise InputError("draft_length", max_draft_length, remedy)
-        self.max_context = room if max_context is None else max_context
-        if not 2 <= self.max_context <= room:
-            raise InputError(
-                "max_context",
-                self.max_context,
-                f"use 2 to {room}: the models position {pair.max_context} tokens, drafts take {max_draft_length + 1}",
-            )
+        self.max_context = context_of(pair.max_context, max_draft_length, max_context)
         row_length = self.max_context + max_draft_length + 1
         device = pair.device
         self.pair, self.device, self.max_draft_length = pair, device, max_draft_length

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import AutoConfig
 
 from engines.architecture import BASELINE, PD, PDV, Step
 from engines.errors import InputError
@@ -67,10 +70,33 @@ def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
     context = plan_slots(PD, configs, CUDA, torch.bfloat16, free=40 * GIB)
     with pytest.raises(InputError, match=r"max_context = 40955: not one such slot fits"):
         with_fitting_slots(PD, context)
+    batches = plan_slots(
+        PD.with_batch_limits({Step.DRAFT_VERIFY: 900}), configs, CUDA, torch.bfloat16, 1000, free=40 * GIB
+    )
+    with pytest.raises(InputError, match=r"workspace = '[\d.]+ GiB': does not fit .*use smaller batches"):
+        batches.check(1)
     fits = plan_slots(PD, configs, CUDA, torch.bfloat16, 1000, free=40 * GIB)
     fits.check(fits.slots)
     with pytest.raises(InputError, match=rf"slots = {fits.slots + 1}: {fits.slots} fit"):
         fits.check(fits.slots + 1)
+
+
+def test_what_no_engine_could_serve_is_refused_by_its_plan() -> None:
+    configs = load_configs(LLAMA)
+    with pytest.raises(InputError, match="max_context = 2044: use 2 to 2043: the models position 2048 tokens"):
+        plan_slots(PD, configs, CUDA, torch.bfloat16, 2044, free=GIB)
+    lanes = (replace(PD.lanes[0], device=1), PD.lanes[1])
+    with pytest.raises(InputError, match=r"lanes\.device"):
+        plan_slots(PD.replace(lanes=lanes), configs, CUDA, torch.bfloat16, free=GIB)
+
+
+def test_models_that_are_no_decoders_are_refused_and_others_planned() -> None:
+    no_decoder = AutoConfig.for_model("vit", max_position_embeddings=64, vocab_size=10)
+    for config, message in ((AutoConfig.for_model("t5"), "max_position_embeddings"), (no_decoder, "no decoder")):
+        with pytest.raises(InputError, match=f"pair = '{config.model_type}': .*{message}"):
+            plan_slots(PD, (config, config), CPU, torch.float32, free=GIB)
+    silent = AutoConfig.for_model("gpt2", n_layer=2)  # on its intermediate size
+    assert plan_slots(PD, (silent, silent), CPU, torch.float32, 64, free=4 * GIB).slots > 0
 
 
 def test_more_at_once_needs_more_workspace() -> None:
