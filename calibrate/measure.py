@@ -18,8 +18,8 @@ import pandas as pd
 from calibrate.acceptance import acceptance_table
 from calibrate.profile import Profile
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
-from calibrate.together import default_groups, measure_contention
-from engines.architecture import PDV, Segment, Step
+from calibrate.together import default_groups, loads_by_lane, measure_contention, widths_of
+from engines.architecture import PDV, Architecture, Segment, Step
 from engines.draft_length import FixedDraftLength
 from engines.live.engine import LiveEngine
 from engines.live.graphs import BATCHES, sizes_up_to
@@ -49,7 +49,7 @@ def calibrate(
     Raises InputError for a grid that the pair cannot serve.
     """
     grid = grid or Grid()
-    grid.check(pair)
+    grid.check(pair.max_context)
     settings = {"pair": pair.name, "device": device_name(pair.device), "grid": asdict(grid), "budget_s": budget_s}
     parts = _Parts(keep, {**settings, "seed": seed})
     costs = parts.get(
@@ -79,6 +79,16 @@ def calibrate(
     if pair.device.type == "cuda":  # where an engine pads batches to the sizes it has captured
         info["batch_buckets"] = sizes_up_to(grid.batches[-1], BATCHES)
     return Profile(info, _with_host_times(costs, run), contention, acceptance_table(run.tapes.values(), k), run.tapes)
+
+
+def footprint(grid: Grid) -> tuple[Architecture, int]:
+    """An architecture that takes as much memory as a calibration at its fullest, and the tokens of its slots (for
+    engines.live.memory.plan_slots). Its lanes run what is measured together; a slot belongs to one of them."""
+    together = sum(widths_of(loads_by_lane(default_groups(grid))))
+    largest = grid.batches[-1]
+    lanes = PDV.with_batch_limits({Step.DRAFT: largest, Step.VERIFY: largest, Step.PREFILL: 1})
+    slots, length = max(together, grid.packed[-1]), FixedDraftLength(grid.draft_lengths[-1])
+    return lanes.replace(slots=slots, draft_length=length), grid.longest + 1
 
 
 def _scaled(progress: Progress, part: str) -> Progress:

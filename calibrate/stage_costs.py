@@ -62,15 +62,20 @@ class Grid:
             Load(segment, n, prompt_tokens=tokens) for segment, n, tokens in prefill
         ]
 
-    def check(self, pair: Pair) -> None:
-        """Raises InputError if the pair's models cannot position the longest sequence of the grid."""
-        longest, k = max(*self.contexts, *self.prompt_tokens), self.draft_lengths[-1]
-        room = pair.max_context - k - 2
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence before a step."""
+        return max(*self.contexts, *self.prompt_tokens)
+
+    def check(self, positions: int) -> None:
+        """Raises InputError if models that position so many tokens cannot hold the longest sequence of the grid."""
+        k = self.draft_lengths[-1]
+        room = positions - k - 2
         if room < 2:
-            remedy = f"the models position {pair.max_context} tokens; use at most {pair.max_context - 4}"
+            remedy = f"the models position {positions} tokens; use at most {positions - 4}"
             raise InputError("draft_lengths", k, remedy)
-        if longest > room:
-            raise InputError("contexts, prompt_tokens", longest, f"the pair takes at most {room} with k = {k}")
+        if self.longest > room:
+            raise InputError("contexts, prompt_tokens", self.longest, f"the pair takes at most {room} with k = {k}")
 
 
 def median_half_width(times: Sequence[float]) -> float:
@@ -92,10 +97,10 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
     take turns, as the workers of lanes do: on a CPU, work that moves to a thread just woken is slower.
     Every load gets FEWEST measurements whatever the budget.
     """
-    grid.check(pair)
+    grid.check(pair.max_context)
     loads = grid.loads()
     slots = max(*grid.batches, *grid.packed)
-    stages = make_stages(pair, slots, grid.draft_lengths[-1], max(*grid.contexts, *grid.prompt_tokens))
+    stages = make_stages(pair, slots, grid.draft_lengths[-1], grid.longest)
     stream = make_stream(pair.device)
     times: dict[Load, list[float]] = {load: [] for load in loads}
     with torch.inference_mode(), lane_settings(pair.device), ExitStack() as stack:

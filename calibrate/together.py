@@ -43,6 +43,16 @@ def default_groups(grid: Grid) -> list[tuple[Load, ...]]:
     return [*pairs, *triples, (drafts[1], verifies[1], draft_prompt)]
 
 
+def loads_by_lane(groups: Sequence[tuple[Load, ...]]) -> list[list[Load]]:
+    """What each lane runs, group by group: the first load of every group, then the second ones, and so on."""
+    return [[group[i] for group in groups if i < len(group)] for i in range(max(map(len, groups)))]
+
+
+def widths_of(lanes_loads: Sequence[Sequence[Load]]) -> list[int]:
+    """Slots that each lane needs."""
+    return [max(load.batch for load in loads) for loads in lanes_loads]
+
+
 def measure_contention(
     pair: Pair, grid: Grid, groups: Sequence[tuple[Load, ...]], budget_s: float, progress: Progress
 ) -> pd.DataFrame:
@@ -52,11 +62,10 @@ def measure_contention(
     rate = completions per second while all run, against the same load alone right before: slow drift of the
     machine cancels. Every group gets an equal share of the budget, a third of it for running alone.
     """
-    grid.check(pair)
-    lanes_loads = [[group[i] for group in groups if i < len(group)] for i in range(max(map(len, groups)))]
-    widths = [max(load.batch for load in loads) for loads in lanes_loads]  # slots that each lane needs
-    longest = max(*grid.contexts, *grid.prompt_tokens)
-    stages = make_stages(pair, sum(widths), grid.draft_lengths[-1], longest)
+    grid.check(pair.max_context)
+    lanes_loads = loads_by_lane(groups)
+    widths = widths_of(lanes_loads)
+    stages = make_stages(pair, sum(widths), grid.draft_lengths[-1], grid.longest)
     streams = [make_stream(pair.device) for _ in widths]
     share_s = budget_s / len(groups)
     rows: list[dict[str, Any]] = []

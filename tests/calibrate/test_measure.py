@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from calibrate.measure import calibrate, host_times  # noqa: E402
+from calibrate.measure import calibrate, footprint, host_times  # noqa: E402
 from calibrate.profile import Profile  # noqa: E402
 from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
 from calibrate.together import default_groups, measure_contention  # noqa: E402
@@ -48,6 +48,29 @@ def test_a_calibration_covers_the_grid_and_passes_its_own_checks(profile: Profil
     assert again.contention["rate"].between(0, 1).all()
     assert again.acceptance["rate"].is_monotonic_decreasing
     assert set(again.tapes) == set(profile.tapes)
+
+
+@pytest.mark.parametrize("grid", [SMALL, Grid((2, 6), (1, 3), (8, 90), (40,), (1, 20))])
+def test_no_part_of_a_calibration_takes_more_slots_than_are_planned(
+    grid: Grid, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):  # noqa: N818
+        pass
+
+    def asked(pair: Pair, slots: int, draft_length: int, context_tokens: int) -> None:
+        raise Asked(slots, draft_length, context_tokens + 1)
+
+    architecture, context = footprint(grid)
+    most = []
+    for module, measure in (
+        ("stage_costs", lambda: measure_stage_costs(pair, grid, 0, silent)),
+        ("together", lambda: measure_contention(pair, grid, default_groups(grid), 0, silent)),
+    ):
+        monkeypatch.setattr(f"calibrate.{module}.make_stages", asked)
+        with pytest.raises(Asked) as caught:
+            measure()
+        most.append(caught.value.args)
+    assert (architecture.slots, architecture.draft_length.maximum, context) == max(most)
 
 
 def test_more_work_takes_longer(profile: Profile) -> None:
