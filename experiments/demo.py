@@ -100,9 +100,8 @@ class Demo:
     def _calibration(self, part: int) -> Profile:
         """One of `repeats` parts, at every draft length that an architecture of the grid can use."""
         folder = self.folder / "profile" / f"part-{part}"
-        calibration = self.experiment.calibration
-        points = calibration.points(sorted({k for point in self.points for k in _draft_lengths(point)}))
-        budget_s = calibration.budget_s / self.experiment.repeats
+        points = _calibration_points(self.experiment)
+        budget_s = self.experiment.calibration.budget_s / self.experiment.repeats
         where = {"pair": self.experiment.pair, "device": self.experiment.device}
         digest = fingerprint({**points, **where, "budget_s": budget_s})
         with suppress(InputError):  # not there, damaged or of another version: it is measured again
@@ -176,19 +175,26 @@ class LiveLaboratory:
 
     def _opened(self) -> Pair:
         from engines.live.pairs import load_pair
+        from experiments.fitting import check_calibration_fits, check_fits
         from experiments.serving import warm_up
 
         if self._pair is None:
+            pair, device, context = self.experiment.pair, self.experiment.device, self.experiment.max_context
+            for architecture in self.experiment.layouts():
+                check_fits(architecture, pair, device=device, max_context=context)
+            check_calibration_fits(_calibration_points(self.experiment), pair, device=device)
             with console.status("loading the pair and warming up"):
-                self._pair = load_pair(self.experiment.pair, device=self.experiment.device)
+                self._pair = load_pair(pair, device=device)
                 for architecture in self.experiment.layouts():
-                    warm_up(architecture, self._pair)
+                    warm_up(architecture, self._pair, context)
         return self._pair
 
 
-def _draft_lengths(point: Point) -> Iterator[int]:
-    rule = point.architecture.draft_length
-    yield from range(getattr(rule, "minimum", rule.maximum), rule.maximum + 1)
+def _calibration_points(experiment: Experiment) -> dict[str, list[int]]:
+    """What is measured for the profile, at every draft length that an architecture of the grid can use."""
+    rules = [architecture.draft_length for architecture in experiment.layouts()]
+    lengths = {k for rule in rules for k in range(getattr(rule, "minimum", rule.maximum), rule.maximum + 1)}
+    return experiment.calibration.points(sorted(lengths))
 
 
 def _matched(points: list[Point], lives: list[Run]) -> Iterator[tuple[Point, Run]]:

@@ -25,27 +25,30 @@ from engines.live.utilisation import measure_ceilings
 from experiments.bench.engines import closed_loop_row, free_memory
 from experiments.bench.exactness import expected_of
 from experiments.bench.settings import BenchSettings, defaults_for
+from experiments.fitting import check_fits
 from experiments.study import layouts
 
 
 def measure(settings: BenchSettings, seconds: float, budget_s: float, folder: Path, only: str = "") -> pd.DataFrame:
     """One row a layout and number of clients. seconds: about how long each closed loop lasts; budget_s: no further
     layout is begun after it; only: measure the layouts whose name or study contains this."""
+    chosen = [layout for layout in layouts() if only in f"{layout.study}: {layout.name}"]
+    context = settings.prompt_tokens + settings.output_tokens
+    for layout in chosen:
+        check_fits(layout.architecture, settings.pair, device=settings.device, max_context=context)
     folder.mkdir(parents=True, exist_ok=True)
     pair = load_pair(settings.pair, device=settings.device)
     ceilings, expected = measure_ceilings(pair.device), expected_of(settings.pair, pair)
     started, rows = time.perf_counter(), []
-    for layout in layouts():
-        if only not in f"{layout.study}: {layout.name}":
-            continue
+    for layout in chosen:
         if time.perf_counter() - started > budget_s:
             print(f"out of time before {layout.name}")
             break
         architecture = layout.architecture
         packed = max(lane.steps.get(Step.PREFILL, 0) for lane in architecture.lanes)
         began = time.perf_counter()
-        context = settings.prompt_tokens + settings.output_tokens
-        with LiveEngine(architecture, pair, context, prefill_tokens=packed * settings.prompt_tokens) as engine:
+        tokens = packed * settings.prompt_tokens
+        with LiveEngine(architecture, pair, context, prefill_tokens=tokens, reserve=0) as engine:
             for clients in layout.clients:
                 row = closed_loop_row(engine, clients, settings, ceilings, expected, seconds, lambda what, part: None)
                 rows.append({"study": layout.study, "layout": layout.name, "clients": clients, **row})

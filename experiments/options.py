@@ -15,6 +15,7 @@ from engines.errors import InputError
 from engines.permutation import PREFIX, parse_pair
 from engines.workload import FixedLength, Lengths, LogNormalLength, UniformLength
 
+AUTO = "auto"  # as many slots as fit the device
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _WHOLE = re.compile(r"\d+")
 _RANGE = re.compile(r"(\d+)-(\d+)")
@@ -66,6 +67,15 @@ def parse_numbers(field: str, text: str) -> list[int]:
     if not all(_WHOLE.fullmatch(item) and int(item) >= 1 for item in items):
         raise InputError(field, text, "list whole numbers of at least 1, separated by commas")
     return sorted({int(item) for item in items})
+
+
+def parse_slots(text: str | None) -> int | None:
+    """ "48": that many slots; None stays None. Raises InputError, also for "auto", which live runs see to."""
+    if text == AUTO:
+        raise InputError("slots", text, "a simulation has no device whose memory could be filled; give a number")
+    if text is not None and not _WHOLE.fullmatch(text):
+        raise InputError("slots", text, "use a whole number of at least 1, or, for a live run, auto")
+    return None if text is None else int(text)
 
 
 def adjusted(

@@ -106,6 +106,7 @@ def _measure(
         candidate.architecture, pair, settings.prompt_tokens + settings.output_tokens,
         prefill_tokens=candidate.limit(Stage.PREFILL) * settings.prompt_tokens,
         progress=lambda done, total: progress(f"{name}: graph {done} of {total}", 0.0),
+        reserve=0,  # it was planned with before the pair was loaded
     )  # fmt: skip
     with engine:
         start_s = time.perf_counter() - started

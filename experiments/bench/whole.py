@@ -17,11 +17,13 @@ import tomli_w
 import torch
 
 from calibrate.stage_costs import Progress
-from engines.architecture import PD, Architecture, Step
+from engines.architecture import PD, Step
+from engines.draft_length import FixedDraftLength
 from engines.errors import InputError
-from engines.live.memory import Configs, plan_slots
+from engines.live.kv_cache import positions_of
 from engines.live.pairs import default_dtype, find_device, load_configs, load_pair
 from engines.live.serve import device_name
+from experiments import fitting
 from experiments.bench.caches import CacheFindings, check_caches
 from experiments.bench.engines import candidates, free_memory, measure_engines
 from experiments.bench.exactness import expected_of
@@ -83,24 +85,16 @@ def _cache_failure(findings: CacheFindings) -> str:
 
 def check_fits(settings: BenchSettings) -> None:
     """Raise InputError, before anything is loaded, for what the pair or the device cannot hold."""
-    configs, device = load_configs(settings.pair), find_device(settings.device)
-    positions = min(int(config.max_position_embeddings) for config in configs)
+    positions = positions_of(*load_configs(settings.pair))
     if settings.longest > positions:
         remedy = f"the pair positions {positions} tokens, drafts included; ask for shorter ones"
         raise InputError("context, prompts, prompt_tokens + output_tokens", settings.longest, remedy)
-    chosen = candidates(settings)
-    if device.type == "cpu":
-        return
-    for candidate in chosen:
-        context = settings.prompt_tokens + settings.output_tokens
-        _check_memory(candidate.architecture, context, configs, device)
-    alone = PD.with_batch_limits({Step.DRAFT_VERIFY: max(settings.batches)}).replace(slots=max(settings.batches))
-    _check_memory(alone, max(settings.context, *settings.prompts) + 1, configs, device)
-
-
-def _check_memory(architecture: Architecture, context: int, configs: Configs, device: torch.device) -> None:
-    plan = plan_slots(architecture, configs, device, default_dtype(device), context)
-    plan.check(architecture.slots)
+    alone = PD.with_batch_limits({Step.DRAFT_VERIFY: max(settings.batches)}).replace(
+        slots=max(settings.batches), draft_length=FixedDraftLength(settings.draft_length)
+    )
+    needs = [(c.architecture, settings.prompt_tokens + settings.output_tokens) for c in candidates(settings)]
+    for architecture, context in [*needs, (alone, max(settings.context, *settings.prompts) + 1)]:
+        fitting.check_fits(architecture, settings.pair, device=settings.device, max_context=context)
 
 
 def run_bench(settings: BenchSettings, out: Path, command: str) -> tuple[BenchResult, Path]:

@@ -11,7 +11,7 @@ from engines.architecture import Architecture, load_architecture
 from engines.errors import InputError
 from engines.traces import read_trace
 from engines.workload import PROCESSES, Workload, make_workload
-from experiments.options import adjusted, at_least, parse_lengths, positive
+from experiments.options import adjusted, at_least, parse_lengths, parse_slots, positive
 
 LAYOUT, LOAD = "Architecture", "Workload"
 
@@ -32,7 +32,12 @@ WorkersOption = Annotated[
     int | None, typer.Option(help="Workers of each lane (baseline: requests served at once).", rich_help_panel=LAYOUT)
 ]
 SlotsOption = Annotated[
-    int | None, typer.Option(help="Places in the key-value pool (requests).", rich_help_panel=LAYOUT)
+    str | None,
+    typer.Option(
+        help="Places in the key-value pool (requests). Live also auto: as many as fit the device and the load can "
+        "use, 1024 at most.",
+        rich_help_panel=LAYOUT,
+    ),
 ]
 PermitsOption = Annotated[
     int | None,
@@ -87,7 +92,7 @@ def chosen_architecture(
     draft_length: str | None,
     batch_limit: str | None,
     workers: int | None,
-    slots: int | None,
+    slots: str | None,
     permits: int | None,
     hybrid: int | None,
 ) -> Architecture:
@@ -97,7 +102,7 @@ def chosen_architecture(
         draft_length=draft_length,
         batch_limit=batch_limit,
         workers=workers,
-        slots=slots,
+        slots=parse_slots(slots),
         permits=permits,
         hybrid=hybrid,
     )

@@ -46,8 +46,10 @@ def calibrate(
     check_live(device, pair, target, draft)
 
     from engines.live.pairs import load_pair
+    from experiments.fitting import check_calibration_fits
     from experiments.serving import measure
 
+    check_calibration_fits(points, target or pair, draft, device)
     with console.status("loading the pair"):
         models = load_pair(target or pair, draft, device)
     command = shlex.join(["pdv", *sys.argv[1:]])

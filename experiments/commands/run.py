@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +31,7 @@ from experiments.commands.arguments import (
     chosen_workload,
 )
 from experiments.commands.outcome import conclude
-from experiments.options import at_least, check_live, check_output
+from experiments.options import AUTO, at_least, check_live, check_output
 from experiments.progress import bar, console
 
 LIVE = "Live engine"
@@ -53,6 +53,12 @@ def run(
         int | None,
         typer.Option(
             help="Tokens of prompt and output together \\[default: what the pair can].", rich_help_panel=LIVE
+        ),
+    ] = None,
+    reserve_gib: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory to leave alone, GiB \\[default: a tenth of what is free, 4 at most].", rich_help_panel=LIVE
         ),
     ] = None,
     concurrency: ConcurrencyOption = None,
@@ -83,7 +89,8 @@ def run(
 
     Example: pdv run --architecture pdv --concurrency 5 --prompt-tokens 32-96 --output-tokens 64 --out runs/pdv-c5
     """
-    layout = chosen_architecture(architecture, draft_length, batch_limit, workers, slots, permits, hybrid)
+    number = None if slots == AUTO else slots
+    layout = chosen_architecture(architecture, draft_length, batch_limit, workers, number, permits, hybrid)
     workload = chosen_workload(
         concurrency,
         rate,
@@ -99,16 +106,23 @@ def run(
         seed,
     )
     at_least("max_context", max_context, 8)
+    at_least("reserve_gib", reserve_gib, 0)
     check_output("out", out)
     check_live(device, pair, target, draft)
 
     from engines.live.pairs import load_pair
+    from experiments.fitting import check_fits, fill
     from experiments.serving import serve, warm_up
 
+    memory: dict[str, Any] = {"max_context": max_context, "reserve_gib": reserve_gib}
+    if slots == AUTO:
+        layout = fill(layout, workload, target or pair, draft, device, **memory)
+    else:
+        check_fits(layout, target or pair, draft, device, **memory)
     with console.status("loading the pair"):
         models = load_pair(target or pair, draft, device)
     with console.status("warming up"):
-        warm_up(layout, models)
+        warm_up(layout, models, max_context)
     with bar(f"{layout.name}, live") as progress:
         record = serve(layout, workload, models, max_context=max_context, info={"name": out.name}, progress=progress)
     record.save(out)

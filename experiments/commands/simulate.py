@@ -35,7 +35,7 @@ from experiments.commands.arguments import (
     chosen_workload,
 )
 from experiments.commands.outcome import conclude
-from experiments.options import adjusted, check_output
+from experiments.options import adjusted, check_output, parse_slots
 from experiments.predict import Prediction, parse_acceptance, predict, replayed
 from experiments.progress import bar
 
@@ -106,7 +106,7 @@ def simulate(
                 raise InputError(name, str(value), "a replay has the live run's load; leave one of them out")
         layout = adjusted(
             Architecture.from_dict(live.info["architecture"]), draft_length=draft_length, batch_limit=batch_limit,
-            workers=workers, slots=slots, permits=permits, hybrid=hybrid,
+            workers=workers, slots=parse_slots(slots), permits=permits, hybrid=hybrid,
         )  # fmt: skip
         workload = replayed(live)
     else:

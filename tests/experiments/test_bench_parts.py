@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines.architecture import PD, Segment, Stage  # noqa: E402
+from engines.architecture import Segment, Stage  # noqa: E402
 from engines.errors import InputError  # noqa: E402
 from engines.live.pairs import Pair, load_pair  # noqa: E402
 from engines.permutation import expected_output, parse_pair  # noqa: E402
@@ -25,7 +25,7 @@ from experiments.bench.plain import generate, plain_models  # noqa: E402
 from experiments.bench.report import _short  # noqa: E402
 from experiments.bench.settings import LARGE, SMALL, defaults_for  # noqa: E402
 from experiments.bench.stages import with_floors  # noqa: E402
-from experiments.bench.whole import _check_memory  # noqa: E402
+from experiments.bench.whole import check_fits  # noqa: E402
 
 pytestmark = pytest.mark.live
 NAME = "permutation:tiny+tiny-draft:alpha=0.7"
@@ -118,11 +118,25 @@ def test_settings_that_mean_nothing_are_refused(field: str, value: object) -> No
         dataclasses.replace(SMALL, **{field: value})
 
 
-def test_what_does_not_fit_the_device_is_refused(pair: Pair) -> None:
-    configs = (pair.target.config, pair.draft.config)
-    _check_memory(PD, 100, configs, pair.device)
-    with pytest.raises(InputError, match="slots = 1000000000"):
-        _check_memory(PD.replace(slots=10**9), 100, configs, pair.device)
+@pytest.mark.parametrize(
+    ("field", "refusal"),
+    [("concurrencies", r"slots = 900000: \d+ fit"), ("batches", "workspace = '.* GiB': does not fit")],
+)
+def test_what_does_not_fit_the_device_is_refused(
+    field: str, refusal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.live.memory.free_bytes", lambda device: 8 << 30)
+    check_fits(TINY)
+    with pytest.raises(InputError, match=refusal):
+        check_fits(dataclasses.replace(TINY, architectures=("baseline",), **{field: (900_000,)}))
+
+
+@pytest.mark.parametrize("k", [1, 9])
+def test_stages_fit_up_to_the_last_position(k: int) -> None:
+    longest = 512 - k - 2
+    check_fits(dataclasses.replace(TINY, draft_length=k, prompts=(longest,)))
+    with pytest.raises(InputError, match="the pair positions 512 tokens"):
+        check_fits(dataclasses.replace(TINY, draft_length=k, prompts=(longest + 1,)))
 
 
 # --- exactness ------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ BAD_WORKLOAD = {
     "step of another architecture": ("--architecture pd --batch-limit verify=3", "batch_limit = 'verify'"),
     "no workers": ("--architecture baseline --workers 0", "lanes.worker.workers = 0"),
     "no slots": ("--slots 0", "slots = 0"),
+    "slots not a number": ("--slots many", "slots = 'many'"),
     "no permits": ("--permits 0", "running_stages = 0"),
     "hybrid below zero": ("--hybrid -1", "hybrid_at_or_below = -1"),
     "no requests": ("--requests 0", "requests = 0"),
@@ -69,6 +70,7 @@ BAD_LIVE = {
     "CUDA on this machine": ("--device cuda:77", "device = 'cuda:77'"),
     "model folder missing": ("--pair ./nowhere", "pair = './nowhere'"),
     "target folder missing": ("--target ./nowhere --draft ./nowhere", "target = './nowhere'"),
+    "reserve below zero": ("--reserve-gib -1", "reserve_gib = -1.0"),
     "half a pair": ("--target ./nowhere", "target, draft = "),
 }
 BAD_SIMULATION = {
@@ -86,6 +88,8 @@ BAD_SIMULATION = {
     "replay missing": ("--profile profile --replay nowhere", "nowhere"),
     "replay without an architecture": ("--profile profile --replay no_architecture", "architecture = None"),
     "replay with a load": ("--profile profile --replay live/pdv-r1 --rate 3", "rate = '3.0'"),
+    "slots of no device": ("--profile profile --slots auto", "slots = 'auto': a simulation has no device"),
+    "replay's slots of no device": ("--profile profile --replay live/pdv-r1 --slots auto", "slots = 'auto'"),
     "no profile": ("", "--profile"),
 }
 BAD_OTHERS = {
