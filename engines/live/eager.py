@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -18,12 +18,19 @@ class EagerRunner:
     def __init__(self, stages: Stages) -> None:
         self.stages = stages
 
-    def run(
+    def ready(
+        self, segment: Segment, slots: Sequence[int], counts: Sequence[int], k: int, sampling: bool
+    ) -> Callable[[], Tensor | None]:
+        """Do all of a segment that the host can do beforehand, and return the rest, to be called in the same turn.
+
+        slots: the members' slots; counts: their prompt lengths (prefill); k: the largest draft length among them.
+        The call returns what the stage returns, [batch, ...], on the host and complete once the stream has passed
+        this point; None where it returns nothing."""
+        return lambda: self._run(segment, slots, counts, k, sampling)
+
+    def _run(
         self, segment: Segment, slots: Sequence[int], counts: Sequence[int], k: int, sampling: bool
     ) -> Tensor | None:
-        """Run a segment. slots: the members' slots; counts: their prompt lengths (prefill); k: the largest draft
-        length among them. Returns what the stage returns, [batch, ...], on the host and complete once the stream
-        has passed this point; None where it returns nothing."""
         stages = self.stages
         members = to_device(slots, stages.device)
         match segment:

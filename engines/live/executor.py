@@ -53,9 +53,10 @@ class Executor:
         with self.stream.turn():
             if step is Step.PREFILL:
                 self._load(members)
+            calls = {segment: self.runner.ready(segment, slots, counts, k, sampling) for segment in step.segments}
             marks = [self.stream.mark()]
-            for segment in step.segments:
-                results[segment] = self.runner.run(segment, slots, counts, k, sampling)
+            for segment, call in calls.items():
+                results[segment] = call()
                 marks.append(self.stream.mark())
         times = itertools.pairwise(self.stream.times(marks))
         segments = [SegmentTime(s, *pair) for s, pair in zip(step.segments, times, strict=True)]

@@ -20,7 +20,7 @@ from torch import Tensor
 from engines.architecture import Architecture, Segment, Step
 from engines.live.attention import Layout
 from engines.live.eager import EagerRunner
-from engines.live.host import to_device, to_host
+from engines.live.host import staged, to_host
 from engines.live.stages import Stages
 from engines.live.streams import Stream
 
@@ -149,29 +149,34 @@ class GraphRunner(EagerRunner):
                 shape.graphs[key] = Captured(function, self.stream, self._pool, before=self._draft_once)
                 progress()
 
-    def run(
+    def ready(
         self, segment: Segment, slots: Sequence[int], counts: Sequence[int], k: int, sampling: bool
-    ) -> Tensor | None:
-        """Run a segment in the stream's turn. slots: the members' slots; counts: their prompt lengths (prefill).
-
-        Returns what the stage returns, on the host once the stream has passed; None where it returns nothing.
-        """
+    ) -> Callable[[], Tensor | None]:
         if segment in (Segment.PREFILL_DRAFT, Segment.PREFILL_TARGET):
             prompts = self._prefill_shape(len(slots), sum(counts))
             graph = prompts.graphs.get((segment, sampling)) if prompts else None
             if prompts is None or graph is None:
-                return super().run(segment, slots, counts, k, sampling)
-            self._fill_prefill(prompts, slots, counts)
-            return self._fetch(graph.replay(), len(slots))
+                return super().ready(segment, slots, counts, k, sampling)
+            return partial(self._replay, self._prefill_inputs(prompts, slots, counts), [graph], len(slots))
         shape = self._batch_shape(segment, len(slots))
         graph = shape.graphs.get((k if segment is Segment.VERIFY else "first", sampling)) if shape else None
         if shape is None or graph is None:
-            return super().run(segment, slots, counts, k, sampling)
-        self._put(shape.slots, [*slots, *[self.stages.scratch] * (len(shape.slots) - len(slots))])
-        result = self._fetch(graph.replay(), len(slots))
+            return super().ready(segment, slots, counts, k, sampling)
+        padding = [self.stages.scratch] * (len(shape.slots) - len(slots))
+        graphs = [graph]
         if segment is Segment.DRAFT:
-            for _ in range(k - 1):
-                shape.graphs["next", sampling].replay()
+            graphs += [shape.graphs["next", sampling] for _ in range(k - 1)]
+        return partial(self._replay, [self._input(shape.slots, [*slots, *padding])], graphs, len(slots))
+
+    def _replay(self, inputs: Sequence[tuple[Tensor, Tensor]], graphs: Sequence[Captured], size: int) -> Tensor | None:
+        """inputs: places, and what to put there. Returns the members' part of the first graph's result, on its way
+        to the host."""
+        for place, values in inputs:
+            place.copy_(values, non_blocking=True)
+        output = graphs[0].replay()
+        result = None if output is None else to_host(output[:size])
+        for graph in graphs[1:]:
+            graph.replay()
         return result
 
     def _draft_once(self) -> None:
@@ -219,24 +224,24 @@ class GraphRunner(EagerRunner):
                 ]
         return tasks[::-1]
 
-    # --- inputs and outputs -----------------------------------------------------------------------------
+    # --- inputs -----------------------------------------------------------------------------------------
 
-    def _fill_prefill(self, shape: _Prompts, slots: Sequence[int], counts: Sequence[int]) -> None:
+    def _prefill_inputs(
+        self, shape: _Prompts, slots: Sequence[int], counts: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor]]:
         layout, prompts = shape.layout, len(shape.slots) - 1
         padding = len(layout.owner) - sum(counts)
         unused = prompts - len(slots)
         all_counts = [*counts, *[0] * unused, padding]
-        self._put(shape.slots, [*slots, *[self.stages.scratch] * (unused + 1)])
-        self._put(layout.counts, all_counts)
-        self._put(layout.owner, [i for i, count in enumerate(all_counts) for _ in range(count)])
-        self._put(layout.offset, [j for count in all_counts for j in range(count)])
+        return [
+            self._input(shape.slots, [*slots, *[self.stages.scratch] * (unused + 1)]),
+            self._input(layout.counts, all_counts),
+            self._input(layout.owner, [i for i, count in enumerate(all_counts) for _ in range(count)]),
+            self._input(layout.offset, [j for count in all_counts for j in range(count)]),
+        ]
 
-    def _put(self, place: Tensor, values: Sequence[int]) -> None:
-        place.copy_(to_device(values, place.device), non_blocking=True)
-
-    def _fetch(self, result: Tensor | None, size: int) -> Tensor | None:
-        """The members' part of a result, on its way to the host."""
-        return None if result is None else to_host(result[:size])
+    def _input(self, place: Tensor, values: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return place, staged(values, place.device)
 
 
 def _smallest(shapes: dict[int, _AnyShape], size: int) -> _AnyShape | None:

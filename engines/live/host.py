@@ -26,10 +26,14 @@ def lane_settings(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def staged(values: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers as int64 on the host, where a device can fetch them by itself."""
+    return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+
 def to_device(values: Sequence[int], device: torch.device) -> Tensor:
     """Host numbers as int64 on the device, in the stream's order and without waiting for it."""
-    host = torch.tensor(values, dtype=torch.int64)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return staged(values, device).to(device, non_blocking=True)
 
 
 def to_host(result: Tensor) -> Tensor:

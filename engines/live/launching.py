@@ -19,6 +19,14 @@ def follow(DEPENDENT: tl.constexpr):
         tl.extra.cuda.gdc_wait()
 
 
+@triton.jit
+def ahead(pointers):
+    """Bring the lines that these point to into the second-level cache. A hint: nothing waits for it."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32, False, 1
+    )
+
+
 @cache
 def depends(device: torch.device) -> bool:
     """Whether kernels on a device can be launched so: Hopper and later."""

@@ -12,14 +12,16 @@ times the norm's weights (`scaled`) and each program's sum of its squares (`squa
 by the root of their mean at the end.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from engines.live.launching import depends, follow
+from engines.live.launching import ahead, depends, follow
 from engines.live.operations import rotate_and_store
 from engines.live.passes import Product
 
@@ -43,14 +45,24 @@ class Launch:
     ahead: int = 0
 
 
-TUNED: dict[tuple[str, int, int, int], Launch] = {}
+@cache
+def launch_for(outputs: int, inputs: int, rows: int) -> Launch:
+    """How a product of so many rows is launched, as measured on an H100 (experiments/kernel_check.py).
 
-
-def launch_for(kind: str, outputs: int, inputs: int, rows: int) -> Launch:
-    """How a product of `rows` tokens is launched. kind: the method of NarrowPass."""
-    if (kind, outputs, inputs, rows) in TUNED:
-        return TUNED[kind, outputs, inputs, rows]
-    return Launch(32, 2, 128, 4, 4 if rows <= 32 else 5, 512)
+    Many outputs give every processor several programs, and the device evens them out. Of few outputs the inputs are
+    split, and the fewer rows there are to read again, the more.
+    """
+    few = rows <= 32
+    if outputs >= 264 * 32:
+        columns, splits, warps, stages = (32, 1, 2, 6) if few else (32, 1, 4, 3)
+        step = 128
+    else:
+        columns, step, warps, stages = (16, 256, 2, 4) if few else (64 if inputs > 2 * outputs else 32, 128, 4, 5)
+        splits = triton.next_power_of_2(triton.cdiv(512 if few else 128, triton.cdiv(outputs, columns)))
+    step = math.gcd(step, inputs)
+    splits = min(splits, max(1, inputs // (2 * step)))
+    ahead = min(512, triton.next_power_of_2(inputs // splits // 2 + 1) // 2)
+    return Launch(columns, splits, step, warps, stages, ahead // LINE * LINE)
 
 
 @triton.jit
@@ -71,10 +83,7 @@ def _multiply(
     if DEPENDENT:
         tl.extra.cuda.gdc_launch_dependents()
         if AHEAD > 0:
-            lines = weights[:, None] + first + tl.arange(0, AHEAD // LINE)[None, :] * LINE
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines.to(tl.int64)], tl.int32, False, 1
-            )
+            ahead(weights[:, None] + first + tl.arange(0, AHEAD // LINE)[None, :] * LINE)
         tl.extra.cuda.gdc_wait()
     found = tl.zeros([ROWS, COLUMNS], tl.float32)
     for at in range(first, min(first + each, INPUTS), STEP):
@@ -274,7 +283,7 @@ class NarrowPass:
         if head_norms is not None:  # a norm of a whole head is not a program's own matter
             return rotate_and_store(self.project(product), rotations, head_norms, self._eps, rows, keys, values)
         (outputs, inputs), (kv_heads, head_dim) = product.weight.shape, keys.shape[-2:]
-        launch = launch_for("queries", outputs, inputs, self._rows)
+        launch = launch_for(outputs, inputs, self._rows)
         heads = outputs // head_dim - 2 * kv_heads
         query = self.residual.new_empty(self._tokens, heads, head_dim)
         _rotate[(outputs // launch.columns, launch.splits)](
@@ -286,7 +295,7 @@ class NarrowPass:
 
     def add(self, x: Tensor, product: Product, norm: Tensor) -> None:
         outputs, inputs = product.weight.shape
-        launch = launch_for("add", outputs, inputs, self._rows)
+        launch = launch_for(outputs, inputs, self._rows)
         self._parts = triton.cdiv(outputs, launch.columns)
         _add[(self._parts, launch.splits)](
             x, *self._weights(product), *self._shared(outputs, launch), norm, self.residual, self._scaled, self._squares, self._tokens,
@@ -295,7 +304,7 @@ class NarrowPass:
 
     def gate(self, product: Product) -> Tensor:
         width, inputs = product.weight.shape[0] // 2, product.weight.shape[1]
-        launch = launch_for("gate", 2 * width, inputs, self._rows)
+        launch = launch_for(2 * width, inputs, self._rows)
         out = self.residual.new_empty(self._tokens, width)
         _gate[(triton.cdiv(width, launch.columns // 2), launch.splits)](
             self._scaled, *self._weights(product), *self._shared(2 * width, launch), self._squares, out, self._tokens, self._eps,
@@ -306,7 +315,7 @@ class NarrowPass:
 
     def project(self, product: Product) -> Tensor:
         outputs, inputs = product.weight.shape
-        launch = launch_for("project", outputs, inputs, self._rows)
+        launch = launch_for(outputs, inputs, self._rows)
         out = self.residual.new_empty(self._tokens, outputs)
         _project[(triton.cdiv(outputs, launch.columns), launch.splits)](
             self._scaled, *self._weights(product), *self._shared(outputs, launch), self._squares, out, self._tokens, self._eps,

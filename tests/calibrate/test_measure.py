@@ -99,7 +99,7 @@ def test_captured_loads_are_replayed_at_just_their_sizes(pair: Pair, monkeypatch
         assert isinstance(runner, GraphRunner)
         assert len(runner) == 2 * 3 + 3 * 2  # first, next and verify at two batches; both models at three lengths
         bench = Workbench(stages, 0, 4, runner)
-        monkeypatch.setattr("engines.live.eager.EagerRunner.run", lambda *args: pytest.fail("ran uncaptured"))
+        monkeypatch.setattr("engines.live.eager.EagerRunner._run", lambda *args: pytest.fail("ran uncaptured"))
         for load in loads:
             assert bench.time(stream, bench.work(load)) > 0
 
@@ -138,14 +138,14 @@ def test_two_sleepers_do_not_slow_each_other_but_two_holders_of_a_lock_do(
     shared = HostStream()
 
     def sleep(bench: Workbench, load: Load) -> object:
-        return Work(lambda: None, lambda: time.sleep(0.01))
+        return Work(lambda: None, lambda: lambda: time.sleep(0.01))
 
     def sleep_in_turn(bench: Workbench, load: Load) -> object:
         def work() -> None:
             with shared.turn():
                 time.sleep(0.01)
 
-        return Work(lambda: None, work)
+        return Work(lambda: None, lambda: work)
 
     group = [(Load(Segment.DRAFT, 1, 2, 0, 16), Load(Segment.VERIFY, 1, 2, 0, 16))]
     monkeypatch.setattr("calibrate.together.count_kernels", lambda *args: 1)

@@ -80,20 +80,25 @@ def test_every_case_agrees_and_is_reported(check: Check, monkeypatch: pytest.Mon
 def test_one_wrong_token_of_a_replay_fails_the_check(
     segment: Segment, sampling: bool, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, tickets = GraphRunner.run, iter([True])
+    right, tickets = GraphRunner.ready, iter([True])
 
     def wrong_once(
         self: GraphRunner, asked: Segment, slots: Sequence[int], counts: Sequence[int], k: int, samples: bool
-    ) -> torch.Tensor | None:
-        result = right(self, asked, slots, counts, k, samples)
-        if (asked, samples) == (segment, sampling) and next(tickets, False):
-            assert result is not None
-            first = result[0, 1:2] if segment is Segment.VERIFY else result[:1]
-            first.copy_((first + 1) % SPEC.target_shape.vocabulary)
-        return result
+    ) -> Callable[[], torch.Tensor | None]:
+        call = right(self, asked, slots, counts, k, samples)
+
+        def altered() -> torch.Tensor | None:
+            result = call()
+            if (asked, samples) == (segment, sampling) and next(tickets, False):
+                assert result is not None
+                first = result[0, 1:2] if segment is Segment.VERIFY else result[:1]
+                first.copy_((first + 1) % SPEC.target_shape.vocabulary)
+            return result
+
+        return altered
 
     monkeypatch.delitem(graph_check.DRAFT_LENGTHS, "3 to 5")
-    monkeypatch.setattr(GraphRunner, "run", wrong_once)
+    monkeypatch.setattr(GraphRunner, "ready", wrong_once)
     code, rows, out = check("--architectures pdv --clients 3")
     assert code == 1
     assert rows["wrong"].sum() == 1
@@ -105,14 +110,14 @@ def test_one_wrong_token_of_a_replay_fails_the_check(
 def test_graphs_that_forget_whose_noise_it_is_fail_where_requests_sample(
     check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = GraphRunner.run
+    right = GraphRunner.ready
 
-    def without_keys(self: GraphRunner, *arguments: object) -> torch.Tensor | None:
+    def without_keys(self: GraphRunner, *arguments: object) -> Callable[[], torch.Tensor | None]:
         self.stages.keys.zero_()
         return right(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.delitem(graph_check.DRAFT_LENGTHS, "3 to 5")
-    monkeypatch.setattr(GraphRunner, "run", without_keys)
+    monkeypatch.setattr(GraphRunner, "ready", without_keys)
     code, rows, _ = check("--architectures pd --clients 4")
     assert code == 1
     assert not rows.loc[rows["decoding"] == "greedy", "wrong"].any()

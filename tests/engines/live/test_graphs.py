@@ -45,7 +45,7 @@ def test_replays_are_used_and_nothing_runs_uncaptured(llama: Pair, monkeypatch: 
     replays: list[int] = []
     replay = Captured.replay
     monkeypatch.setattr(Captured, "replay", lambda self: (replays.append(1), replay(self))[1])
-    monkeypatch.setattr("engines.live.eager.EagerRunner.run", lambda *args: pytest.fail("ran uncaptured"))
+    monkeypatch.setattr("engines.live.eager.EagerRunner._run", lambda *args: pytest.fail("ran uncaptured"))
     served_by_graphs(PDV, llama, random_requests(6), 4)
     assert len(replays) > 50
 
@@ -64,14 +64,14 @@ def test_padding_leaves_other_slots_alone(llama: Pair) -> None:
         for slot in range(8):
             stages.load(slot, [5 + slot] * 6)
         runner.capture()
-        runner.run(Segment.PREFILL_DRAFT, [6, 1], [6, 6], 0, False)
-        runner.run(Segment.PREFILL_TARGET, [6, 1], [6, 6], 0, False)
+        runner.ready(Segment.PREFILL_DRAFT, [6, 1], [6, 6], 0, False)()
+        runner.ready(Segment.PREFILL_TARGET, [6, 1], [6, 6], 0, False)()
         untouched = [0, 2, 3, 4, 5, 7]
         before = [t[untouched].clone() for t in (stages.tokens, stages.lengths, stages.drafts)]
         pools = [t[untouched].clone() for t in (*stages.target_pool.keys, *stages.draft_pool.values)]
         for _ in range(3):
-            runner.run(Segment.DRAFT, [6, 1], [6, 6], 4, False)
-            runner.run(Segment.VERIFY, [6, 1], [6, 6], 4, False)
+            runner.ready(Segment.DRAFT, [6, 1], [6, 6], 4, False)()
+            runner.ready(Segment.VERIFY, [6, 1], [6, 6], 4, False)()
         after = [t[untouched] for t in (stages.tokens, stages.lengths, stages.drafts)]
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         now = [t[untouched] for t in (*stages.target_pool.keys, *stages.draft_pool.values)]
@@ -109,7 +109,7 @@ def test_no_captured_sequence_is_longer_than_a_row(llama: Pair) -> None:
     with torch.inference_mode():
         for slot in range(4):
             stages.load(slot, [5] * 20)
-        runner.run(Segment.PREFILL_TARGET, [0, 1, 2], [20, 20, 20], 0, False)
+        runner.ready(Segment.PREFILL_TARGET, [0, 1, 2], [20, 20, 20], 0, False)()
     assert stages.lengths.tolist() == [21, 21, 21, 20, 2]
 
 
