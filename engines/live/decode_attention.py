@@ -14,13 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engines.live.launching import ahead, depends
-
-LINES = -1
+from engines.live.launching import LINE, ahead, depends
 
 MOST_ROWS = 128  # new tokens times heads of a group that one program can hold
 MOST_SPLITS = 16
-PROGRAMS_PER_PROCESSOR = 2  # what a split context aims at; more only adds merging (measured on an H200)
+SPLIT_FOR = 256  # numbers of a head that a processor's programs have together, which a split context aims at; more
+# only adds merging (measured on an H100 and an H200)
 LOG2_E = 1.4426950408889634
 
 
@@ -41,13 +40,13 @@ CONFIGS = {
     (64, 32): LaunchConfig(keys=64, warps=4, stages=3),
     (64, 64): LaunchConfig(keys=64, warps=4, stages=3),
     (64, 128): LaunchConfig(keys=64, warps=8, stages=3),
-    (128, 16): LaunchConfig(keys=64, warps=4, stages=3),
+    (128, 16): LaunchConfig(keys=64, warps=4, stages=4),
     (128, 32): LaunchConfig(keys=64, warps=4, stages=3),
     (128, 64): LaunchConfig(keys=64, warps=4, stages=3),
     (128, 128): LaunchConfig(keys=64, warps=8, stages=2),
 }
 OTHER = LaunchConfig(keys=32, warps=4, stages=2)
-SPLIT = LaunchConfig(keys=128, warps=4, stages=2)  # of a split context, with 16 or 32 rows
+SPLIT = LaunchConfig(keys=128, warps=4, stages=3)  # of a split context, with 16 or 32 rows
 
 
 @triton.jit
@@ -108,10 +107,11 @@ def _attend(
     key_row = tl.arange(0, KEYS)
     if DEPENDENT:
         tl.extra.cuda.gdc_launch_dependents()
-        if LINES > 0:
-            line = key_row[:, None] * (KV_HEADS * HEAD_DIM) + tl.arange(0, LINES)[None, :] * (HEAD_DIM // LINES)
-            ahead(keys + offset + line)
-            ahead(values + offset + line)
+        # Slots and lengths are older than the kernel before this one, and so are all keys but the newest.
+        line = tl.minimum(key_row, end - begin - 1)[:, None] * (KV_HEADS * HEAD_DIM)
+        line += tl.arange(0, LINES)[None, :] * (HEAD_DIM // LINES)
+        ahead(keys + offset + line)
+        ahead(values + offset + line)
         tl.extra.cuda.gdc_wait()
     q = tl.load(query + place, mask=real[:, None], other=0.0)
     within = key_row[:, None] * (KV_HEADS * HEAD_DIM) + dim[None, :]
@@ -188,7 +188,7 @@ class DecodeAttention:
         _attend[(kv_heads, self.splits, len(self.slots))](
             query, keys, values, self.slots, self.first, out, self._parts, self._part_logs, self._arrivals,
             self.scale, row_length * kv_heads * head_dim, self.query_tokens, group, kv_heads, head_dim,
-            self.splits, self._rows, config.keys, LINES if LINES >= 0 else max(1, head_dim * keys.itemsize // 128), self._dependent,
+            self.splits, self._rows, config.keys, max(1, head_dim * keys.itemsize // LINE), self._dependent,
             num_warps=config.warps, num_stages=config.stages, launch_pdl=self._dependent,
         )  # fmt: skip
         return out
@@ -197,5 +197,5 @@ class DecodeAttention:
 def _splits(groups: int, blocks: int, pool: Tensor) -> int:
     """Programs that share a context: as few as fill the device, and no more than it has blocks; a power of two."""
     processors = torch.cuda.get_device_properties(pool.device).multi_processor_count if pool.is_cuda else 1
-    wanted = min(PROGRAMS_PER_PROCESSOR * processors // groups, blocks, MOST_SPLITS)
+    wanted = min(max(1, SPLIT_FOR // pool.shape[-1]) * processors // groups, blocks, MOST_SPLITS)
     return 1 << (max(wanted, 1).bit_length() - 1)

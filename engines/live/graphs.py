@@ -168,7 +168,9 @@ class GraphRunner(EagerRunner):
             graphs += [shape.graphs["next", sampling] for _ in range(k - 1)]
         return partial(self._replay, [self._input(shape.slots, [*slots, *padding])], graphs, len(slots))
 
-    def _replay(self, inputs: Sequence[tuple[Tensor, Tensor]], graphs: Sequence[Captured], size: int) -> Tensor | None:
+    def _replay(
+        self, inputs: Sequence[tuple[Tensor, Tensor]], graphs: Sequence[Captured], size: int
+    ) -> Tensor | None:
         """inputs: places, and what to put there. Returns the members' part of the first graph's result, on its way
         to the host."""
         for place, values in inputs:

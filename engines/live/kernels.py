@@ -12,13 +12,16 @@ from torch import Tensor
 from engines.live.launching import depends, follow
 
 # Launch parameters, to be tuned by experiments/kernel_check.py on a new kind of GPU.
-NORM_WARPS = 8
-ROTATE_HEADS, ROTATE_WARPS = 4, 2  # heads that one program rotates
-GATE_COLUMNS, GATE_WARPS = 1024, 4
+NORM_WARPS = 16
+ROTATE_HEADS, ROTATE_WARPS = 16, 4  # heads that one program rotates
+GATE_COLUMNS, GATE_WARPS = 2048, 8
 
 
 @triton.jit
-def _add_rms_norm(hidden, residual, weight, out, eps, ADD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
+def _add_rms_norm(
+    hidden, residual, weight, out, eps,
+    ADD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     follow(DEPENDENT)
     columns = tl.arange(0, BLOCK)
     there = columns < WIDTH

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+LINE = 128  # bytes of a line of the second-level cache
+
 
 @triton.jit
 def follow(DEPENDENT: tl.constexpr):

@@ -21,21 +21,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engines.live.launching import ahead, depends, follow
+from engines.live.launching import LINE, ahead, depends, follow
 from engines.live.operations import rotate_and_store
 from engines.live.passes import Product
 
 MOST_TOKENS = 64
 LEAST_COLUMNS = 16
 COUNTERS = 4096  # of split products: more blocks of columns are not split
-LINE = 64  # 16-bit numbers in a line of the second-level cache
+NUMBERS = LINE // 2  # in a line
 
 
 @dataclass(frozen=True)
 class Launch:
     """How a kernel is launched. columns: outputs of one program; splits: programs that share the inputs of the same
     outputs; step: inputs that a program takes at a time; ahead: inputs of each column whose weights it asks for
-    before it waits (a multiple of LINE, 0: none)."""
+    before it waits (a multiple of NUMBERS, 0: none)."""
 
     columns: int
     splits: int
@@ -47,7 +47,7 @@ class Launch:
 
 @cache
 def launch_for(outputs: int, inputs: int, rows: int) -> Launch:
-    """How a product of so many rows is launched, as measured on an H100 (experiments/kernel_check.py).
+    """How a product of so many rows is launched, as measured on an H100 (experiments/product_check.py).
 
     Many outputs give every processor several programs, and the device evens them out. Of few outputs the inputs are
     split, and the fewer rows there are to read again, the more.
@@ -61,15 +61,15 @@ def launch_for(outputs: int, inputs: int, rows: int) -> Launch:
         splits = triton.next_power_of_2(triton.cdiv(512 if few else 128, triton.cdiv(outputs, columns)))
     step = math.gcd(step, inputs)
     splits = min(splits, max(1, inputs // (2 * step)))
-    ahead = min(512, triton.next_power_of_2(inputs // splits // 2 + 1) // 2)
-    return Launch(columns, splits, step, warps, stages, ahead // LINE * LINE)
+    early = min(512, triton.next_power_of_2(inputs // splits // 2 + 1) // 2)
+    return Launch(columns, splits, step, warps, stages, early // NUMBERS * NUMBERS)
 
 
 @triton.jit
 def _multiply(
     x, weights, squares, parts, arrivals, tokens, eps,
     INPUTS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    SPLITS: tl.constexpr, STEP: tl.constexpr, AHEAD: tl.constexpr, LINE: tl.constexpr, DEPENDENT: tl.constexpr,
+    SPLITS: tl.constexpr, STEP: tl.constexpr, AHEAD: tl.constexpr, NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The tokens times the rows of weights that `weights` point to, [ROWS, COLUMNS] float32, and with PARTS divided
     by the root mean square of the residuals whose squares were summed in so many parts. Then whether this program
@@ -83,7 +83,8 @@ def _multiply(
     if DEPENDENT:
         tl.extra.cuda.gdc_launch_dependents()
         if AHEAD > 0:
-            ahead(weights[:, None] + first + tl.arange(0, AHEAD // LINE)[None, :] * LINE)
+            early = min(first, INPUTS - AHEAD) + tl.arange(0, AHEAD // NUMBERS) * NUMBERS
+            ahead(weights[:, None] + early[None, :])
         tl.extra.cuda.gdc_wait()
     found = tl.zeros([ROWS, COLUMNS], tl.float32)
     for at in range(first, min(first + each, INPUTS), STEP):
@@ -133,14 +134,14 @@ def _project(
     x, weight, bias, parts, arrivals, squares, out, tokens, eps,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, BIAS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr, AHEAD: tl.constexpr,
-    LINE: tl.constexpr, DEPENDENT: tl.constexpr,
+    NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     known = tl.minimum(column, OUTPUTS - 1).to(tl.int64)
     weights = weight + known * INPUTS
     found, last = _multiply(
         x, weights, squares, parts, arrivals, tokens, eps,
-        INPUTS, PARTS, BLOCK, ROWS, COLUMNS, SPLITS, STEP, AHEAD, LINE, DEPENDENT,
+        INPUTS, PARTS, BLOCK, ROWS, COLUMNS, SPLITS, STEP, AHEAD, NUMBERS, DEPENDENT,
     )  # fmt: skip
     if not last:
         return
@@ -157,14 +158,14 @@ def _add(
     x, weight, bias, parts, arrivals, norm, residual, scaled, squares, tokens,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr, AHEAD: tl.constexpr,
-    LINE: tl.constexpr, DEPENDENT: tl.constexpr,
+    NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     known = tl.minimum(column, OUTPUTS - 1).to(tl.int64)
     weights = weight + known * INPUTS
     found, last = _multiply(
         x, weights, squares, parts, arrivals, tokens, 0.0,
-        INPUTS, 0, 1, ROWS, COLUMNS, SPLITS, STEP, AHEAD, LINE, DEPENDENT,
+        INPUTS, 0, 1, ROWS, COLUMNS, SPLITS, STEP, AHEAD, NUMBERS, DEPENDENT,
     )  # fmt: skip
     if not last:
         return
@@ -187,7 +188,7 @@ def _gate(
     x, weight, bias, parts, arrivals, squares, out, tokens, eps,
     INPUTS: tl.constexpr, WIDTH: tl.constexpr, BIAS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr, AHEAD: tl.constexpr,
-    LINE: tl.constexpr, DEPENDENT: tl.constexpr,
+    NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = COLUMNS // 2
     place = tl.arange(0, COLUMNS)  # gate and up take turns, so that the two of a pair end in one thread
@@ -195,7 +196,7 @@ def _gate(
     weights = weight + known * INPUTS
     found, last = _multiply(
         x, weights, squares, parts, arrivals, tokens, eps,
-        INPUTS, PARTS, BLOCK, ROWS, COLUMNS, SPLITS, STEP, AHEAD, LINE, DEPENDENT,
+        INPUTS, PARTS, BLOCK, ROWS, COLUMNS, SPLITS, STEP, AHEAD, NUMBERS, DEPENDENT,
     )  # fmt: skip
     if not last:
         return
@@ -215,7 +216,7 @@ def _rotate(
     x, weight, bias, parts, arrivals, squares, rotations, rows, query, keys, values, tokens, eps,
     INPUTS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BIAS: tl.constexpr,
     PARTS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr,
-    STEP: tl.constexpr, AHEAD: tl.constexpr, LINE: tl.constexpr, DEPENDENT: tl.constexpr,
+    STEP: tl.constexpr, AHEAD: tl.constexpr, NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     PAIRS: tl.constexpr = COLUMNS // 2
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -226,7 +227,7 @@ def _rotate(
     weights = weight + known * INPUTS
     found, last = _multiply(
         x, weights, squares, parts, arrivals, tokens, eps,
-        INPUTS, PARTS, BLOCK, ROWS, COLUMNS, SPLITS, STEP, AHEAD, LINE, DEPENDENT,
+        INPUTS, PARTS, BLOCK, ROWS, COLUMNS, SPLITS, STEP, AHEAD, NUMBERS, DEPENDENT,
     )  # fmt: skip
     if not last:
         return
@@ -278,8 +279,9 @@ class NarrowPass:
         )  # fmt: skip
 
     def queries(
-        self, product: Product, head_norms: Tensor | None, rotations: Tensor, rows: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
+        self, product: Product, head_norms: Tensor | None, rotations: Tensor, rows: Tensor,
+        keys: Tensor, values: Tensor,
+    ) -> Tensor:  # fmt: skip
         if head_norms is not None:  # a norm of a whole head is not a program's own matter
             return rotate_and_store(self.project(product), rotations, head_norms, self._eps, rows, keys, values)
         (outputs, inputs), (kv_heads, head_dim) = product.weight.shape, keys.shape[-2:]
@@ -287,7 +289,8 @@ class NarrowPass:
         heads = outputs // head_dim - 2 * kv_heads
         query = self.residual.new_empty(self._tokens, heads, head_dim)
         _rotate[(outputs // launch.columns, launch.splits)](
-            self._scaled, *self._weights(product), *self._shared(outputs, launch), self._squares, rotations, rows, query, keys, values,
+            self._scaled, *self._weights(product), *self._shared(outputs, launch),
+            self._squares, rotations, rows, query, keys, values,
             self._tokens, self._eps, inputs, heads, kv_heads, head_dim, product.bias is not None,
             *self._norm_shape(), *self._shape(launch), **self._options(launch),
         )  # fmt: skip
@@ -298,7 +301,8 @@ class NarrowPass:
         launch = launch_for(outputs, inputs, self._rows)
         self._parts = triton.cdiv(outputs, launch.columns)
         _add[(self._parts, launch.splits)](
-            x, *self._weights(product), *self._shared(outputs, launch), norm, self.residual, self._scaled, self._squares, self._tokens,
+            x, *self._weights(product), *self._shared(outputs, launch),
+            norm, self.residual, self._scaled, self._squares, self._tokens,
             inputs, outputs, product.bias is not None, *self._shape(launch), **self._options(launch),
         )  # fmt: skip
 
@@ -307,7 +311,8 @@ class NarrowPass:
         launch = launch_for(2 * width, inputs, self._rows)
         out = self.residual.new_empty(self._tokens, width)
         _gate[(triton.cdiv(width, launch.columns // 2), launch.splits)](
-            self._scaled, *self._weights(product), *self._shared(2 * width, launch), self._squares, out, self._tokens, self._eps,
+            self._scaled, *self._weights(product), *self._shared(2 * width, launch),
+            self._squares, out, self._tokens, self._eps,
             inputs, width, product.bias is not None,
             *self._norm_shape(), *self._shape(launch), **self._options(launch),
         )  # fmt: skip
@@ -318,7 +323,8 @@ class NarrowPass:
         launch = launch_for(outputs, inputs, self._rows)
         out = self.residual.new_empty(self._tokens, outputs)
         _project[(triton.cdiv(outputs, launch.columns), launch.splits)](
-            self._scaled, *self._weights(product), *self._shared(outputs, launch), self._squares, out, self._tokens, self._eps,
+            self._scaled, *self._weights(product), *self._shared(outputs, launch),
+            self._squares, out, self._tokens, self._eps,
             inputs, outputs, product.bias is not None,
             *self._norm_shape(), *self._shape(launch), **self._options(launch),
         )  # fmt: skip
@@ -348,7 +354,7 @@ class NarrowPass:
         return self._parts, triton.next_power_of_2(self._parts)
 
     def _shape(self, launch: Launch) -> tuple[int, int, int, int, int, int, bool]:
-        return self._rows, launch.columns, launch.splits, launch.step, launch.ahead, LINE, self._dependent
+        return self._rows, launch.columns, launch.splits, launch.step, launch.ahead, NUMBERS, self._dependent
 
     def _options(self, launch: Launch) -> dict[str, int | bool]:
         return {"num_warps": launch.warps, "num_stages": launch.stages, "launch_pdl": self._dependent}

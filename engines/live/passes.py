@@ -25,8 +25,9 @@ class Pass(Protocol):
     """
 
     def queries(
-        self, product: Product, head_norms: Tensor | None, rotations: Tensor, rows: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
+        self, product: Product, head_norms: Tensor | None, rotations: Tensor, rows: Tensor,
+        keys: Tensor, values: Tensor,
+    ) -> Tensor:  # fmt: skip
         """Queries, keys and values of the normed residual; see engines.live.operations.rotate_and_store. Returns the
         queries, [tokens, heads, head_dim]."""
 
@@ -51,8 +52,9 @@ class WidePass:
         self._added: Tensor | None = None  # by the last product; the next norm takes it along
 
     def queries(
-        self, product: Product, head_norms: Tensor | None, rotations: Tensor, rows: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
+        self, product: Product, head_norms: Tensor | None, rotations: Tensor, rows: Tensor,
+        keys: Tensor, values: Tensor,
+    ) -> Tensor:  # fmt: skip
         return rotate_and_store(self.project(product), rotations, head_norms, self._eps, rows, keys, values)
 
     def add(self, x: Tensor, product: Product, norm: Tensor) -> None:

@@ -1,0 +1,177 @@
+"""Check the products of few tokens on a GPU at real shapes, and time them in many launches against their floor.
+
+    python -m experiments.product_check [--tokens 8,20,40] [--seconds 120]
+
+Every product is that of a decoder layer, with all that it does on the way, and is compared with the library's matrix
+product and the kernels around it (relative error of the norm; bfloat16 rounds at 4e-3). Times are of a chain in a
+CUDA graph, over as many layers' weights as the second-level cache cannot hold. The floor is the bytes of the weights,
+over the bandwidth of a device-to-device copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from engines.live import narrow_products
+from engines.live.narrow_products import Launch, NarrowPass, launch_for
+from engines.live.passes import Pass, Product, WidePass
+from engines.live.utilisation import measure_ceilings
+from experiments.kernel_check import LIMIT, LLAMA2, LLAMA3, QWEN3, TINY, Shape, graph_us, random, relative_error
+
+COLD_BYTES = 4 * 10**8
+PRODUCTS = ("queries", "output", "gate", "down", "head")
+SHAPES = {shape.name: shape for shape in (LLAMA2, TINY, LLAMA3, QWEN3)}
+VOCABULARY = 32000
+FORMS = {  # step, warps, stages
+    16: ((128, 2, 6), (256, 2, 4), (256, 2, 6), (256, 4, 5)),
+    32: ((128, 2, 6), (128, 4, 4), (128, 4, 6), (256, 2, 4), (256, 4, 3), (64, 4, 8)),
+    64: ((128, 4, 3), (64, 4, 5), (128, 4, 5), (64, 4, 8)),
+}
+
+
+class Bench:
+    """One product of a layer, of several layers' weights."""
+
+    def __init__(self, shape: Shape, product: str, tokens: int, layers: int | None = None) -> None:
+        torch.manual_seed(tokens)
+        self.shape, self.product, self.tokens = shape, product, tokens
+        hidden, heads = shape.hidden, shape.heads * shape.head_dim
+        self.outputs, self.inputs = {
+            "queries": (heads + 2 * shape.kv_heads * shape.head_dim, hidden),
+            "output": (hidden, heads),
+            "gate": (2 * shape.intermediate, hidden),
+            "down": (hidden, shape.intermediate),
+            "head": (VOCABULARY, hidden),
+        }[product]
+        self.bytes = 2 * self.outputs * self.inputs
+        layers = layers or max(3, min(24, -(-COLD_BYTES // self.bytes)))
+        self.weights = [random(self.outputs, self.inputs) * self.inputs**-0.5 for _ in range(layers)]
+        self.x, self.ids = random(tokens, self.inputs), torch.arange(tokens, device="cuda")
+        self.table, self.norm, self.next_norm = random(tokens, hidden), random(hidden), random(hidden)
+        angles = torch.rand(tokens, shape.head_dim // 2, device="cuda") * 400
+        self.rotations = torch.cat([angles.cos(), angles.sin()], -1).to(torch.bfloat16)
+        self.rows = torch.randperm(1024, device="cuda")[:tokens]
+        self.pools = [torch.zeros(2, 512, shape.kv_heads, shape.head_dim).to(self.x) for _ in range(2)]
+
+    def start(self, kind: Callable[..., Pass]) -> Pass:
+        """A pass whose residual was made by as many programs as in a layer."""
+        begun = kind(self.ids, self.table, self.norm, 1e-5)
+        begun.add(random(self.tokens, 512), Product(random(self.shape.hidden, 512) / 22, None), self.norm)
+        return begun
+
+    def do(self, begun: Pass, weight: Tensor) -> list[Tensor]:
+        product = Product(weight, None)
+        if self.product == "queries":
+            return [begun.queries(product, None, self.rotations, self.rows, *self.pools), *self.pools]
+        if self.product == "gate":
+            return [begun.gate(product)]
+        if self.product != "head":
+            begun.add(self.x, product, self.next_norm)
+            return []
+        return [begun.project(product)]
+
+    def error(self) -> float:
+        """Worst relative error against the library: of what the product makes, and of what a next one makes of it."""
+        found = []
+        for kind in (NarrowPass, WidePass):
+            torch.manual_seed(0)
+            begun = self.start(kind)
+            made = [each.clone() for each in self.do(begun, self.weights[0])]
+            found.append([*made, begun.project(Product(random(64, self.shape.hidden) / 64, None))])
+        errors = [relative_error(*pair) for pair in zip(*found, strict=True)]
+        return max(error if error == error else float("inf") for error in errors)
+
+    def time_us(self, kind: Callable[..., Pass]) -> float:
+        begun, calls = self.start(kind), max(24, len(self.weights))
+        weights = list(itertools.islice(itertools.cycle(self.weights), calls))
+        return graph_us(lambda: [self.do(begun, weight) for weight in weights]) / calls
+
+    def launched(self, launch: Launch) -> AbstractContextManager[object]:
+        return mock.patch.object(narrow_products, "launch_for", return_value=launch)
+
+
+def rows_of(tokens: int) -> int:
+    return next(rows for rows in FORMS if tokens <= rows)
+
+
+def launches(shape: Shape, bench: Bench) -> list[Launch]:
+    """The launch in use first, then others that give the processors neither too few nor too many programs."""
+    rows = rows_of(bench.tokens)
+    found = [launch_for(bench.outputs, bench.inputs, rows)]
+    for columns, splits, (step, warps, stages) in itertools.product((16, 32, 64), (1, 2, 4), FORMS[rows]):
+        programs = bench.outputs // columns * splits
+        fits = 2 * (columns + rows) * step * stages < 220_000 and bench.inputs % step == 0
+        if 100 <= programs <= 1600 and fits and (splits == 1 or bench.product != "head"):
+            found.append(Launch(columns, splits, step, warps, stages, 256))
+    return list(dict.fromkeys(found))
+
+
+def compile_ahead(shape: Shape, product: str, tokens: int, launch: Launch) -> None:
+    """Fill Triton's cache on disk, in a process of its own."""
+    with torch.inference_mode():
+        bench = Bench(shape, product, tokens, layers=1)
+        begun = bench.start(NarrowPass)
+        with bench.launched(launch):
+            bench.do(begun, bench.weights[0])
+        torch.cuda.synchronize()
+
+
+def label(launch: Launch) -> str:
+    return f"{launch.columns}/{launch.splits}/{launch.step}/{launch.warps}/{launch.stages}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", default="8,20,40", help="of a product, 1 to 64")
+    parser.add_argument("--shapes", default="Llama-2-7B,TinyLlama-1.1B", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--seconds", type=float, default=120.0, help="stop timing after this long")
+    parser.add_argument("--processes", type=int, default=14, help="that compile")
+    options = parser.parse_args()
+    begin = time.perf_counter()
+    names, counts = options.shapes.split(","), [int(tokens) for tokens in options.tokens.split(",")]
+    cases = list(itertools.product([SHAPES[name] for name in names], PRODUCTS, counts))
+    wanted = [(*case, launch) for case in cases for launch in launches(case[0], Bench(*case, layers=1))]
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_ahead, *zip(*wanted, strict=True), chunksize=4))
+    print(f"{torch.cuda.get_device_name()}: {len(wanted)} launches compiled, {time.perf_counter() - begin:.0f} s")
+
+    bandwidth = measure_ceilings(torch.device("cuda"), torch.bfloat16).copy_bytes_per_s / 1e6
+    right = True
+    print(f"copy {bandwidth / 1e6:.2f} TB/s. Times in us; launches as columns/splits/step/warps/stages, best four")
+    print(f"{'shape':15} {'product':8} {'tokens':>6} {'error':>7} {'floor':>6} {'library':>7} {'used':>6}  launches")
+    for shape, product, tokens in cases:
+        bench = Bench(shape, product, tokens)
+        error = bench.error()
+        right &= error < LIMIT
+        text = f"{shape.name:15} {product:8} {tokens:6} {error:7.0e} {bench.bytes / bandwidth:6.1f}"
+        if time.perf_counter() - begin > options.seconds:
+            print(text, "  not timed: time is up")
+            continue
+        found = {}
+        for launch in launches(shape, bench):
+            with bench.launched(launch):
+                found[launch] = bench.time_us(NarrowPass)
+        used = next(iter(found))
+        best = sorted(found, key=found.__getitem__)[:4]
+        print(
+            text, f"{bench.time_us(WidePass):7.1f} {found[used]:6.1f} ", label(used),
+            *(f"{label(launch)}: {found[launch]:.1f}" for launch in best), sep="  ",
+        )  # fmt: skip
+    print(f"{time.perf_counter() - begin:.0f} s; {'all right' if right else 'SOMETHING IS WRONG'}")
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        sys.exit(main())
