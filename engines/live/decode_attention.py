@@ -46,7 +46,11 @@ CONFIGS = {
     (128, 128): LaunchConfig(keys=64, warps=8, stages=2),
 }
 OTHER = LaunchConfig(keys=32, warps=4, stages=2)
-SPLIT = LaunchConfig(keys=128, warps=4, stages=3)  # of a split context, with 16 or 32 rows
+SPLIT = {  # of a split context, with 16 or 32 rows, by head dimension
+    64: LaunchConfig(keys=128, warps=4, stages=2),
+    128: LaunchConfig(keys=128, warps=4, stages=3),
+}
+SPLIT_KEYS = 128
 
 
 @triton.jit
@@ -172,9 +176,9 @@ class DecodeAttention:
         self._dependent = depends(pool.device)
         self._rows = max(16, triton.next_power_of_2(query_tokens * group))
         config = config or CONFIGS.get((head_dim, self._rows), OTHER)
-        self.splits = config.splits or _splits(batch * kv_heads, triton.cdiv(row_length, SPLIT.keys), pool)
-        chosen = config.splits is None and self.splits > 1 and self._rows <= 32 and head_dim <= 128
-        self.config = SPLIT if chosen else config
+        self.splits = config.splits or _splits(batch * kv_heads, triton.cdiv(row_length, SPLIT_KEYS), pool)
+        chosen = config.splits is None and self.splits > 1 and self._rows <= 32
+        self.config = SPLIT.get(head_dim, config) if chosen else config
         size = (batch, kv_heads, self.splits, query_tokens * group) if self.splits > 1 else (0,)
         self._parts = torch.empty(*size, head_dim, dtype=torch.float32, device=pool.device)
         self._part_logs = torch.empty(size, dtype=torch.float32, device=pool.device)

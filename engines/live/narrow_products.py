@@ -13,7 +13,7 @@ by the root of their mean at the end.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -25,7 +25,7 @@ from engines.live.launching import LINE, ahead, depends, follow
 from engines.live.operations import rotate_and_store
 from engines.live.passes import Product
 
-MOST_TOKENS = 64
+FEW, MOST_TOKENS = 16, 64  # rows of a product: the least that the matrix units take, and one instruction of Hopper's
 LEAST_COLUMNS = 16
 COUNTERS = 4096  # of split products: more blocks of columns are not split
 NUMBERS = LINE // 2  # in a line
@@ -52,7 +52,7 @@ def launch_for(outputs: int, inputs: int, rows: int) -> Launch:
     Many outputs give every processor several programs, and the device evens them out. Of few outputs the inputs are
     split, and the fewer rows there are to read again, the more.
     """
-    few = rows <= 32
+    few = rows == FEW
     if outputs >= 264 * 32:
         columns, splits, warps, stages = (32, 1, 2, 6) if few else (32, 1, 4, 3)
         step = 128
@@ -286,6 +286,7 @@ class NarrowPass:
             return rotate_and_store(self.project(product), rotations, head_norms, self._eps, rows, keys, values)
         (outputs, inputs), (kv_heads, head_dim) = product.weight.shape, keys.shape[-2:]
         launch = launch_for(outputs, inputs, self._rows)
+        launch = replace(launch, columns=min(launch.columns, head_dim))  # a program turns pairs of one head
         heads = outputs // head_dim - 2 * kv_heads
         query = self.residual.new_empty(self._tokens, heads, head_dim)
         _rotate[(outputs // launch.columns, launch.splits)](
@@ -337,7 +338,7 @@ class NarrowPass:
 
     def _resize(self, tokens: int, like: Tensor) -> None:
         width = like.shape[1]
-        self._tokens, self._rows = tokens, max(16, triton.next_power_of_2(tokens))
+        self._tokens, self._rows = tokens, FEW if tokens <= FEW else MOST_TOKENS
         self.residual, self._scaled = like.new_empty(tokens, width), like.new_empty(tokens, width)
         self._squares = like.new_empty(triton.cdiv(width, LEAST_COLUMNS), self._rows, dtype=torch.float32)
 

@@ -1,0 +1,141 @@
+"""A pass of few tokens computes what a pass of any number of tokens does.
+
+Without a GPU the kernels run in Triton's interpreter, see test_kernels.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.llama import LlamaForCausalLM
+
+from engines.live.attention import PackedBatch
+from engines.live.fused import FusedDecoder
+from engines.live.kv_cache import SlotPool
+from engines.live.passes import Product, WidePass
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytest.importorskip("triton", reason="triton is not installed, so its kernels are not checked")
+
+from engines.live import narrow_products  # noqa: E402
+from engines.live.narrow_products import Launch, NarrowPass, launch_for  # noqa: E402
+
+DTYPE = torch.float16  # the interpreter multiplies no bfloat16
+WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 128, 192, 4, 2, 32
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape).to(DEVICE, DTYPE)
+
+
+def product(outputs: int, inputs: int, biased: bool = False) -> Product:
+    return Product((random(outputs, inputs) * inputs**-0.5), random(outputs) if biased else None)
+
+
+def close(actual: Tensor, expected: Tensor) -> bool:
+    error = (actual.double() - expected.double()).norm() / expected.double().norm()
+    return bool(error < 2e-3)
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda splits: f"{splits} splits")
+def splits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    columns = 16 * request.param if request.param < 3 else 64  # 64: more than a head of HEAD_DIM has
+    monkeypatch.setattr(narrow_products, "launch_for", lambda *shape: Launch(columns, request.param, 64, 4, 3, 64))
+    return int(request.param)
+
+
+def both(tokens: int) -> tuple[NarrowPass, WidePass]:
+    torch.manual_seed(tokens)
+    start = (torch.randint(0, 50, (tokens,), device=DEVICE), random(50, WIDTH), random(WIDTH), 1e-5)
+    return NarrowPass(*start), WidePass(*start)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 16, 40, 64])
+def test_what_is_added_shows_in_the_next_normed_product(tokens: int, splits: int) -> None:
+    passes = both(tokens)
+    head = product(100, WIDTH, biased=True)  # no whole number of blocks
+    assert close(*(each.project(head) for each in passes))
+    for inputs in (192, 128):
+        x, added, norm = random(tokens, inputs), product(WIDTH, inputs, biased=inputs == 128), random(WIDTH)
+        for each in passes:
+            each.add(x, added, norm)
+        assert close(*(each.project(head) for each in passes))
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 17])
+def test_gate(tokens: int, splits: int) -> None:
+    gate_up = product(2 * 72, WIDTH)
+    assert close(*(each.gate(gate_up) for each in both(tokens)))
+
+
+@pytest.mark.parametrize("normed", [False, True], ids=["", "heads normed"])
+@pytest.mark.parametrize("tokens", [1, 16, 40])
+def test_queries_keys_and_values(tokens: int, normed: bool, splits: int) -> None:
+    passes = both(tokens)
+    qkv = product((HEADS + 2 * KV_HEADS) * HEAD_DIM, WIDTH, biased=True)
+    norms = random(HEADS + KV_HEADS, HEAD_DIM) if normed else None
+    angles = torch.rand(tokens, HEAD_DIM // 2, device=DEVICE) * 400
+    rotations = torch.cat([angles.cos(), angles.sin()], -1).to(DTYPE)
+    rows = torch.randperm(3 * 64, device=DEVICE)[:tokens]
+    found = []
+    for each in passes:
+        pools = [torch.full((3, 64, KV_HEADS, HEAD_DIM), 9.0, dtype=DTYPE, device=DEVICE) for _ in range(2)]
+        found.append([each.queries(qkv, norms, rotations, rows, *pools), *pools])
+    assert all(close(*pair) for pair in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kept", [1, 20])
+def test_a_pass_goes_on_with_some_of_its_tokens(kept: int, splits: int) -> None:
+    passes = both(33)
+    places = torch.randperm(33, device=DEVICE)[:kept]
+    x, added, norm, head = random(kept, INNER), product(WIDTH, INNER), random(WIDTH), product(48, WIDTH)
+    for each in passes:
+        each.keep(places)
+        each.add(x, added, norm)
+    assert close(*(each.project(head) for each in passes))
+
+
+SMALL = {
+    "vocab_size": 96, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_decoder_says_the_same_by_either_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL)) if kind == "llama" else Qwen3ForCausalLM(Qwen3Config(**SMALL))
+    decoder = FusedDecoder(model.to(DEVICE, DTYPE))
+    said = []
+    for narrow in (False, True):
+        decoder._narrow = narrow
+        pool = SlotPool(model.config, 4, 24, torch.device(DEVICE), DTYPE)
+        slots = torch.tensor([2, 0, 3], device=DEVICE)
+        tokens = torch.arange(3 * 8, device=DEVICE) % 96
+        with torch.inference_mode():
+            decoder(tokens, PackedBatch(pool, slots, torch.zeros_like(slots), 8), torch.tensor([7], device=DEVICE))
+            following = decoder(tokens[:6], PackedBatch(pool, slots, torch.full_like(slots, 8), 2), None)
+        said.append([following, *pool.keys, *pool.values])
+    assert all(close(*pair) for pair in zip(*said, strict=True))
+
+
+def test_more_tokens_than_a_narrow_pass_takes_go_the_wide_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = FusedDecoder(LlamaForCausalLM(LlamaConfig(**SMALL)).to(DEVICE, DTYPE))
+    decoder._narrow = True
+    for tokens, kind in ((1, NarrowPass), (64, NarrowPass), (65, WidePass)):
+        assert type(decoder._start(torch.zeros(tokens, dtype=torch.int64, device=DEVICE))) is kind
+
+
+SHAPES = [(12288, 4096), (4096, 11008), (32000, 2048), (2560, 2048), (2048, 5632), (1024, 3072), (96, 128)]
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_every_launch_reads_every_input_once(outputs: int, inputs: int, rows: int) -> None:
+    launch = launch_for(outputs, inputs, rows)
+    assert inputs % launch.step == 0
+    assert launch.ahead <= inputs
+    assert launch.splits == 1 or outputs / launch.columns <= narrow_products.COUNTERS
+    assert 2 * (launch.columns + rows) * launch.step * launch.stages < 227 * 1024  # shared memory of a processor
