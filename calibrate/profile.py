@@ -58,7 +58,8 @@ class Profile:
     their tokens, draft_length and context_tokens 0. draft: its k steps together, tokens = batch * k; verify:
     tokens = batch * (k + 1); context_tokens = mean tokens a request has in the cache. host_ms: time a work spends
     outside the device. kernels: kernels of one execution.
-    contention: one row a stream of a group that ran together; rate = completions against the same work alone.
+    contention: one row a stream of a group that ran together; solo_ms = its mean time alone, rate = its
+    speed while all were on the device against that.
     acceptance: rate at position i = unconditional probability that the first i drafts are all accepted; requests,
     alpha_mean and alpha_sd (spread over requests of the conditional acceptance) are the same on every row.
     tapes: request id -> int8 array as in engines.run.Run.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from calibrate.overlap import Span, rate_beside_all, times_beside
 from calibrate.stage_costs import Grid, Progress
 from calibrate.workbench import Load, Workbench, alternating_workers, count_kernels, make_runner, make_stages
 from engines.architecture import Segment
@@ -59,8 +60,10 @@ def measure_contention(
     """The profile's contention table: one thread and stream a load, each going again and again, from graphs of the
     stream's own on a GPU.
 
-    rate = completions per second while all run, against the same load alone right before: slow drift of the
-    machine cancels. Every group gets an equal share of the budget, a third of it for running alone.
+    solo_ms: a call on the device, alone, right before: slow drift of the machine cancels. rate: speed while all of
+    the group were on the device, against that (calibrate.overlap): time that a lane's host took between two calls,
+    when the others had the device to themselves, does not count. Every group gets an equal share of the budget, a
+    third of it for running alone.
     """
     grid.check(pair.max_context)
     lanes_loads = loads_by_lane(groups)
@@ -78,14 +81,17 @@ def measure_contention(
             Workbench(stages, end - width, width, runner)
             for end, width, runner in zip(accumulate(widths), widths, runners, strict=True)
         ]
-        for done, group in enumerate(groups):
+        known: dict[tuple[Load, frozenset[Load]], float] = {}
+        for done, group in sorted(enumerate(groups), key=lambda place: len(place[1])):
             name = "+".join(load.name for load in group)
             progress(f"together: {name}", done / len(groups))
             lanes = list(zip(benches, streams, group, strict=False))
-            solo = [_periods([lane], share_s / 3 / len(group))[0] for lane in lanes]
-            shared = _periods(lanes, share_s * 2 / 3)
-            for load, alone_s, together_s in zip(group, solo, shared, strict=True):
-                rate = min(alone_s / together_s, 1.0)
+            solo = [_mean_s(_spans([lane], share_s / 3 / len(group))[0]) for lane in lanes]
+            found = times_beside(_spans(lanes, share_s * 2 / 3))
+            for i, (load, alone_s, (calls, beside)) in enumerate(zip(group, solo, found, strict=True)):
+                others = frozenset(range(len(group))) - {i}
+                rate = rate_beside_all(calls * alone_s, beside, others, partial(_known, known, group, i))
+                known[load, frozenset(group) - {load}] = rate = min(rate, 1.0)
                 rows.append(
                     {"group": name, **load.columns, "solo_ms": alone_s * 1e3, "kernels": kernels[load], "rate": rate}
                 )
@@ -96,25 +102,24 @@ def measure_contention(
 Lane = tuple[Workbench, Stream, Load]
 
 
-def _periods(lanes: Sequence[Lane], seconds: float) -> list[float]:
-    """Seconds from one completion to the next of each lane, while all of them run. Each lane's work passes from
-    thread to thread, as an engine's does."""
+def _spans(lanes: Sequence[Lane], seconds: float) -> list[list[Span]]:
+    """Each lane's calls on its stream, while all of them go again and again. Each lane's work passes from thread to
+    thread, as an engine's does."""
     barrier = threading.Barrier(len(lanes))
-    completions: list[list[float]] = [[] for _ in lanes]
+    spans: list[list[Span]] = [[] for _ in lanes]
     failures: list[BaseException] = []
     stop = threading.Event()
 
     def run(i: int, bench: Workbench, stream: Stream, load: Load) -> None:
         try:
             with torch.inference_mode(), alternating_workers() as workers:
-                work = partial(bench.time, stream, bench.work(load))
+                work = partial(bench.span, stream, bench.work(load))
                 workers(work)
                 barrier.wait()
                 deadline = time.perf_counter() + seconds
                 while not stop.is_set():
-                    workers(work)
-                    completions[i].append(time.perf_counter())
-                    if time.perf_counter() > deadline and all(len(c) > FEWEST for c in completions):
+                    spans[i].append(workers(work))
+                    if time.perf_counter() > deadline and all(len(each) > FEWEST for each in spans):
                         stop.set()
         except BaseException as error:
             failures.append(error)
@@ -128,8 +133,15 @@ def _periods(lanes: Sequence[Lane], seconds: float) -> list[float]:
         thread.join()
     if failures:
         raise failures[0]
-    return [_period(c) for c in completions]
+    return spans
 
 
-def _period(completions: Sequence[float]) -> float:
-    return float(np.mean(np.diff(completions)))
+def _mean_s(spans: Sequence[Span]) -> float:
+    return float(np.mean([end - start for start, end in spans]))
+
+
+def _known(
+    known: Mapping[tuple[Load, frozenset[Load]], float], group: Sequence[Load], i: int, others: frozenset[int]
+) -> float | None:
+    """The rate of a group's load beside some of the others, if a group of just these was measured before."""
+    return known.get((group[i], frozenset(group[j] for j in others)))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +19,8 @@ from engines.live.graphs import GraphRunner, Plan
 from engines.live.pairs import Pair
 from engines.live.stages import Stages
 from engines.live.streams import Stream
+
+_Found = TypeVar("_Found")
 
 
 class Load(NamedTuple):
@@ -102,6 +104,11 @@ class Workbench:
 
     def time(self, stream: Stream, work: Work) -> float:
         """Seconds that the stream takes for one call, as an engine's spans count them."""
+        start, end = self.span(stream, work)
+        return end - start
+
+    def span(self, stream: Stream, work: Work) -> tuple[float, float]:
+        """Start and end of one call on the stream, on time.perf_counter's clock."""
         with stream.turn():
             work.reset()
             call = work.ready()
@@ -109,7 +116,7 @@ class Workbench:
             call()
             marks.append(stream.mark())
         start, end = stream.times(marks)
-        return end - start
+        return start, end
 
 
 def make_runner(
@@ -142,7 +149,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 @contextmanager
-def alternating_workers() -> Iterator[Callable[[Callable[[], float]], float]]:
+def alternating_workers() -> Iterator[Callable[[Callable[[], _Found]], _Found]]:
     """A function that calls a measurement in one of two threads, by turns, and returns what it found."""
 
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:

@@ -170,6 +170,8 @@ import os, signal, sys, time
 import experiments.commands.simulate as command
 from experiments.cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background starts its children without
+
 def interrupted(*arguments, **options):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
