@@ -1,6 +1,6 @@
 """Simulate the study of layouts from a profile, beside what was measured live. Needs no torch.
 
-    python -m experiments.layouts_predicted results/h200/layouts.csv --profile results/h200/profile-llama2-7b
+    python -m experiments.layouts_predicted results/h100/layouts.csv --profile results/h100/profile-llama2-7b
 
 Same closed loops, lengths and numbers of requests as the live study; acceptance is the pair's dialled alpha. Nothing
 is fitted to the live runs. Throughput is that of the whole loop, ramps included, on both sides. Layouts that the

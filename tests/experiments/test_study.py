@@ -12,10 +12,10 @@ from engines.architecture import PDV
 from experiments.layouts_predicted import predicted
 from experiments.study import SLOTS, layouts
 
-RESULTS = Path(__file__).parents[2] / "results" / "h200"
+RESULTS = Path(__file__).parents[2] / "results" / "h100"
 
 
-def test_the_profile_of_an_h200_predicts_what_was_served_on_it() -> None:
+def test_the_profile_of_an_h100_predicts_what_was_served_on_it() -> None:
     live = pd.read_csv(RESULTS / "layouts.csv")
     few = live[live["study"].isin(["default limits", "equal limits"]) & (live["clients"] <= 32)]
     table = predicted(few, Profile.load(RESULTS / "profile-llama2-7b"))
