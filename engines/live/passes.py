@@ -58,13 +58,17 @@ class WidePass:
         return rotate_and_store(self.project(product), rotations, head_norms, self._eps, rows, keys, values)
 
     def add(self, x: Tensor, product: Product, norm: Tensor) -> None:
+        if self._added is not None:
+            self._residual += self._added
         self._added, self._norm = linear(x, *product), norm
 
     def gate(self, product: Product) -> Tensor:
         return silu_mul(self.project(product))
 
     def project(self, product: Product) -> Tensor:
-        return linear(add_rms_norm(self._added, self._residual, self._norm, self._eps), *product)
+        normed = add_rms_norm(self._added, self._residual, self._norm, self._eps)
+        self._added = None
+        return linear(normed, *product)
 
     def keep(self, places: Tensor) -> None:
         self._residual = self._residual[places]

@@ -62,6 +62,16 @@ def test_what_is_added_shows_in_the_next_normed_product(tokens: int, splits: int
         for each in passes:
             each.add(x, added, norm)
         assert close(*(each.project(head) for each in passes))
+        assert close(*(each.project(head) for each in passes))  # a product changes nothing that the next one reads
+
+
+def test_nothing_added_is_lost_where_no_product_comes_between(splits: int) -> None:
+    passes = both(5)
+    x, added, norm, head = random(5, 128), product(WIDTH, 128), random(WIDTH), product(100, WIDTH)
+    for each in passes:
+        each.add(x, added, norm)
+        each.add(x, added, norm)
+    assert close(*(each.project(head) for each in passes))
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 17])
