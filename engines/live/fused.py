@@ -70,8 +70,9 @@ class FusedDecoder:
             self._head = _join([model.lm_head])
             self._rotations = _rotations(decoder.rotary_emb, int(config.max_position_embeddings), self._embedding)
         products = [p for layer in self._layers for p in (layer.qkv, layer.output, layer.gate_up, layer.down)]
-        sixty_fours = all(product.weight.shape[1] % 64 == 0 for product in products)
-        self._narrow = self._embedding.is_cuda and self._embedding.itemsize == 2 and sixty_fours
+        shaped = all(product.weight.shape[1] % 64 == 0 for product in products)
+        shaped &= int(decoder.layers[0].self_attn.head_dim) >= 16
+        self._narrow = self._embedding.is_cuda and self._embedding.itemsize == 2 and shaped  # see narrow_products
         if self._embedding.is_cuda:
             torch.cuda.empty_cache()  # the unjoined weights are gone; whoever sizes a pool should see that
 
