@@ -103,6 +103,8 @@ def parse_pair(name: str) -> PermutationSpec:
     if not name.startswith(PREFIX) or not plus:
         raise InputError("pair", name, f"write {PREFIX}llama2-7b+tinyllama-1.1b, then :alpha=0.8 if wanted")
     values = dict(option.partition("=")[::2] for option in options)
+    if len(values) < len(options):
+        raise InputError("pair", name, "give every option once")
     unknown = sorted(values.keys() - {"alpha", "scale", "layers", "seed"})
     if unknown:
         remedy = f'"{unknown[0]}" is no option of a permutation pair; use alpha, scale, layers, seed'

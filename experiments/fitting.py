@@ -14,6 +14,8 @@ from engines.workload import Workload
 from experiments.progress import console
 from experiments.serving import grid_of
 
+MOST_GIB = 1 << 30  # of a reserve: far beyond every device
+
 
 def check_fits(
     architecture: Architecture,
@@ -70,6 +72,6 @@ def _plan(
     reserve_gib: float | None,
 ) -> MemoryPlan:  # fmt: skip
     place = find_device(device)
-    reserve = None if reserve_gib is None else int(reserve_gib * GIB)
+    reserve = None if reserve_gib is None else int(min(reserve_gib, MOST_GIB) * GIB)
     configs = load_configs(pair, draft)
     return plan_slots(architecture, configs, place, default_dtype(place), max_context, reserve=reserve)

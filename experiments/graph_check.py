@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -42,6 +43,7 @@ from engines.request import Request
 from engines.workload import UniformLength, Workload, make_workload
 from experiments.bench.engines import CARRIED, PACKED, free_memory
 from experiments.bench.exactness import Expected, expected_of, is_tie
+from experiments.fitting import check_fits
 from experiments.options import check_file, check_live, parse_numbers
 from experiments.report import results_console
 
@@ -212,14 +214,19 @@ def check_all(options: argparse.Namespace) -> pd.DataFrame:
     for name in names:
         if len(load_architecture(name).devices) > 1:
             raise InputError("architectures", name, "its lanes are on several devices; a live engine uses one")
+    most = {name: max(CARRIED, clients[0]) if carries(load_architecture(name)) else clients[-1] for name in names}
+    for name, draft_length in itertools.product(names, DRAFT_LENGTHS):
+        context = LONGEST_PROMPT + LONGEST_OUTPUT
+        largest = layout(name, draft_length, max(n for n in clients if n <= most[name]))
+        check_fits(largest, pair_name, device=options.device, max_context=context)
     rows: list[dict[str, Any]] = []
     for dtype in dtypes:
         pair = load_pair(pair_name, device=options.device, dtype=DTYPES[dtype])
         expected, loads = expected_of(pair_name, pair), make_loads(pair, clients, even_temperature(pair_name))
         for name in names:
-            most = max(CARRIED, clients[0]) if carries(load_architecture(name)) else clients[-1]
             for draft_length in DRAFT_LENGTHS:
-                rows += check(pair, expected, name, draft_length, [load for load in loads if load.clients <= most])
+                fitting = [load for load in loads if load.clients <= most[name]]
+                rows += check(pair, expected, name, draft_length, fitting)
     return pd.DataFrame(rows)
 
 

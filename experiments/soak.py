@@ -21,6 +21,7 @@ import torch
 
 from calibrate.measure import prompts_for
 from engines.architecture import ARCHITECTURES, Architecture, Step
+from engines.errors import InputError
 from engines.live.engine import Handle, LiveEngine
 from engines.live.pairs import load_pair
 from engines.live.serve import serve
@@ -104,8 +105,12 @@ def main() -> int:
     parser.add_argument("--architectures", default="pdv,pd,baseline")
     parser.add_argument("--out", type=Path, default=Path("results/soak.csv"))
     options = parser.parse_args()
-    rows = []
-    for name in options.architectures.split(","):
+    rows, names = [], options.architectures.split(",")
+    for name in names:
+        if name not in ARCHITECTURES:
+            print(InputError("architectures", name, f"use {', '.join(ARCHITECTURES)}"), file=sys.stderr)
+            return 2
+    for name in names:
         architecture = ARCHITECTURES[name].replace(slots=32)
         if name != "baseline":
             architecture = architecture.with_batch_limits(

@@ -19,7 +19,7 @@ from engines.live.launching import LINE, ahead, depends
 MOST_ROWS = 128  # new tokens times heads of a group that one program can hold
 MOST_SPLITS = 16
 SPLIT_FOR = 256  # numbers of a head that a processor's programs have together, which a split context aims at; more
-# only adds merging (measured on an H100 and an H200)
+# only adds merging
 LOG2_E = 1.4426950408889634
 
 

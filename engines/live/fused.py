@@ -1,7 +1,8 @@
 """A decoder of the Llama family as few, large kernels.
 
 The weights are those of a transformers model; what changes is how a pass over a packed batch is run: one matrix
-product for queries, keys and values, one for gate and up, and one kernel for each thing between the products.
+product for queries, keys and values, one for gate and up, and one kernel for each thing between the products
+(engines.live.passes); where a pass has few tokens, the products do these things too (engines.live.narrow_products).
 """
 
 from __future__ import annotations
@@ -72,8 +73,12 @@ class FusedDecoder:
         products = [p for layer in self._layers for p in (layer.qkv, layer.output, layer.gate_up, layer.down)]
         shaped = all(product.weight.shape[1] % 64 == 0 for product in products)
         shaped &= int(decoder.layers[0].self_attn.head_dim) >= 16
-        self._narrow = self._embedding.is_cuda and self._embedding.itemsize == 2 and shaped  # see narrow_products
+        self._narrow = False
         if self._embedding.is_cuda:
+            from engines.live.launching import depends
+
+            # The launches want a Hopper's shared memory; float16 might not hold a residual that is not normed yet.
+            self._narrow = shaped and self._embedding.dtype is torch.bfloat16 and depends(self._embedding.device)
             torch.cuda.empty_cache()  # the unjoined weights are gone; whoever sizes a pool should see that
 
     def __call__(self, tokens: Tensor, batch: PackedBatch, keep: Tensor | None) -> Tensor:

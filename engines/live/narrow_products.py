@@ -2,14 +2,15 @@
 
 Drafting, and verifying small batches, read every weight once for a handful of tokens: the time is that of the bytes,
 and of whatever keeps the memory waiting between one kernel and the next. So a layer is five launches: queries, keys
-and values with norm, rotation and store; attention; its output, added to the residual; gate and up with norm and
-SiLU; down, added to the residual. And each launch overlaps its predecessor (programmatic dependent launch, CUDA
-programming guide): it starts when the one before has started everywhere, asks for its first weights, which nobody
-writes, and only then waits for its input.
+and values with norm, rotation and store (six where heads have norms: rotation and store are then one of their own);
+attention; its output, added to the residual; gate and up with norm and SiLU; down, added to the residual. And each
+launch overlaps its predecessor (programmatic dependent launch, CUDA programming guide): it starts when the one before
+has started everywhere, asks for its first weights, which nobody writes, and only then waits for its input.
 
 A norm is taken apart, so that no kernel needs a whole row before it starts: whoever makes a residual also leaves it
 times the norm's weights (`scaled`) and each program's sum of its squares (`squares`); whoever multiplies it divides
-by the root of their mean at the end.
+by the root of their mean at the end. Rounding differs from transformers' there: what is rounded is the residual times
+the weights, before the division.
 """
 
 import math

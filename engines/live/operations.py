@@ -1,4 +1,4 @@
-"""What a fused decoder does between its matrix products.
+"""What a fused decoder does between its matrix products, in a pass of any number of tokens.
 
 The functions below are plain PyTorch, and the meaning of the Triton kernels of the same names, which take over for
 CUDA tensors. Rounding is where transformers has it, so that a fused pass differs from one of transformers by no

@@ -41,7 +41,7 @@ class Pass(Protocol):
         """The product of the normed residual, [tokens, outputs]."""
 
     def keep(self, places: Tensor) -> None:
-        """Go on with the tokens at these places alone; `add` comes next."""
+        """Go on with the tokens at these places alone, [kept] int64; `add` comes next."""
 
 
 class WidePass:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engines.errors import InputError
 from experiments.commands.arguments import (
     ArchitectureOption,
     BatchLimitOption,
@@ -107,6 +108,9 @@ def run(
     )
     at_least("max_context", max_context, 8)
     at_least("reserve_gib", reserve_gib, 0)
+    shortest = min(request.prompt_tokens for request in workload.requests)
+    if max_context is not None and shortest >= max_context:
+        raise InputError("max_context", max_context, f"no prompt fits; the shortest has {shortest} tokens")
     check_output("out", out)
     check_live(device, pair, target, draft)
 

@@ -109,6 +109,7 @@ def test_a_name_reads_back(spec: PermutationSpec) -> None:
         ("permutation:llama2-7b+tinyllama-1.1b:layers=23", "use 1 to 22"),
         ("permutation:tiny+tiny-draft:layers=two", "layers and seed whole ones"),
         ("permutation:tiny+tiny-draft:beta=1", '"beta" is no option'),
+        ("permutation:tiny+tiny-draft:layers=1:layers=2", "every option once"),
     ],
 )
 def test_a_bad_name_is_refused(name: str, message: str) -> None:

@@ -50,10 +50,11 @@ def test_a_replay_repeats_every_step_of_the_live_run(work: Path) -> None:
 
 def test_the_models_context_limits_the_prompts(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = f"run --requests 2 --prompt-tokens 64 --output-tokens 8 --max-context 32 --out {work}/too_long"
-    assert main(command.split()) == 1
-    printed = capsys.readouterr()
-    assert "2 rejected" in printed.out
-    assert printed.err.startswith("pdv: no request finished; the first error: ")
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "pdv: max_context = 32: no prompt fits; the shortest has 64 tokens"
+    assert not (work / "too_long").exists()
+    assert main([*command.replace("64", "16-64").replace("2 ", "20 ", 1).split()]) == 0  # some fit, and are served
 
 
 def test_a_folder_without_a_model_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

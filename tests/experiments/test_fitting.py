@@ -88,6 +88,7 @@ def test_weights_that_fit_are_read(large: Path, free: Free, capsys: pytest.Captu
         ("--draft-length 510", "draft_length = 510: the models position 512 tokens"),
         ("--reserve-gib 1e6", "reserve 1000000.00 GiB; "),
         ("--slots auto --reserve-gib 1e6", "use a smaller pair or reserve"),
+        ("--slots auto --reserve-gib 1e300", "use a smaller pair or reserve"),
     ],
 )
 def test_slots_and_contexts_that_cannot_be_are_refused_before_weights_are_read(

@@ -186,6 +186,7 @@ def test_parting_at_a_tie_is_counted_apart(pair: Pair, monkeypatch: pytest.Monke
     [
         ("--dtype half", "dtype = 'half'"),
         ("--clients 0", "clients = '0'"),
+        ("--clients 1000000", "slots = 1000000: "),
         ("--architectures fast", "architecture = 'fast'"),
         ("--pair permutation:tiny+huge", "shape = 'huge'"),
         ("--device tpu", "device = 'tpu'"),

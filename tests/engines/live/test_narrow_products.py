@@ -114,7 +114,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_a_decoder_says_the_same_by_either_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_says_the_same_by_either_pass(kind: str) -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SMALL)) if kind == "llama" else Qwen3ForCausalLM(Qwen3Config(**SMALL))
     decoder = FusedDecoder(model.to(DEVICE, DTYPE))
@@ -131,7 +131,7 @@ def test_a_decoder_says_the_same_by_either_pass(kind: str, monkeypatch: pytest.M
     assert all(close(*pair) for pair in zip(*said, strict=True))
 
 
-def test_more_tokens_than_a_narrow_pass_takes_go_the_wide_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_tokens_than_a_narrow_pass_takes_go_the_wide_way() -> None:
     decoder = FusedDecoder(LlamaForCausalLM(LlamaConfig(**SMALL)).to(DEVICE, DTYPE))
     decoder._narrow = True
     for tokens, kind in ((1, NarrowPass), (64, NarrowPass), (65, WidePass)):
@@ -143,9 +143,11 @@ SHAPES = [(12288, 4096), (4096, 11008), (32000, 2048), (2560, 2048), (2048, 5632
 
 @pytest.mark.parametrize("rows", [16, 64])
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_every_launch_reads_every_input_once(outputs: int, inputs: int, rows: int) -> None:
+def test_every_launch_fits_its_product_and_a_processor(outputs: int, inputs: int, rows: int) -> None:
     launch = launch_for(outputs, inputs, rows)
     assert inputs % launch.step == 0
     assert launch.ahead <= inputs
+    each = -(-(inputs // launch.step) // launch.splits) * launch.step  # as the kernel shares them out
+    assert each * launch.splits >= inputs
     assert launch.splits == 1 or outputs / launch.columns <= narrow_products.COUNTERS
     assert 2 * (launch.columns + rows) * launch.step * launch.stages < 227 * 1024  # shared memory of a processor
