@@ -48,7 +48,8 @@ class Launch:
 
 @cache
 def launch_for(outputs: int, inputs: int, rows: int) -> Launch:
-    """How a product of so many rows is launched, as measured on an H100 (experiments/product_check.py).
+    """How a product of so many rows is launched: a rule drawn from tuning on an H100, for
+    experiments/product_check.py to compare with others on a new kind of GPU.
 
     Many outputs give every processor several programs, and the device evens them out. Of few outputs the inputs are
     split, and the fewer rows there are to read again, the more.
@@ -264,13 +265,13 @@ def _rotate(
 
 
 class NarrowPass:
-    """One pass of few tokens through a model; engines.live.passes.WidePass says what the methods do.
+    """One pass of few tokens through a model; engines.live.passes.Pass says what the methods do.
 
-    residual: [tokens, width]; scaled: the same times the next norm's weights; squares: [parts, rows] float32.
+    residual: [tokens, width]; _scaled: the same times the next norm's weights; _squares: [parts, rows] float32.
     """
 
     def __init__(self, ids: Tensor, table: Tensor, norm: Tensor, eps: float) -> None:
-        self._eps, self._dependent, self._norm, self._parts = eps, depends(table.device), norm, 1
+        self._eps, self._dependent, self._parts = eps, depends(table.device), 1
         self._resize(len(ids), table)
         self._arrivals = ids.new_empty(COUNTERS, dtype=torch.int32)
         width = table.shape[1]
