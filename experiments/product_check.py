@@ -5,7 +5,7 @@
 Every product is that of a decoder layer, with all that it does on the way, and is compared with the library's matrix
 product and the kernels around it (relative error of the norm; bfloat16 rounds at 4e-3). Times are of a chain in a
 CUDA graph, over as many layers' weights as the second-level cache cannot hold. The floor is the bytes of the weights,
-over the bandwidth of a device-to-device copy. Heads have 32,000 outputs, whatever the model's vocabulary.
+over the bandwidth of a device-to-device copy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ from torch import Tensor
 
 from engines.errors import InputError
 from engines.live import narrow_products
-from engines.live.narrow_products import MOST_TOKENS, Launch, NarrowPass, launch_for
+from engines.live.launching import processors_of
+from engines.live.narrow_products import (
+    FEW,
+    LEAST_COLUMNS,
+    MOST_COLUMNS,
+    MOST_TOKENS,
+    SHARED_BYTES,
+    Launch,
+    NarrowPass,
+    launch_for,
+)
 from engines.live.passes import Pass, Product, WidePass
 from engines.live.utilisation import measure_ceilings
 from experiments.kernel_check import LIMIT, LLAMA2, LLAMA3, QWEN3, TINY, Shape, graph_us, random, relative_error
@@ -34,11 +44,7 @@ from experiments.options import parse_numbers
 COLD_BYTES = 4 * 10**8
 PRODUCTS = ("queries", "output", "gate", "down", "head")
 SHAPES = {shape.name: shape for shape in (LLAMA2, TINY, LLAMA3, QWEN3)}
-VOCABULARY = 32000
-FORMS = {  # step, warps, stages
-    16: ((128, 2, 6), (256, 2, 4), (256, 2, 6), (256, 4, 5)),
-    64: ((128, 4, 3), (64, 4, 5), (128, 4, 5), (64, 4, 8)),
-}
+VOCABULARIES = {LLAMA3.name: 128256, QWEN3.name: 151936}  # the others have 32,000
 
 
 class Bench:
@@ -53,7 +59,7 @@ class Bench:
             "output": (hidden, heads),
             "gate": (2 * shape.intermediate, hidden),
             "down": (hidden, shape.intermediate),
-            "head": (VOCABULARY, hidden),
+            "head": (VOCABULARIES.get(shape.name, 32000), hidden),
         }[product]
         self.bytes = 2 * self.outputs * self.inputs
         layers = layers or max(3, min(24, -(-COLD_BYTES // self.bytes)))
@@ -105,19 +111,24 @@ def launched(launch: Launch | None) -> AbstractContextManager[object]:
     return nullcontext() if launch is None else mock.patch.object(narrow_products, "launch_for", return_value=launch)
 
 
-def rows_of(tokens: int) -> int:
-    return next(rows for rows in FORMS if tokens <= rows)
-
-
 def launches(bench: Bench) -> list[Launch]:
-    """The launch in use first, then others that give the processors neither too few nor too many programs."""
-    rows = rows_of(bench.tokens)
-    found = [launch_for(bench.outputs, bench.inputs, rows)]
-    for columns, splits, (step, warps, stages) in itertools.product((16, 32, 64), (1, 2, 4), FORMS[rows]):
-        programs = bench.outputs // columns * splits
-        fits = 2 * (columns + rows) * step * stages < 220_000 and bench.inputs % step == 0
-        if 100 <= programs <= 1600 and fits and (splits == 1 or bench.product != "head"):
-            found.append(Launch(columns, splits, step, warps, stages, 256))
+    """The launch in use first, then others whose programs all run at the same time: one to four on each processor,
+    each with an equal share of the columns and of the shared memory."""
+    rows = FEW if bench.tokens <= FEW else MOST_TOKENS
+    heads = bench.product == "queries" and not bench.shape.head_norms
+    processors = processors_of(torch.device("cuda"))
+    found = [launch_for(bench.outputs, bench.inputs, rows, processors, heads)]
+    split = (1, 2, 4) if bench.outputs <= 64 * processors and not heads else (1,)
+    for each, splits, warps in itertools.product((1, 2, 3, 4), split, (2, 4)):
+        columns = 2 * -(-bench.outputs * splits // (2 * processors * each))
+        columns = 1 << (columns - 1).bit_length() if heads else columns
+        if not LEAST_COLUMNS <= columns <= MOST_COLUMNS or rows * columns > 128 * 32 * warps:
+            continue
+        for step in (64, 128, 256):
+            tile = 1 << (columns - 1).bit_length()
+            stages = min(8, SHARED_BYTES // each // (2 * (tile + rows) * step))
+            if stages >= 3 and bench.inputs // splits >= 2 * step and bench.inputs % step == 0:
+                found.append(Launch(columns, splits, step, warps, stages, 256))
     return list(dict.fromkeys(found))
 
 

@@ -33,3 +33,9 @@ def ahead(pointers):
 def depends(device: torch.device) -> bool:
     """Whether kernels on a device can be launched so: Hopper and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
+def processors_of(device: torch.device) -> int:
+    """Streaming multiprocessors; 1 where a device has none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -41,8 +41,12 @@ def close(actual: Tensor, expected: Tensor) -> bool:
 
 @pytest.fixture(params=[1, 2, 3], ids=lambda splits: f"{splits} splits")
 def splits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    columns = 16 * request.param if request.param < 3 else 64  # 64: more than a head of HEAD_DIM has
-    monkeypatch.setattr(narrow_products, "launch_for", lambda *shape: Launch(columns, request.param, 64, 4, 3, 64))
+    columns = {1: 24, 2: 32, 3: 64}[request.param]  # 24: not all of a tile; 64: more than a head of HEAD_DIM has
+
+    def launch(outputs: int, inputs: int, rows: int, processors: int, power_of_two: bool = False) -> Launch:
+        return Launch(16 if power_of_two and columns == 24 else columns, request.param, 64, 4, 3, 64)
+
+    monkeypatch.setattr(narrow_products, "launch_for", launch)
     return int(request.param)
 
 
@@ -138,16 +142,34 @@ def test_more_tokens_than_a_narrow_pass_takes_go_the_wide_way() -> None:
         assert type(decoder._start(torch.zeros(tokens, dtype=torch.int64, device=DEVICE))) is kind
 
 
-SHAPES = [(12288, 4096), (4096, 11008), (32000, 2048), (2560, 2048), (2048, 5632), (1024, 3072), (96, 128)]
+SHAPES = [
+    (22016, 4096), (12288, 4096), (4096, 11008), (4096, 4096), (32000, 4096), (128256, 4096), (34816, 5120),
+    (2560, 2048), (2048, 5632), (32000, 2048), (1024, 3072), (151936, 1024), (96, 128),
+]  # fmt: skip
 
 
+@pytest.mark.parametrize("processors", [1, 108, 132])
+@pytest.mark.parametrize("power_of_two", [False, True])
 @pytest.mark.parametrize("rows", [16, 64])
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_every_launch_fits_its_product_and_a_processor(outputs: int, inputs: int, rows: int) -> None:
-    launch = launch_for(outputs, inputs, rows)
+def test_every_launch_fits_its_product_and_a_processor(
+    outputs: int, inputs: int, rows: int, power_of_two: bool, processors: int
+) -> None:
+    launch = launch_for(outputs, inputs, rows, processors, power_of_two)
     assert inputs % launch.step == 0
     assert launch.ahead <= inputs
     each = -(-(inputs // launch.step) // launch.splits) * launch.step  # as the kernel shares them out
     assert each * launch.splits >= inputs
     assert launch.splits == 1 or outputs / launch.columns <= narrow_products.COUNTERS
-    assert 2 * (launch.columns + rows) * launch.step * launch.stages < 227 * 1024  # shared memory of a processor
+    assert launch.columns % 2 == 0
+    assert 16 <= launch.columns <= 256
+    assert launch.columns == launch.tile or not power_of_two
+    assert 2 * (launch.tile + rows) * launch.step * launch.stages < 227 * 1024  # shared memory of a processor
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [shape for shape in SHAPES if shape[0] >= 4096])
+def test_the_programs_of_a_launch_end_together(outputs: int, inputs: int) -> None:
+    launch = launch_for(outputs, inputs, 64, 132)
+    program_bytes = 2 * (launch.tile + 64) * launch.step * launch.stages + 1024
+    turns = -(-outputs // launch.columns) / (132 * (227 * 1024 // program_bytes))
+    assert turns / -(-turns // 1) > 0.9
