@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,26 +45,28 @@ class Layout:
         return Layout(to_device(owner, device), to_device(offset, device), to_device(counts, device), max(counts))
 
 
+class Places(NamedTuple):
+    """Where new tokens are. positions, rows: [tokens] int64, in their sequences and in the flattened pool."""
+
+    positions: Tensor
+    rows: Tensor
+
+
 class PackedBatch:
     """The sequences of one model call.
 
     slots: [batch] int64, each sequence's slot. first: [batch] int64, position of its first new token; all before
-    it are in the pool. layout: the new tokens, or how many there are of every sequence. Made of device tensors
-    alone, so that a call can be captured.
+    it are in the pool. layout: the new tokens, or how many there are of every sequence. places: theirs, where known
+    already. Made of device tensors alone, so that a call can be captured.
     """
 
-    def __init__(self, pool: SlotPool, slots: Tensor, first: Tensor, layout: int | Layout) -> None:
+    def __init__(
+        self, pool: SlotPool, slots: Tensor, first: Tensor, layout: int | Layout, places: Places | None = None
+    ) -> None:
         self.pool, self.slots, self.first = pool, slots, first
         self.layout = layout if isinstance(layout, Layout) else None
-        if isinstance(layout, Layout):
-            self.longest = layout.longest
-            self.positions = layout.offset + first[layout.owner]  # [tokens]
-            owner_slots = slots[layout.owner]
-        else:
-            self.longest = layout
-            self.positions = (first[:, None] + torch.arange(layout, device=first.device)).reshape(-1)
-            owner_slots = slots[:, None].expand(-1, layout).reshape(-1)
-        self.rows = owner_slots * pool.row_length + self.positions  # [tokens], rows of the flattened pool
+        self.longest = layout.longest if isinstance(layout, Layout) else layout
+        self.positions, self.rows = places or _places(pool, slots, first, layout)
 
     @property
     def uniform(self) -> bool:
@@ -120,6 +122,15 @@ class PackedBatch:
                 hidden, -torch.inf
             )[:, None]
         return self._mask
+
+
+def _places(pool: SlotPool, slots: Tensor, first: Tensor, layout: int | Layout) -> Places:
+    if isinstance(layout, Layout):
+        positions, owner_slots = layout.offset + first[layout.owner], slots[layout.owner]
+    else:
+        positions = (first[:, None] + torch.arange(layout, device=first.device)).reshape(-1)
+        owner_slots = slots[:, None].expand(-1, layout).reshape(-1)
+    return Places(positions, owner_slots * pool.row_length + positions)
 
 
 def _attend_gathered(query: Tensor, keys: Tensor, values: Tensor, batch: PackedBatch, scale: float) -> Tensor:
