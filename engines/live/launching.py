@@ -22,6 +22,16 @@ def follow(DEPENDENT: tl.constexpr):
 
 
 @triton.jit
+def settle(DEPENDENT: tl.constexpr):
+    """Let all that this thread has stored be seen everywhere, for kernels that start when this one ends and read it
+    before they wait."""
+    if DEPENDENT:
+        tl.inline_asm_elementwise(
+            "fence.acq_rel.gpu; mov.u32 $0, $1;", "=r,r", [tl.program_id(0)], tl.int32, False, 1
+        )
+
+
+@triton.jit
 def ahead(pointers):
     """Bring the lines that these point to into the second-level cache. A hint: nothing waits for it."""
     tl.inline_asm_elementwise(

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engines.live import steps
 from engines.live.attention import Layout, PackedBatch
 from engines.live.kv_cache import SlotPool, context_of
 from engines.live.pairs import Pair
-from engines.live.verification import count_matches, pick
+from engines.live.steps import Candidates, Tables
+from engines.live.verification import pick
 
 
 class Stages:
@@ -40,6 +42,7 @@ class Stages:
         self.draft_lengths = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.keys = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.temperatures = torch.zeros(slots + 1, dtype=torch.float32, device=device)
+        self._tables = Tables(self.tokens, self.lengths, self.drafts, self.draft_lengths)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the streams that read all this do not wait for the one that made it
 
@@ -79,22 +82,15 @@ class Stages:
 
         The pass feeds the last two tokens, so the pool is right whether or not the last step accepted everything.
         """
-        lengths = self.lengths[slots]
-        batch = PackedBatch(self.draft_pool, slots, lengths - 2, 2)
-        tokens = self.tokens[slots.repeat_interleave(2), batch.positions]
+        batch, tokens = self._feed(self.draft_pool, slots, back=2, count=2)
         logits = self.pair.draft_forward(tokens, batch, None)
-        picked = self._pick(logits, slots.repeat_interleave(2), batch.positions + 1, sampling).view(-1, 2)
-        self.drafts[slots, 0] = picked[:, 1]
-        self.draft_lengths.index_fill_(0, slots, 1)
-        return picked[:, 0] == self.tokens[slots, lengths - 1]
+        return steps.keep_first_drafts(self._tables, slots, self._offer(logits, batch, sampling))
 
     def draft_next(self, slots: Tensor, sampling: bool = False) -> None:
         """One more draft of each slot, after those that it has."""
-        drafted = self.draft_lengths[slots]
-        batch = PackedBatch(self.draft_pool, slots, self.lengths[slots] + drafted - 1, 1)
-        logits = self.pair.draft_forward(self.drafts[slots, drafted - 1], batch, None)
-        self.drafts[slots, drafted] = self._pick(logits, slots, batch.positions + 1, sampling)
-        self.draft_lengths[slots] = drafted + 1
+        batch, tokens = self._feed(self.draft_pool, slots, back=1, count=1, drafted=True)
+        logits = self.pair.draft_forward(tokens, batch, None)
+        steps.keep_next_drafts(self._tables, slots, self._offer(logits, batch, sampling))
 
     def verify(self, slots: Tensor, k: int, sampling: bool = False) -> Tensor:
         """Check each slot's drafts with the target; k is the largest draft length among them.
@@ -102,18 +98,9 @@ class Stages:
         Returns [batch, 2 + k] int64: how many drafts matched, then the target's own picks, of which the first
         matched + 1 are the step's output.
         """
-        lengths, drafts = self.lengths[slots], self.drafts[slots, :k]
-        batch = PackedBatch(self.target_pool, slots, lengths - 1, k + 1)
-        tokens = torch.cat([self.tokens[slots, lengths - 1, None], drafts], dim=1).view(-1)
+        batch, tokens = self._feed(self.target_pool, slots, back=1, count=k + 1)
         logits = self.pair.target_forward(tokens, batch, None)
-        picked = self._pick(logits, slots.repeat_interleave(k + 1), batch.positions + 1, sampling)
-        picked = picked.view(len(slots), k + 1)
-        matched = count_matches(drafts, picked[:, :k], self.draft_lengths[slots])
-        places = batch.positions.view_as(picked) + 1
-        self.tokens[slots[:, None], places] = picked
-        self.lengths[slots] = lengths + matched + 1
-        self._reset_scratch()
-        return torch.cat([matched[:, None], picked], dim=1)
+        return steps.keep_verified(self._tables, slots, k, self._offer(logits, batch, sampling))
 
     def foresees_last(self, tokens: Sequence[int], key: int = 0, temperature: float = 0.0) -> bool:
         """Whether the draft model proposes the last of these tokens after the others (uses the scratch slot)."""
@@ -129,10 +116,25 @@ class Stages:
         batch = PackedBatch(pool, slots, torch.zeros_like(slots), layout)
         return batch, self.tokens.view(-1)[batch.rows]
 
+    def _feed(
+        self, pool: SlotPool, slots: Tensor, back: int, count: int, drafted: bool = False
+    ) -> tuple[PackedBatch, Tensor]:
+        """The batch of a decode stage and its tokens; engines.live.steps.feed says which."""
+        first, tokens, places = steps.feed(self._tables, slots, back, count, drafted)
+        return PackedBatch(pool, slots, first, count, places), tokens
+
+    def _offer(self, logits: Tensor, batch: PackedBatch, sampling: bool) -> Candidates:
+        """The tokens that a decode stage has left to choose from. logits: of all the batch's tokens."""
+        if not sampling:
+            return steps.candidates(logits)
+        slots = batch.slots.repeat_interleave(batch.longest)
+        return Candidates(self._pick(logits, slots, batch.positions + 1, sampling)[:, None], None)
+
     def _reset_scratch(self) -> None:
         """Padding lives in the scratch slot; its sequence must not grow past the end of the row."""
         self.lengths[self.scratch :].fill_(2)
 
     def _pick(self, logits: Tensor, slots: Tensor, positions: Tensor, sampling: bool) -> Tensor:
-        temperatures = self.temperatures[slots] if sampling else None
-        return pick(logits, temperatures, self.keys[slots], positions)
+        if not sampling:
+            return logits.argmax(-1)
+        return pick(logits, self.temperatures[slots], self.keys[slots], positions)

@@ -46,15 +46,13 @@ def gumbel(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
-def pick(logits: Tensor, temperatures: Tensor | None, keys: Tensor, positions: Tensor) -> Tensor:
+def pick(logits: Tensor, temperatures: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
     """The token that each row picks, [rows] int64.
 
-    logits: [rows, vocabulary]. temperatures: [rows] float32, 0 is greedy; None when all rows are greedy.
+    logits: [rows, vocabulary]. temperatures: [rows] float32, 0 is greedy. keys: [rows] int64, of the requests.
     positions: [rows] int64, where in its sequence the picked token goes.
     """
     greedy = logits.argmax(-1)
-    if temperatures is None:
-        return greedy
     safe = temperatures.clamp(min=1e-6)[:, None]
     sampled = (logits.float() / safe + gumbel(keys, positions, logits.shape[-1])).argmax(-1)
     return torch.where(temperatures > 0, sampled, greedy)
