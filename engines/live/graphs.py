@@ -66,18 +66,12 @@ def sizes_up_to(limit: int, sizes: Iterable[int]) -> list[int]:
 
 
 class Captured:
-    """A function over tensors at fixed places, ready to be replayed. Replays give the same output tensor.
+    """A function over tensors at fixed places, ready to be replayed. Replays give the same output tensor."""
 
-    before: puts the tables back before each of the calls that warm up.
-    """
-
-    def __init__(
-        self, function: Callable[[], Tensor | None], stream: Stream, pool: Any, before: Callable[[], None]
-    ) -> None:
+    def __init__(self, function: Callable[[], Tensor | None], stream: Stream, pool: Any) -> None:
         self._function = function
         self._graph: torch.cuda.CUDAGraph | None = None
         for _ in range(WARM_UPS):
-            before()
             function()
         if stream.cuda is not None:
             stream.cuda.synchronize()
@@ -146,7 +140,7 @@ class GraphRunner(EagerRunner):
         """Capture everything; calls progress after each. Large shapes first, so that small ones reuse memory."""
         with torch.inference_mode(), self.stream.turn():
             for shape, key, function in self._tasks:
-                shape.graphs[key] = Captured(function, self.stream, self._pool, before=self._draft_once)
+                shape.graphs[key] = Captured(function, self.stream, self._pool)
                 progress()
 
     def ready(
@@ -180,10 +174,6 @@ class GraphRunner(EagerRunner):
         for graph in graphs[1:]:
             graph.replay()
         return result
-
-    def _draft_once(self) -> None:
-        """The scratch slot has one draft again, where capturing is tried out: drafts fill a row of few places."""
-        self.stages.draft_lengths[self.stages.scratch :].fill_(1)
 
     # --- shapes -----------------------------------------------------------------------------------------
 
