@@ -108,8 +108,9 @@ def report(rows: pd.DataFrame) -> str:
         busy = table.loc[table["kernel"] != "idle", "advance_us"].sum()
         lines.append(f"{segment}, batch {batch}: {stage_ms:.2f} ms; its kernels, profiled: {busy / 1e3:.2f} ms")
         for row in table.to_dict("records"):
-            each = row["advance_us"] / max(1, row["launches"])
-            lines.append(f"    {row['kernel']:{NAME_LENGTH}} {row['launches']:4}  {row['advance_us']:8.1f} us  each {each:7.2f}")
+            launches, advance_us = row["launches"], row["advance_us"]
+            each = advance_us / max(1, launches)
+            lines.append(f"    {row['kernel']:{NAME_LENGTH}} {launches:4}  {advance_us:8.1f} us  each {each:7.2f}")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ def test_a_report_leaves_idle_out_of_what_the_kernels_took() -> None:
     [
         ("gate", "gate"),
         ("nvjet_sm90_tst_192x40_64x7_4x1_v_bz_TNT", "nvjet_sm90_tst_192x40_64x7_4x1_v_bz_TNT"),
-        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float>>(int)", "reduce_kernel<512, 1, ReduceOp<float>>"),
+        ("void at::native::reduce_kernel<512, at::native::Sum<float>>(int)", "reduce_kernel<512, Sum<float>>"),
     ],
 )
 def test_names_are_short(name: str, expected: str) -> None:
