@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import itertools
 import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -26,20 +27,21 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
+from engines.errors import InputError, require_whole
 from engines.live import operations
 from engines.live.attention import PackedBatch, _attend_gathered, _attend_in_place
-from engines.live.decode_attention import DecodeAttention, LaunchConfig
 from engines.live.kv_cache import SlotPool
+from experiments.options import check_kernels, positive
+
+if importlib.util.find_spec("triton") is not None:  # without it, main says so
+    from engines.live.decode_attention import DecodeAttention, LaunchConfig
 
 CONTEXT, ROW_LENGTH, COLD_BYTES = 400, 512, 3 * 10**8
 LIMIT = 1e-2  # relative error that bfloat16 operands may cause
-LAUNCHES = [
-    LaunchConfig(*launch)
-    for launch in (
-        (32, 1, 4), (32, 2, 4), (32, 4, 4), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3),
-        (128, 4, 2), (128, 4, 3), (128, 8, 2),
-    )
-]  # fmt: skip
+LAUNCHES = (  # keys, warps, stages
+    (32, 1, 4), (32, 2, 4), (32, 4, 4), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3),
+    (128, 4, 2), (128, 4, 3), (128, 8, 2),
+)  # fmt: skip
 
 
 class Shape(NamedTuple):
@@ -208,7 +210,7 @@ def launches(bench: Bench) -> list[LaunchConfig]:
     used = resolved(bench, None)
     assert used.splits is not None
     splits = [dataclasses.replace(used, splits=s) for s in (used.splits // 2, used.splits * 2) if 1 <= s <= 16]
-    return list(dict.fromkeys([used, *splits, *(resolved(bench, config) for config in LAUNCHES)]))
+    return list(dict.fromkeys([used, *splits, *(resolved(bench, LaunchConfig(*launch)) for launch in LAUNCHES)]))
 
 
 def check(benches: list[tuple[int, Bench]]) -> bool:
@@ -227,11 +229,18 @@ def check(benches: list[tuple[int, Bench]]) -> bool:
     return all(error < LIMIT for error in errors.values())
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=85.0, help="stop timing after this long")
     parser.add_argument("--processes", type=int, default=12, help="that compile")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    try:
+        check_kernels()
+        positive("seconds", options.seconds)
+        require_whole("processes", options.processes, 1)
+    except InputError as refused:
+        print(refused, file=sys.stderr)
+        return 2
     begin = time.perf_counter()
     checked = [
         (size, Bench(shape, size, queries, layers=1))

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,22 @@ from experiments.bench.engines import closed_loop_row, free_memory
 from experiments.bench.exactness import expected_of
 from experiments.bench.settings import BenchSettings, defaults_for
 from experiments.fitting import check_fits
+from experiments.options import check_live, check_output, positive
 from experiments.study import layouts
 
 
 def measure(settings: BenchSettings, seconds: float, budget_s: float, folder: Path, only: str = "") -> pd.DataFrame:
     """One row a layout and number of clients. seconds: about how long each closed loop lasts; budget_s: no further
-    layout is begun after it; only: measure the layouts whose name or study contains this."""
+    layout is begun after it; only: measure the layouts whose name or study contains this. Raises InputError for what
+    cannot be done, before any work."""
     chosen = [layout for layout in layouts() if only in f"{layout.study}: {layout.name}"]
+    if not chosen:
+        names = dict.fromkeys(layout.study for layout in layouts())
+        raise InputError("only", only, f"no layout has this in its name or study; the studies are {', '.join(names)}")
+    positive("seconds", seconds)
+    positive("budget_s", budget_s)
+    check_output("out", folder)
+    check_live(settings.device, settings.pair)
     context = settings.prompt_tokens + settings.output_tokens
     for layout in chosen:
         check_fits(layout.architecture, settings.pair, device=settings.device, max_context=context)
@@ -67,7 +77,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"{who}  {times}  busy {busy}  exact {row['equal']}/{row['checked']}"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pair", default="embedded")
     parser.add_argument("--device", default="cpu")
@@ -77,7 +87,7 @@ def main() -> int:
     parser.add_argument("--budget-s", type=float, default=600.0)
     parser.add_argument("--only", default="", help="part of the name or study of the layouts to measure")
     parser.add_argument("--out", type=Path, default=Path("results/layouts"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         settings = dataclasses.replace(
             defaults_for(options.device), pair=options.pair, device=options.device,

@@ -140,6 +140,16 @@ def check_live(device: str, pair: str, target: str | None = None, draft: str | N
     find_device(device)
 
 
+def check_kernels() -> None:
+    """Raises InputError unless Triton's kernels can be compiled and timed here, on a CUDA device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError("device", "cuda", "torch finds no such device here; run this on a machine that has one")
+    if importlib.util.find_spec("triton") is None:
+        raise InputError("device", "cuda", "its kernels need triton; install the extra: pip install 'pdv[cuda]'")
+
+
 def check_output(field: str, path: Path) -> None:
     """Raises InputError if a folder cannot be made or written to there, before any work is done for it. Leaves
     nothing behind."""

@@ -11,11 +11,12 @@ over the bandwidth of a device-to-device copy.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from unittest import mock
@@ -23,23 +24,25 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from engines.errors import InputError
-from engines.live import narrow_products
-from engines.live.launching import processors_of
-from engines.live.narrow_products import (
-    FEW,
-    LEAST_COLUMNS,
-    MOST_COLUMNS,
-    MOST_TOKENS,
-    SHARED_BYTES,
-    Launch,
-    NarrowPass,
-    launch_for,
-)
+from engines.errors import InputError, require_whole
 from engines.live.passes import Pass, Product, WidePass
 from engines.live.utilisation import measure_ceilings
 from experiments.kernel_check import LIMIT, LLAMA2, LLAMA3, QWEN3, TINY, Shape, graph_us, random, relative_error
-from experiments.options import parse_numbers
+from experiments.options import check_kernels, parse_numbers, positive
+
+if importlib.util.find_spec("triton") is not None:  # without it, main says so
+    from engines.live import narrow_products
+    from engines.live.launching import processors_of
+    from engines.live.narrow_products import (
+        FEW,
+        LEAST_COLUMNS,
+        MOST_COLUMNS,
+        MOST_TOKENS,
+        SHARED_BYTES,
+        Launch,
+        NarrowPass,
+        launch_for,
+    )
 
 COLD_BYTES = 4 * 10**8
 PRODUCTS = ("queries", "output", "gate", "down", "head")
@@ -146,16 +149,19 @@ def label(launch: Launch) -> str:
     return f"{launch.columns}/{launch.splits}/{launch.step}/{launch.warps}/{launch.stages}"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="8,40", help="of a product, 1 to 64")
     parser.add_argument("--shapes", default="Llama-2-7B,TinyLlama-1.1B", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--seconds", type=float, default=120.0, help="stop timing after this long")
     parser.add_argument("--processes", type=int, default=14, help="that compile")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     begin = time.perf_counter()
     names = options.shapes.split(",")
     try:
+        check_kernels()
+        positive("seconds", options.seconds)
+        require_whole("processes", options.processes, 1)
         counts = parse_numbers("tokens", options.tokens)
         if counts[-1] > MOST_TOKENS:
             raise InputError("tokens", counts[-1], f"a narrow pass has {MOST_TOKENS} at most")

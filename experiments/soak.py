@@ -14,6 +14,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -21,15 +22,19 @@ import torch
 
 from calibrate.measure import prompts_for
 from engines.architecture import ARCHITECTURES, Architecture, Step
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
 from engines.live.engine import Handle, LiveEngine
 from engines.live.pairs import load_pair
 from engines.live.serve import serve
 from engines.permutation import expected_output, parse_pair
 from engines.workload import UniformLength, make_workload
 from experiments.bench.engines import free_memory
+from experiments.fitting import check_fits
+from experiments.options import check_file, check_live
 
 PAIR = "permutation:tiny+tiny-draft:alpha=0.8"
+LENGTHS, CONTEXT = (UniformLength(1, 64), UniformLength(1, 48)), 128  # of prompts and outputs; of a slot: tokens
+LOOKS = 20  # at the memory, evenly over the requests
 
 
 def resident_mb() -> float:
@@ -57,18 +62,18 @@ class Canceller(threading.Thread):
 def soak(architecture: Architecture, device: str, requests: int, clients: int, seed: int = 0) -> dict[str, object]:
     """Serve and check; raises AssertionError with what was wrong."""
     pair, spec = load_pair(PAIR, device=device), parse_pair(PAIR)
-    workload = make_workload(requests, UniformLength(1, 64), UniformLength(1, 48), concurrency=clients, seed=seed)
+    workload = make_workload(requests, *LENGTHS, concurrency=clients, seed=seed)
     workload = prompts_for(pair, workload, seed)
     handles: list[Handle] = []
     memory: list[tuple[float, float]] = []
 
     def watch(done: int, total: int) -> None:
-        if done >= len(memory) * total / 20:
+        if done >= len(memory) * total / LOOKS:
             used = torch.cuda.memory_allocated() / 1e6 if device != "cpu" else 0.0
             memory.append((resident_mb(), used))
 
     started = time.perf_counter()
-    with LiveEngine(architecture, pair, 128) as engine:
+    with LiveEngine(architecture, pair, CONTEXT) as engine:
         canceller = Canceller(engine, every_s=0.004, seed=seed)
         canceller.start()
         run = serve(engine, workload, watch, on_end=handles.append, complete_tapes=False)
@@ -86,7 +91,7 @@ def soak(architecture: Architecture, device: str, requests: int, clients: int, s
         whole = handle.state is not None and handle.state.status == "finished"
         assert handle.tokens == (list(expected) if whole else list(expected)[: len(handle.tokens)]), handle.request.id
     seconds = time.perf_counter() - started
-    (early_host, early_device), (late_host, late_device) = memory[4], memory[-1]
+    (early_host, early_device), (late_host, late_device) = memory[LOOKS // 5], memory[-1]
     free_memory(pair.device)
     return {
         "architecture": architecture.name, "requests": requests,
@@ -97,25 +102,45 @@ def soak(architecture: Architecture, device: str, requests: int, clients: int, s
     }  # fmt: skip
 
 
-def main() -> int:
+def layout(name: str) -> Architecture:
+    """The architecture of that name with 32 slots, and where requests are batched, batches as large. Raises
+    InputError."""
+    if name not in ARCHITECTURES:
+        raise InputError("architectures", name, f"use {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[name].replace(slots=32)
+    if name == "baseline":
+        return architecture
+    sizes = {Step.PREFILL: 4, Step.DRAFT: 32, Step.VERIFY: 32, Step.DRAFT_VERIFY: 32}
+    return architecture.with_batch_limits(sizes)
+
+
+def check_input(options: argparse.Namespace) -> list[Architecture]:
+    """The architectures that are asked for. Raises InputError for what cannot be done, before any work."""
+    architectures = [layout(name) for name in options.architectures.split(",")]
+    require_whole("requests", options.requests, LOOKS)
+    require_whole("clients", options.clients, 1)
+    check_file("out", options.out)
+    check_live(options.device, PAIR)
+    for architecture in architectures:
+        check_fits(architecture, PAIR, device=options.device, max_context=CONTEXT)
+    return architectures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--requests", type=int, default=2000, help="of each architecture")
     parser.add_argument("--clients", type=int, default=48)
     parser.add_argument("--architectures", default="pdv,pd,baseline")
     parser.add_argument("--out", type=Path, default=Path("results/soak.csv"))
-    options = parser.parse_args()
-    rows, names = [], options.architectures.split(",")
-    for name in names:
-        if name not in ARCHITECTURES:
-            print(InputError("architectures", name, f"use {', '.join(ARCHITECTURES)}"), file=sys.stderr)
-            return 2
-    for name in names:
-        architecture = ARCHITECTURES[name].replace(slots=32)
-        if name != "baseline":
-            architecture = architecture.with_batch_limits(
-                {Step.PREFILL: 4, Step.DRAFT: 32, Step.VERIFY: 32, Step.DRAFT_VERIFY: 32}
-            )
+    options = parser.parse_args(arguments)
+    try:
+        architectures = check_input(options)
+    except InputError as refused:
+        print(refused, file=sys.stderr)
+        return 2
+    rows = []
+    for architecture in architectures:
         rows.append(soak(architecture, options.device, options.requests, options.clients))
         print(rows[-1], flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,121 @@
+"""The checks and studies that are run as modules refuse what they cannot do in one line, before any work."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from experiments import layouts, soak  # noqa: E402
+
+pytestmark = pytest.mark.live
+GPU_CHECKS = ["experiments.product_check", "experiments.kernel_check"]
+KERNELS = ["decode_attention", "kernels", "launching", "narrow_products"]
+
+
+def refusal(module: str, options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `python -m MODULE OPTIONS` is refused with."""
+    monkeypatch.setattr(sys, "argv", [module, *options.split()])
+    for name in GPU_CHECKS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("module", GPU_CHECKS)
+def test_a_check_of_kernels_needs_a_gpu(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = refusal(module, "", monkeypatch, capsys)
+    assert line == "device = 'cuda': torch finds no such device here; run this on a machine that has one"
+
+
+@pytest.mark.parametrize("module", GPU_CHECKS)
+def test_a_check_of_kernels_needs_triton(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in KERNELS:
+        monkeypatch.delitem(sys.modules, f"engines.live.{name}", raising=False)
+    line = refusal(module, "", monkeypatch, capsys)
+    assert line == "device = 'cuda': its kernels need triton; install the extra: pip install 'pdv[cuda]'"
+
+
+@pytest.mark.parametrize("module", GPU_CHECKS)
+@pytest.mark.parametrize(
+    ("options", "message"), [("--seconds 0", "seconds = 0.0: "), ("--processes 0", "processes = 0: ")]
+)
+def test_a_check_of_kernels_refuses_what_means_nothing(
+    module: str, options: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("experiments.options.check_kernels", lambda: None)
+    assert refusal(module, options, monkeypatch, capsys).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--requests 19", "requests = 19: use a whole number of at least 20"),
+        ("--requests -1", "requests = -1: "),
+        ("--clients 0", "clients = 0: "),
+        ("--architectures pd,fast", "architectures = 'fast': use baseline, pd, pdv"),
+        ("--device tpu", "device = 'tpu': "),
+        ("--device cuda:99", "device = 'cuda:99': "),
+        ("--out {folder}", "this is a folder"),
+    ],
+)
+def test_a_soak_refuses_bad_input(
+    options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = "" if "--out" in options else f" --out {tmp_path}/soak.csv"
+    assert soak.main((options.format(folder=tmp_path) + out).split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_soak_that_cannot_fit_is_refused_before_the_pair_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("engines.live.memory.free_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(soak, "load_pair", lambda *arguments, **options: pytest.fail("the pair was made"))
+    assert soak.main(["--out", str(tmp_path / "soak.csv")]) == 2
+    assert "does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--pair nowhere", "pair = 'nowhere': no such folder"),
+        ("--pair permutation:tiny+huge", "shape = 'huge'"),
+        ("--device tpu", "device = 'tpu': "),
+        ("--prompt-tokens 0", "prompt_tokens = 0: "),
+        ("--prompt-tokens 9999", "max_context = 10127: "),
+        ("--seconds 0", "seconds = 0.0: "),
+        ("--seconds nan", "seconds = nan: "),
+        ("--budget-s -1", "budget_s = -1.0: "),
+        ("--only nothing", "only = 'nothing': no layout has this in its name or study; the studies are "),
+        ("--out {folder}/file", "is a file; give a folder"),
+    ],
+)
+def test_a_study_of_layouts_refuses_bad_input(
+    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(layouts, "load_pair", lambda *arguments, **options: pytest.fail("the pair was loaded"))
+    (tmp_path / "file").write_text("")
+    out = "" if "--out" in options else f" --out {tmp_path}/layouts"
+    assert layouts.main((options.format(folder=tmp_path) + out).split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
