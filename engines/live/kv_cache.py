@@ -22,11 +22,16 @@ def bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
 
 
 def positions_of(*configs: PretrainedConfig) -> int:
-    """Tokens that all of these models can position. Raises InputError for a model that does not say."""
+    """Tokens that all of these models can position. Raises InputError for a model that does not say, or whose number
+    is none of tokens."""
     for config in configs:
-        if not getattr(config, "max_position_embeddings", None):
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is None:
             remedy = "its config has no max_position_embeddings, which tells how long a context can be"
             raise InputError("pair", config.model_type, remedy)
+        if isinstance(positions, bool) or not isinstance(positions, int) or positions < 1:
+            remedy = f"not so many tokens can be positioned; put what the {config.model_type} model was trained for"
+            raise InputError("max_position_embeddings", positions, f"{remedy} in its config.json")
     return min(int(config.max_position_embeddings) for config in configs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -97,6 +98,16 @@ def test_models_that_are_no_decoders_are_refused_and_others_planned() -> None:
             plan_slots(PD, (config, config), CPU, torch.float32, free=GIB)
     silent = AutoConfig.for_model("gpt2", n_layer=2)  # on its intermediate size
     assert plan_slots(PD, (silent, silent), CPU, torch.float32, 64, free=4 * GIB).slots > 0
+
+
+@pytest.mark.parametrize("positions", [-5, 0, 2.5, True])
+def test_positions_that_cannot_be_are_refused_by_name(positions: object) -> None:
+    config = shape_config(SHAPES["tiny"])
+    wrong = copy(config)
+    wrong.__dict__["max_position_embeddings"] = positions  # as a file may say; transformers checks what is assigned
+    remedy = f"put what the {config.model_type} model was trained for in its config"
+    with pytest.raises(InputError, match=f"max_position_embeddings = {positions}: .*{remedy}"):
+        plan_slots(PD, (config, wrong), CPU, torch.float32, free=GIB)
 
 
 def test_more_at_once_needs_more_workspace() -> None:
