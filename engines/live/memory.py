@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from engines.architecture import Architecture, Step
 from engines.errors import InputError
+from engines.live.host_memory import free_host_bytes
 from engines.live.kv_cache import bytes_per_token, context_of, layer_shape, positions_of
 
 GIB = 1 << 30
@@ -124,10 +124,10 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise InputError("device", str(device), "this system does not tell its free memory; give a number of slots")
+    free = free_host_bytes()
+    if free is None:
+        raise InputError("device", str(device), "this system does not tell its free memory; give a number of slots")
+    return free
 
 
 def _workspace(

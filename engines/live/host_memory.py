@@ -1,0 +1,54 @@
+"""Memory that a process can still take on the host: of the system, and of the container that it may be in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+# Files of a control group by its version: what it may take, what it has, what of that is cache that can go
+# (Linux documentation, admin-guide/cgroup-v1/memory.rst and admin-guide/cgroup-v2.rst).
+FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+MOUNTS = {1: ("sys/fs/cgroup/memory",), 2: ("sys/fs/cgroup", "sys/fs/cgroup/unified")}
+
+
+def free_host_bytes(root: Path = Path("/")) -> int | None:
+    """The smallest of what the system has available and what each control group leaves, bytes; None where nothing
+    tells. root: of the file system that says so."""
+    available = _number(root / "proc/meminfo", "MemAvailable:")
+    known = [] if available is None else [available * 1024]
+    for version, group in _groups(root):
+        limit, used, cache = FILES[version]
+        most, taken = _number(group / limit), _number(group / used)
+        if most is not None and taken is not None:
+            known.append(max(0, most - taken + (_number(group / "memory.stat", cache) or 0)))
+    return min(known, default=None)
+
+
+def _groups(root: Path) -> Iterator[tuple[int, Path]]:
+    """(version, folder) of each control group that limits this process's memory: its own and those around it. In a
+    container a path may be the host's, and only the mount itself be there."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        version = 1 if controllers else 2
+        for mount in MOUNTS[version]:
+            inner = Path(path.lstrip("/"))
+            yield from ((version, root / mount / part) for part in dict.fromkeys([inner, *inner.parents]))
+
+
+def _number(path: Path, name: str | None = None) -> int | None:
+    """The number in a file or, with a name, on the line that begins with it; None if there is none."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return None
+    found = [line[0 if name is None else 1] for line in lines if name is None or line[:1] == [name]]
+    return int(found[0]) if found and found[0].isdigit() else None
