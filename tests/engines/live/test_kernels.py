@@ -1,11 +1,12 @@
 """The Triton kernels compute what the PyTorch functions of the same names do.
 
-Without a GPU they run in Triton's interpreter (tests/conftest.py). Triton is not among what CI installs: for these
-tests, `pip install triton`.
+Without a GPU they run in Triton's interpreter (tests/conftest.py), where what costs time is every operation of every
+program, whatever its size. So there attention meets every pair of settings, and only a GPU all of them together.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import pytest
@@ -120,13 +121,26 @@ def expected(case: Case, scale: float = 0.3) -> Tensor:
     return _attend_gathered(case.query.float(), *tables, case.batch, scale)
 
 
-@pytest.mark.parametrize("dtype", PRODUCT_DTYPES)
-@pytest.mark.parametrize("splits", [1, 2, 8])
-@pytest.mark.parametrize("queries", [1, 2, 5, 9])
-@pytest.mark.parametrize("shape", [Shape(2, 2, 16), Shape(8, 1, 16), Shape(10, 2, 32)], ids=["1", "8", "5"])
-def test_decode_attention(shape: Shape, queries: int, splits: int | None, dtype: torch.dtype) -> None:
+SHAPES = [Shape(2, 2, 16), Shape(8, 1, 16), Shape(10, 2, 32)]
+SETTINGS = (SHAPES, [1, 2, 5, 9], [1, 2, 8], PRODUCT_DTYPES)  # shape, queries, splits, dtype
+PAIRED = [
+    (SHAPES[(i + j) % 3], queries, splits, PRODUCT_DTYPES[(i + j) % 2])
+    for i, queries in enumerate(SETTINGS[1]) for j, splits in enumerate(SETTINGS[2])
+]  # fmt: skip
+CASES = list(itertools.product(*SETTINGS)) if DEVICE == "cuda" else PAIRED
+
+
+@pytest.mark.parametrize(
+    ("shape", "queries", "splits", "dtype"), CASES, ids=["-".join(map(str, (*case[0], *case[1:]))) for case in CASES]
+)
+def test_decode_attention(shape: Shape, queries: int, splits: int, dtype: torch.dtype) -> None:
     case = make_case(shape, [0, 70, 15, 16 - queries % 16], queries, dtype)
     assert close(attended(case, splits), expected(case))
+
+
+def test_every_pair_of_settings_is_met() -> None:
+    for a, b in itertools.combinations(range(len(SETTINGS)), 2):
+        assert {(case[a], case[b]) for case in CASES} == set(itertools.product(SETTINGS[a], SETTINGS[b]))
 
 
 @pytest.mark.parametrize("wrong", ["first", "slots"])

@@ -1,6 +1,6 @@
 """A pass of few tokens computes what a pass of any number of tokens does.
 
-Without a GPU the kernels run in Triton's interpreter, see test_kernels.py.
+Without a GPU the kernels run in Triton's interpreter, see test_kernels.py; on fewer numbers of tokens, as it is slow.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def both(tokens: int) -> tuple[NarrowPass, WidePass]:
     return NarrowPass(*start), WidePass(*start)
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 16, 40, 64])
+@pytest.mark.parametrize("tokens", [1, 5, 16, 40, 64] if DEVICE == "cuda" else [5, 40])
 def test_what_is_added_shows_in_the_next_normed_product(tokens: int, splits: int) -> None:
     passes = both(tokens)
-    head = product(100, WIDTH, biased=True)  # no whole number of blocks
+    head = product(70, WIDTH, biased=True)  # no whole number of blocks
     assert close(*(each.project(head) for each in passes))
     for inputs in (192, 128):
         x, added, norm = random(tokens, inputs), product(WIDTH, inputs, biased=inputs == 128), random(WIDTH)
@@ -112,7 +112,7 @@ def test_a_pass_goes_on_with_some_of_its_tokens(kept: int, splits: int) -> None:
 
 
 SMALL = {
-    "vocab_size": 96, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3,
+    "vocab_size": 96, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 64,
 }  # fmt: skip
 
