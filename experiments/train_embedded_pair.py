@@ -19,72 +19,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import tokenizers
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from torch.nn import functional as F
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaForCausalLM
 
-from calibrate.acceptance import acceptance_table
-from engines.corpus import held_out_prompt, is_held_out, read_utf8, stdlib_files, stdlib_root
+from engines.corpus import is_held_out, read_utf8, stdlib_files, stdlib_root
+from experiments.byte_level import BOS, CONTEXT, EOS, build_model, load, save
+from experiments.embedded_quality import greedy_continuation, live_positions, next_token_loss, quality
 
-BOS, EOS, PAD = 256, 257, 258
-# Five unused ids round the vocabulary up to a multiple of 8, which keeps the last matrix product aligned.
-SPECIAL_TOKENS = ["<bos>", "<eos>", "<pad>", *(f"<unused{i}>" for i in range(5))]
-CONTEXT = 2048
 POOL_TOKENS = 512
 OUTPUT_FOLDER = Path(__file__).resolve().parents[1] / "engines" / "live" / "embedded"
-
-
-def build_model(hidden: int, intermediate: int, layers: int, device: torch.device) -> LlamaForCausalLM:
-    """A float32 Llama of these sizes on `device`, with 4 query heads on 2 key-value heads."""
-    config = LlamaConfig(
-        vocab_size=256 + len(SPECIAL_TOKENS),
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=False,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    return LlamaForCausalLM(config).to(device)  # type: ignore[arg-type]
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose token id is the byte's value; special ids follow, and no text ever encodes to one.
-
-    ByteLevel names printable bytes by themselves and the 68 others by the characters from U+0100 on.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(256, 512))
-    vocabulary = {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    tokenizer.add_special_tokens(specials)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
-    )
 
 
 def load_tokens(root: Path | None, *, held_out: bool, device: torch.device) -> torch.Tensor:
@@ -100,11 +45,6 @@ def draw_windows(tokens: torch.Tensor, count: int, length: int) -> torch.Tensor:
     """`count` windows of `length` tokens at uniformly drawn places of `tokens`: int64 [count, length]."""
     starts = torch.randint(len(tokens) - length, (count, 1), device=tokens.device)
     return tokens[starts + torch.arange(length, device=tokens.device)].long()
-
-
-def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy in nats of tokens [batch, length] under logits [batch, length, vocabulary]."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
 def train(model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], seconds: float, peak: float) -> int:
@@ -143,65 +83,6 @@ def train(model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], sec
     return steps
 
 
-@torch.no_grad()
-def greedy_continuation(model: LlamaForCausalLM, prompts: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` greedy tokens after each of prompts [requests, tokens]: int64 [requests, count], <eos> or not."""
-    cache = DynamicCache(config=model.config)
-    step, output = prompts, []
-    for _ in range(count):
-        logits = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        step = logits[:, -1].argmax(-1, keepdim=True)
-        output.append(step)
-    return torch.cat(output, dim=1)
-
-
-def live_positions(output: torch.Tensor) -> torch.Tensor:
-    """Which positions of output [requests, tokens] come no later than its first <eos>: bool, same shape."""
-    ended = (output == EOS).cumsum(1)
-    return (ended == 0) | ((ended == 1) & (output == EOS))
-
-
-@torch.no_grad()
-def record_tapes(
-    target: LlamaForCausalLM, draft: LlamaForCausalLM, prompts: torch.Tensor, output_tokens: int
-) -> list[np.ndarray]:
-    """Acceptance tapes of greedy decoding: is the draft's choice right at each output position of the target?
-
-    The target continues prompts [requests, tokens]; one teacher-forced pass of the draft over prompt and output
-    then gives the tapes, int8 [output tokens] each, cut at the first <eos>. Entry 0 belongs to prefill's token.
-    """
-    output = greedy_continuation(target, prompts, output_tokens)
-    sequences = torch.cat([prompts, output], dim=1)
-    logits = draft(sequences, use_cache=False, logits_to_keep=output_tokens + 1).logits
-    right = (logits[:, :-1].argmax(-1) == output).to(torch.int8).cpu().numpy()
-    return [row[:length] for row, length in zip(right, live_positions(output).sum(1).tolist(), strict=True)]
-
-
-def measure_acceptance(
-    folder: Path,
-    requests: int,
-    prompt_tokens: int,
-    output_tokens: int,
-    device: torch.device | str = "cpu",
-    root: Path | None = None,
-) -> list[np.ndarray]:
-    """`record_tapes` of the pair saved under `folder`, in float32, on held-out prompts of the library `root`."""
-    target, draft = (load(folder / name, torch.float32, device) for name in ("target", "draft"))
-    prompts = [list(held_out_prompt(0, index, prompt_tokens, root)) for index in range(requests)]
-    return record_tapes(target, draft, torch.tensor(prompts, device=device), output_tokens)
-
-
-@torch.no_grad()
-def bits_per_byte(model: LlamaForCausalLM, tokens: torch.Tensor, windows: int) -> float:
-    """Mean next-token cross entropy in bits over `windows` windows spread evenly over tokens [count]."""
-    starts = torch.linspace(0, len(tokens) - CONTEXT - 1, windows, device=tokens.device).long()
-    total = 0.0
-    for chunk in starts.split(16):
-        batch = tokens[chunk[:, None] + torch.arange(CONTEXT, device=tokens.device)].long()
-        total += next_token_loss(model(batch, use_cache=False).logits, batch).item() * len(chunk)
-    return total / windows / math.log(2)
-
-
 def distil_pool(target: LlamaForCausalLM, tokens: torch.Tensor, requests: int, seconds: float) -> torch.Tensor:
     """Training prompts with the target's greedy continuations, made for `seconds`, `requests` at a time.
 
@@ -234,20 +115,6 @@ def distillation_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM, rows: t
     soft = (divergence * live).sum() / live.sum()
     hard = (surprise * generated).sum() / generated.sum().clamp(min=1)
     return soft + hard
-
-
-def save(model: LlamaForCausalLM, folder: Path) -> None:
-    """Write weights (bfloat16), configuration, generation defaults (greedy) and tokenizer to `folder`."""
-    model.generation_config = GenerationConfig(do_sample=False, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
-    model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
-    build_tokenizer().save_pretrained(folder)
-
-
-def load(folder: Path, dtype: torch.dtype, device: torch.device | str) -> LlamaForCausalLM:
-    """The model saved under `folder`, ready to run on `device`."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return model.to(device).eval()  # type: ignore[arg-type]
 
 
 def parse_options() -> argparse.Namespace:
@@ -299,7 +166,7 @@ def main() -> None:
     )
     save(draft, folders["draft"])
     counts = {**steps, "pool_sequences": len(pool)}
-    report = describe(options, device, text, held_out, folders, counts)
+    report = describe(options, device, text, held_out, counts)
     (options.out / "training.toml").write_text(report)
     print(report)
 
@@ -309,11 +176,9 @@ def describe(
     device: torch.device,
     text: torch.Tensor,
     held_out: torch.Tensor,
-    folders: dict[str, Path],
     counts: dict[str, int],
 ) -> str:
-    """Measure the saved pair in float32 and describe it, with how it came about, as TOML."""
-    windows = min(512, len(held_out) // CONTEXT)
+    """How the saved pair came about, and how good it is, as TOML."""
     lines = [
         f"date = {datetime.datetime.now(datetime.UTC).date()}",
         f'device = "{torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}"',
@@ -325,31 +190,8 @@ def describe(
         f"held_out_bytes = {int((held_out < BOS).sum())}",
         *(f"{name} = {count}" for name, count in counts.items()),
     ]
-    for name, folder in folders.items():
-        model = load(folder, torch.float32, device)
-        lines += [
-            f"\n[{name}]",
-            f"parameters = {model.num_parameters()}",
-            f"training_bits_per_byte = {bits_per_byte(model, text, windows):.4f}",
-            f"held_out_bits_per_byte = {bits_per_byte(model, held_out, windows):.4f}",
-        ]
     sizes = (options.requests, options.prompt_tokens, options.output_tokens)
-    tapes = measure_acceptance(options.out, *sizes, device, options.library)
-    lines += [
-        "\n[acceptance]  # greedy, float32, held-out prompts; the length counts the target's own token",
-        f"requests = {options.requests}",
-        f"prompt_tokens = {options.prompt_tokens}",
-        f"output_tokens = {options.output_tokens}",
-        f"tape_mean = {np.concatenate(tapes).mean():.4f}",
-    ]
-    for draft_length in (4, 8):
-        table = acceptance_table(tapes, draft_length)
-        lines += [
-            f"\n[acceptance.k{draft_length}]",
-            f"rates = [{', '.join(f'{rate:.4f}' for rate in table['rate'])}]",
-            f"acceptance_length = {1 + table['rate'].sum():.3f}",
-            f"alpha = {table['alpha_mean'][0]:.4f}",
-        ]
+    lines += quality(options.out, text, held_out, sizes, options.library)
     return "\n".join(lines) + "\n"
 
 

@@ -11,12 +11,9 @@ from engines.corpus import held_out_prompt, held_out_text, is_held_out, stdlib_f
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from experiments.train_embedded_pair import (  # noqa: E402
-    EOS,
-    OUTPUT_FOLDER,
-    live_positions,
-    measure_acceptance,
-)
+from experiments.byte_level import EOS  # noqa: E402
+from experiments.embedded_quality import live_positions, measure_acceptance  # noqa: E402
+from experiments.train_embedded_pair import OUTPUT_FOLDER  # noqa: E402
 
 NAMES = ("target", "draft")
 pytestmark = pytest.mark.live

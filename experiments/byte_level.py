@@ -1,0 +1,74 @@
+"""What the embedded pair is made of: small Llama models over bytes, their tokenizer, and how they are stored."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+BOS, EOS, PAD = 256, 257, 258
+# Five unused ids round the vocabulary up to a multiple of 8, which keeps the last matrix product aligned.
+SPECIAL_TOKENS = ["<bos>", "<eos>", "<pad>", *(f"<unused{i}>" for i in range(5))]
+CONTEXT = 2048
+
+
+def build_model(hidden: int, intermediate: int, layers: int, device: torch.device) -> LlamaForCausalLM:
+    """A float32 Llama of these sizes on `device`, with 4 query heads on 2 key-value heads."""
+    config = LlamaConfig(
+        vocab_size=256 + len(SPECIAL_TOKENS),
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    return LlamaForCausalLM(config).to(device)  # type: ignore[arg-type]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose token id is the byte's value; special ids follow, and no text ever encodes to one.
+
+    ByteLevel names printable bytes by themselves and the 68 others by the characters from U+0100 on.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    vocabulary = {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    tokenizer.add_special_tokens(specials)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+    )
+
+
+def save(model: LlamaForCausalLM, folder: Path) -> None:
+    """Write weights (bfloat16), configuration, generation defaults (greedy) and tokenizer to `folder`."""
+    model.generation_config = GenerationConfig(do_sample=False, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+    model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
+    build_tokenizer().save_pretrained(folder)
+
+
+def load(folder: Path, dtype: torch.dtype, device: torch.device | str) -> LlamaForCausalLM:
+    """The model saved under `folder`, ready to run on `device`."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return model.to(device).eval()  # type: ignore[arg-type]
