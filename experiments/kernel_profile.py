@@ -27,7 +27,7 @@ from engines.errors import InputError, require_whole
 from engines.live.pairs import load_pair
 from engines.live.streams import Stream, make_stream
 from experiments.fitting import check_fits
-from experiments.options import check_file, check_live, parse_numbers
+from experiments.options import check_file, check_kernels, check_live, parse_numbers
 
 REPLAYS, TIMES = 5, 41
 NAME_LENGTH = 48
@@ -119,6 +119,7 @@ def check(options: argparse.Namespace) -> tuple[int, ...]:
     check_live(options.device, options.pair)
     if not options.device.startswith("cuda"):
         raise InputError("device", options.device, "kernels are those of a GPU; use cuda or cuda:N")
+    check_kernels()
     require_whole("context", options.context, 2)
     require_whole("draft_length", options.draft_length, 1)
     check_file("out", options.out)
