@@ -12,7 +12,7 @@ demo: $(STAMP)  ## serve, calibrate, simulate, compare and draw on this machine,
 test: $(STAMP)  ## lint, types and the whole suite
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ from engines.errors import InputError, require_whole
 from engines.live import operations
 from engines.live.attention import PackedBatch, _attend_gathered, _attend_in_place
 from engines.live.kv_cache import SlotPool
+from engines.live.utilisation import measure_ceilings
 from experiments.options import check_kernels, positive
 
 if importlib.util.find_spec("triton") is not None:  # without it, main says so
@@ -139,13 +140,6 @@ def graph_us(work: Callable[[], object]) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e3)
     return statistics.median(times)
-
-
-def copy_bytes_per_us() -> float:
-    """Bytes read and written by a device-to-device copy, a microsecond."""
-    source = torch.randint(255, (2**30,), dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / graph_us(lambda: target.copy_(source))
 
 
 def twenty_times(function: Callable[..., Tensor], arguments: list[object]) -> None:
@@ -265,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     right &= check(checked)
 
-    bandwidth = copy_bytes_per_us()
+    bandwidth = measure_ceilings(torch.device("cuda"), torch.bfloat16).copy_bytes_per_s / 1e6
     print(f"copy {bandwidth / 1e6:.2f} TB/s. Attention in us; launches as keys/warps/stages/splits, best five first")
     print(f"{'shape':15} {'new':>3} {'batch':>5} {'floor':>6} {'flash':>6} {'used':>6}  launches")
     for size, bench in timed:

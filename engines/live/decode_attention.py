@@ -7,19 +7,17 @@ over several programs (flash-decoding: Dao, Haziza, Massa and Sizov, 2023); the 
 what all found, so that it stays one launch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from engines.live.launching import LINE, ahead, depends
+from engines.live.launching import LINE, ahead, depends, processors_of
 
 MOST_ROWS = 128  # new tokens times heads of a group that one program can hold
 MOST_SPLITS = 16
-SPLIT_FOR = 256  # numbers of a head that a processor's programs have together, which a split context aims at; more
-# only adds merging
 LOG2_E = 1.4426950408889634
 
 
@@ -34,7 +32,8 @@ class LaunchConfig:
     splits: int | None = None
 
 
-# By (head dimension, rows of the query matrix); to be tuned by experiments/kernel_check.py on a new kind of GPU.
+# By (head dimension, rows of the query matrix), for numbers of two bytes; to be tuned by experiments/kernel_check.py
+# on a new kind of GPU.
 CONFIGS = {
     (64, 16): LaunchConfig(keys=64, warps=4, stages=3),
     (64, 32): LaunchConfig(keys=64, warps=4, stages=3),
@@ -51,6 +50,7 @@ SPLIT = {  # of a split context, with 16 or 32 rows, by head dimension
     128: LaunchConfig(keys=128, warps=4, stages=3),
 }
 SPLIT_KEYS = 128
+TOGETHER = {64: 4, 128: 1}  # programs of a split context that a processor has at the same time, by head dimension
 
 
 @triton.jit
@@ -178,7 +178,8 @@ class DecodeAttention:
         config = config or CONFIGS.get((head_dim, self._rows), OTHER)
         self.splits = config.splits or _splits(batch * kv_heads, triton.cdiv(row_length, SPLIT_KEYS), pool)
         chosen = config.splits is None and self.splits > 1 and self._rows <= 32
-        self.config = SPLIT.get(head_dim, config) if chosen else config
+        config = SPLIT.get(head_dim, config) if chosen else config
+        self.config = replace(config, keys=max(16, config.keys * 2 // pool.element_size()))  # they share the memory
         size = (batch, kv_heads, self.splits, query_tokens * group) if self.splits > 1 else (0,)
         self._parts = torch.empty(*size, head_dim, dtype=torch.float32, device=pool.device)
         self._part_logs = torch.empty(size, dtype=torch.float32, device=pool.device)
@@ -199,7 +200,7 @@ class DecodeAttention:
 
 
 def _splits(groups: int, blocks: int, pool: Tensor) -> int:
-    """Programs that share a context: as few as fill the device, and no more than it has blocks; a power of two."""
-    processors = torch.cuda.get_device_properties(pool.device).multi_processor_count if pool.is_cuda else 1
-    wanted = min(max(1, SPLIT_FOR // pool.shape[-1]) * processors // groups, blocks, MOST_SPLITS)
+    """Programs that share a context: as few as fill the device, and no more than it has blocks; a power of two. Those
+    of one launch all run at the same time."""
+    wanted = min(TOGETHER.get(pool.shape[-1], 1) * processors_of(pool.device) // groups, blocks, MOST_SPLITS)
     return 1 << (max(wanted, 1).bit_length() - 1)

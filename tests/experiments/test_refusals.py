@@ -14,7 +14,7 @@ from experiments import layouts, soak  # noqa: E402
 
 pytestmark = pytest.mark.live
 GPU_CHECKS = ["experiments.product_check", "experiments.kernel_check"]
-KERNELS = ["decode_attention", "kernels", "launching", "narrow_products"]
+KERNELS = ["decode_attention", "kernels", "launching", "narrow_kernels", "narrow_products", "step_kernels"]
 
 
 def refusal(module: str, options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
