@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     bandwidth = measure_ceilings(torch.device("cuda"), torch.bfloat16).copy_bytes_per_s / 1e6
     right = True
-    print(f"copy {bandwidth / 1e6:.2f} TB/s. Times in us; launches as columns/splits/step/warps/stages/ahead, best four")
+    print(f"copy {bandwidth / 1e6:.2f} TB/s. In us; best four launches as columns/splits/step/warps/stages/ahead")
     print(f"{'shape':15} {'product':8} {'tokens':>6} {'error':>7} {'floor':>6} {'library':>7} {'used':>6}  launches")
     for shape, product, tokens in cases:
         bench = Bench(shape, product, tokens)
