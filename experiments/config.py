@@ -15,7 +15,7 @@ from engines.errors import InputError
 from engines.traces import read_trace
 from engines.workload import Workload, make_workload
 from experiments.cells import draft_length_label
-from experiments.options import adjusted, parse_lengths
+from experiments.options import MOST_SEED, adjusted, parse_lengths
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -105,7 +105,7 @@ class Experiment(_Table):
     rates: list[PositiveFloat] = []
     k: list[str] = []
     repeats: PositiveInt = 1
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     pair: str = "embedded"
     device: str = "cpu"
     max_context: PositiveInt | None = None

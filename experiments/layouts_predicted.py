@@ -56,6 +56,19 @@ def predicted(
     return table
 
 
+def read_study(path: Path) -> pd.DataFrame:
+    """What experiments.layouts wrote. Raises InputError for anything else."""
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        why = str(error).strip()
+        raise InputError("live", str(path), f"cannot be read as CSV ({why}); give a layouts.csv") from error
+    missing = sorted({"layout", "clients", "overall_tokens_per_s", "latency_p95_s"} - set(table.columns))
+    if missing:
+        raise InputError("live", str(path), f"has no column {', '.join(missing)}; give a layouts.csv")
+    return table
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("live", type=Path, help="layouts.csv that experiments.layouts wrote")
@@ -66,12 +79,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     options = parser.parse_args()
     try:
-        profile = Profile.load(options.profile)
+        profile, study = Profile.load(options.profile), read_study(options.live)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     sizes = options.prompt_tokens, options.output_tokens
-    table = predicted(pd.read_csv(options.live), profile, options.alpha, *sizes)
+    table = predicted(study, profile, options.alpha, *sizes)
     print(table.drop(columns="study").round(3).to_string(index=False))
     for quantity in ("tokens_per_s", "latency_p95_s"):
         mean = table[f"{quantity}_error"].abs().mean()

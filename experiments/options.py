@@ -17,7 +17,8 @@ from engines.workload import FixedLength, Lengths, LogNormalLength, UniformLengt
 
 AUTO = "auto"  # as many slots as fit the device
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_WHOLE = re.compile(r"\d+")
+MOST_SEED = 2**63 - 1  # what the generators of torch take
+_WHOLE = re.compile(r"\d{1,18}")
 _RANGE = re.compile(r"(\d+)-(\d+)")
 _LOGNORMAL = re.compile(r"(\d+(?:\.\d+)?)~(\d+(?:\.\d+)?)\[(\d+)-(\d+)\]")
 

@@ -91,7 +91,9 @@ def soak(architecture: Architecture, device: str, requests: int, clients: int, s
         whole = handle.state is not None and handle.state.status == "finished"
         assert handle.tokens == (list(expected) if whole else list(expected)[: len(handle.tokens)]), handle.request.id
     seconds = time.perf_counter() - started
-    (early_host, early_device), (late_host, late_device) = memory[LOOKS // 5], memory[-1]
+    assert counts.get("finished"), "every request was cancelled"
+    (early_host, early_device), (late_host, late_device) = memory[min(LOOKS // 5, len(memory) - 1)], memory[-1]
+    assert late_device < early_device + 1.0, f"device memory grew from {early_device} to {late_device} MB"
     free_memory(pair.device)
     return {
         "architecture": architecture.name, "requests": requests,

@@ -164,9 +164,11 @@ def attention_over(batch: PackedBatch, heads: int, scale: float) -> Attend:
     pool = batch.pool.keys[0]
     if not pool.is_cuda:
         return partial(_attend_gathered, batch=batch, scale=scale)
-    from engines.live.decode_attention import DecodeAttention, fits
+    from engines.live.decode_attention import LEAST_SHARED_BYTES, DecodeAttention, fits
+    from engines.live.launching import shared_bytes_of
 
-    if batch.uniform and fits(batch.longest, heads, *pool.shape[2:]):
+    roomy = shared_bytes_of(pool.device) >= LEAST_SHARED_BYTES
+    if batch.uniform and roomy and fits(batch.longest, heads, *pool.shape[2:]):
         return DecodeAttention(batch.slots, batch.first, batch.longest, heads, pool, scale)
     return partial(_attend_in_place if _has_flash(pool) else _attend_gathered, batch=batch, scale=scale)
 

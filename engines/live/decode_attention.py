@@ -18,6 +18,7 @@ from engines.live.launching import LINE, ahead, depends, processors_of
 
 MOST_ROWS = 128  # new tokens times heads of a group that one program can hold
 MOST_SPLITS = 16
+LEAST_SHARED_BYTES = 160 * 1024  # of a device for which the launches below are made
 LOG2_E = 1.4426950408889634
 
 

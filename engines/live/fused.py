@@ -75,10 +75,12 @@ class FusedDecoder:
         shaped &= int(decoder.layers[0].self_attn.head_dim) >= 16
         self._narrow = False
         if self._embedding.is_cuda:
-            from engines.live.launching import depends
+            from engines.live.launching import HOPPER_SHARED_BYTES, depends, shared_bytes_of
 
-            # The launches want a Hopper's shared memory; float16 might not hold a residual that is not normed yet.
-            self._narrow = shaped and self._embedding.dtype is torch.bfloat16 and depends(self._embedding.device)
+            device = self._embedding.device
+            roomy = depends(device) and shared_bytes_of(device) >= HOPPER_SHARED_BYTES
+            # float16 might not hold a residual that is not normed yet
+            self._narrow = shaped and roomy and self._embedding.dtype is torch.bfloat16
             torch.cuda.empty_cache()  # the unjoined weights are gone; whoever sizes a pool should see that
 
     def __call__(self, tokens: Tensor, batch: PackedBatch, keep: Tensor | None) -> Tensor:

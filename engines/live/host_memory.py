@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,14 @@ def free_host_bytes(root: Path = Path("/")) -> int | None:
         if most is not None and taken is not None:
             known.append(max(0, most - taken + (_number(group / "memory.stat", cache) or 0)))
     return min(known, default=None)
+
+
+def all_host_bytes() -> int | None:
+    """All memory of the system, free or not, bytes; None where nothing tells."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _groups(root: Path) -> Iterator[tuple[int, Path]]:

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 LINE = 128  # bytes of a line of the second-level cache
+HOPPER_SHARED_BYTES = 227 * 1024  # that one program may have
 
 
 @triton.jit
@@ -43,6 +44,17 @@ def ahead(pointers):
 def depends(device: torch.device) -> bool:
     """Whether kernels on a device can be launched so: Hopper and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
+def shared_bytes_of(device: torch.device) -> int:
+    """Shared memory that one program may have, bytes; 0 where a device has none. PyTorch does not always tell; then
+    what a Hopper or its successor for servers has, or what others have at least."""
+    if device.type != "cuda":
+        return 0
+    server = torch.cuda.get_device_capability(device)[0] in (9, 10)
+    known = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None)
+    return int(known or (HOPPER_SHARED_BYTES if server else 99 * 1024))
 
 
 @cache

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from engines.architecture import Architecture, Step
 from engines.errors import InputError
-from engines.live.host_memory import free_host_bytes
+from engines.live.host_memory import all_host_bytes, free_host_bytes
 from engines.live.kv_cache import bytes_per_token, context_of, layer_shape, positions_of
 
 GIB = 1 << 30
@@ -125,8 +125,10 @@ def free_bytes(device: torch.device) -> int:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     free = free_host_bytes()
+    if free is None:  # then all there is, which refuses at least what can never fit
+        free = all_host_bytes()
     if free is None:
-        raise InputError("device", str(device), "this system does not tell its free memory; give a number of slots")
+        raise InputError("device", str(device), "this system does not tell how much memory it has; use another")
     return free
 
 

@@ -58,8 +58,9 @@ def launch_for(outputs: int, inputs: int, rows: int, processors: int, power_of_t
     """How a product of so many rows is launched: a rule drawn from tuning on an H100 and an H200, for
     experiments/product_check.py to compare with others on a new kind of GPU.
 
-    All programs run at the same time and have as much to do, so that they end together, and share a processor's
-    memory: mostly one program a processor. Of few outputs the inputs are split. power_of_two: columns have to be one.
+    Programs run at the same time and have as much to do, so that they end together, and share a processor's memory:
+    mostly one program a processor. Of few outputs the inputs are split; with few rows into more programs than run at
+    once, which was quicker still. power_of_two: columns have to be one.
     """
     share = triton.cdiv(outputs, processors)
     splits, together, warps, longest = 1, 1, 4, 128
@@ -72,14 +73,16 @@ def launch_for(outputs: int, inputs: int, rows: int, processors: int, power_of_t
         splits = triton.next_power_of_2(triton.cdiv(512, triton.cdiv(outputs, columns)))
     elif share < 32:
         columns, splits = 32, min(4, 32 * processors // outputs)
-    elif 128 < share <= 192:  # would fill a tile of 256 badly
-        columns, together = 2 * triton.cdiv(share, 6), 3
     else:
-        columns = 2 * triton.cdiv(share, 2 * triton.cdiv(share, MOST_COLUMNS))
+        columns = triton.cdiv(share, triton.cdiv(share, MOST_COLUMNS))
+        together = 3 if 128 < columns <= 192 else 1  # one program would fill its tile of 256 badly
+        columns = 2 * triton.cdiv(columns, 2 * together)
     tile = triton.next_power_of_2(columns)
     least = 4 if together > 1 else 3
     step, stages = _steps(2 * (tile + rows), SHARED_BYTES // together, math.gcd(longest, inputs), least)
-    splits = min(splits, max(1, inputs // (2 * step)))
+    steps = inputs // step
+    splits = min(splits, max(1, steps // 2))
+    splits = triton.cdiv(steps, triton.cdiv(steps, splits))  # none that would have nothing to do
     early = min(512 if tile < 128 else 256, triton.next_power_of_2(inputs // splits // 2 + 1) // 2)
     return Launch(columns, splits, step, warps, stages, early // NUMBERS * NUMBERS)
 

@@ -11,7 +11,7 @@ from engines.architecture import Architecture, load_architecture
 from engines.errors import InputError
 from engines.traces import read_trace
 from engines.workload import PROCESSES, Workload, make_workload
-from experiments.options import adjusted, at_least, parse_lengths, parse_slots, positive
+from experiments.options import MOST_SEED, adjusted, at_least, parse_lengths, parse_slots, positive
 
 LAYOUT, LOAD = "Architecture", "Workload"
 
@@ -137,6 +137,8 @@ def chosen_workload(
     positive("cv", cv)
     at_least("temperature", temperature, 0)
     at_least("seed", seed, 0)
+    if seed > MOST_SEED:
+        raise InputError("seed", seed, f"use {MOST_SEED} at most")
     if process not in PROCESSES:
         raise InputError("process", process, f"use {', '.join(PROCESSES)}")
     prompts, outputs = parse_lengths("prompt_tokens", prompt_tokens), parse_lengths("output_tokens", output_tokens)

@@ -56,6 +56,7 @@ BAD_WORKLOAD = {
     "lengths backwards": ("--output-tokens 96-16", "output_tokens = '96-16'"),
     "cold": ("--temperature -1", "temperature = -1.0"),
     "seed below zero": ("--seed -1", "seed = -1"),
+    "seed beyond what torch takes": ("--seed 9223372036854775808", "seed = 9223372036854775808"),
     "unknown process": ("--process normal --rate 2", "process = 'normal'"),
     "trace missing": ("--trace nowhere.csv", "trace = 'nowhere.csv'"),
     "trace without a column": ("--trace no_column.csv", "GeneratedTokens"),

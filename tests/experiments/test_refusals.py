@@ -10,7 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from experiments import layouts, soak  # noqa: E402
+from engines.errors import InputError  # noqa: E402
+from experiments import layouts, layouts_predicted, soak  # noqa: E402
+from experiments.options import parse_numbers  # noqa: E402
 
 pytestmark = pytest.mark.live
 GPU_CHECKS = ["experiments.product_check", "experiments.kernel_check"]
@@ -119,3 +121,22 @@ def test_a_study_of_layouts_refuses_bad_input(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no,thing,of,this\n1,2,3,4\n", "has no column clients, latency_p95_s, layout, overall_tokens_per_s"),
+        ("a\n1,2\n1,2,3\n", "cannot be read as CSV"),
+    ],
+)
+def test_a_prediction_of_something_else_than_a_study_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "study.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        layouts_predicted.read_study(tmp_path / "study.csv")
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0"])
+def test_numbers_that_are_none_of_this_world_are_refused(number: str) -> None:
+    with pytest.raises(InputError, match="batches"):
+        parse_numbers("batches", f"1,{number}")

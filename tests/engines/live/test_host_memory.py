@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,13 +68,17 @@ def test_a_container_leaves_its_limit_less_what_it_has_and_cannot_drop(
     assert free_host_bytes(system(tmp_path, {**SYSTEM, "proc/self/cgroup": f"{groups}\n", **files})) == free * MIB
 
 
-def test_a_plan_asks_the_host_and_says_so_where_it_does_not_tell(
+def test_a_plan_asks_the_host_what_is_free_or_else_what_there_is_and_says_so_where_it_does_not_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(memory, "free_host_bytes", lambda: 5)
     assert memory.free_bytes(cpu) == 5
     assert free_host_bytes(tmp_path) is None
+    monkeypatch.setattr(memory, "free_host_bytes", lambda: 0)
+    assert memory.free_bytes(cpu) == 0
     monkeypatch.setattr(memory, "free_host_bytes", lambda: None)
-    with pytest.raises(InputError, match="device = 'cpu': this system does not tell its free memory"):
+    assert memory.free_bytes(cpu) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(memory, "all_host_bytes", lambda: None)
+    with pytest.raises(InputError, match="device = 'cpu': this system does not tell how much memory it has"):
         memory.free_bytes(cpu)
