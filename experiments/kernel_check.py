@@ -38,6 +38,7 @@ if importlib.util.find_spec("triton") is not None:  # without it, main says so
     from engines.live.decode_attention import DecodeAttention, LaunchConfig
 
 CONTEXT, ROW_LENGTH, COLD_BYTES = 400, 512, 3 * 10**8
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # without a GPU the kernels can be interpreted
 LIMIT = 1e-2  # relative error that bfloat16 operands may cause
 LAUNCHES = (  # keys, warps, stages
     (32, 1, 4), (32, 2, 4), (32, 4, 4), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3),
@@ -74,7 +75,7 @@ def poison(like: Tensor, copies: int = 4) -> None:
 
 
 def random(*shape: int) -> Tensor:
-    return torch.randn(shape, device="cuda").to(torch.bfloat16)
+    return torch.randn(shape, device=DEVICE).to(torch.bfloat16)
 
 
 class Bench:
@@ -94,11 +95,11 @@ class Bench:
             num_hidden_layers=layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
             hidden_size=shape.hidden, head_dim=shape.head_dim,
         )  # fmt: skip
-        self.pool = SlotPool(config, size + 1, ROW_LENGTH, torch.device("cuda"), torch.bfloat16)
+        self.pool = SlotPool(config, size + 1, ROW_LENGTH, DEVICE, torch.bfloat16)
         slots = torch.randperm(size + 1)[:size].cuda()
         self.batch = PackedBatch(self.pool, slots, first, queries)
-        hidden = torch.ones(size + 2, ROW_LENGTH, dtype=torch.bool, device="cuda")
-        hidden[slots] = torch.arange(ROW_LENGTH, device="cuda") >= lengths[:, None]
+        hidden = torch.ones(size + 2, ROW_LENGTH, dtype=torch.bool, device=DEVICE)
+        hidden[slots] = torch.arange(ROW_LENGTH, device=DEVICE) >= lengths[:, None]
         for table in (*self.pool.keys, *self.pool.values):
             table.normal_()
             table[hidden] = torch.nan
@@ -149,9 +150,9 @@ def twenty_times(function: Callable[..., Tensor], arguments: list[object]) -> No
 
 def between_products(shape: Shape, tokens: int) -> list[tuple[str, float, float]]:
     """(name, worst relative error, microseconds) of each element-wise kernel."""
-    rows = torch.randperm(3 * ROW_LENGTH, device="cuda")[:tokens]
+    rows = torch.randperm(3 * ROW_LENGTH, device=DEVICE)[:tokens]
     kv_size = (3, ROW_LENGTH, shape.kv_heads, shape.head_dim)
-    angles = torch.rand(tokens, shape.head_dim // 2, device="cuda") * 400
+    angles = torch.rand(tokens, shape.head_dim // 2, device=DEVICE) * 400
     rotations = torch.cat([angles.cos(), angles.sin()], -1).to(torch.bfloat16)
     norms = random(shape.heads + shape.kv_heads, shape.head_dim) if shape.head_norms else None
     qkv = random(tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
@@ -259,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     right &= check(checked)
 
-    bandwidth = measure_ceilings(torch.device("cuda"), torch.bfloat16).copy_bytes_per_s / 1e6
+    bandwidth = measure_ceilings(DEVICE, torch.bfloat16).copy_bytes_per_s / 1e6
     print(f"copy {bandwidth / 1e6:.2f} TB/s. Attention in us; launches as keys/warps/stages/splits, best five first")
     print(f"{'shape':15} {'new':>3} {'batch':>5} {'floor':>6} {'flash':>6} {'used':>6}  launches")
     for size, bench in timed:

@@ -27,7 +27,18 @@ from torch import Tensor
 from engines.errors import InputError, require_whole
 from engines.live.passes import Pass, Product, WidePass
 from engines.live.utilisation import measure_ceilings
-from experiments.kernel_check import LIMIT, LLAMA2, LLAMA3, QWEN3, TINY, Shape, graph_us, random, relative_error
+from experiments.kernel_check import (
+    DEVICE,
+    LIMIT,
+    LLAMA2,
+    LLAMA3,
+    QWEN3,
+    TINY,
+    Shape,
+    graph_us,
+    random,
+    relative_error,
+)
 from experiments.options import check_kernels, parse_numbers, positive
 
 if importlib.util.find_spec("triton") is not None:  # without it, main says so
@@ -46,8 +57,10 @@ if importlib.util.find_spec("triton") is not None:  # without it, main says so
 
 COLD_BYTES = 4 * 10**8
 PRODUCTS = ("queries", "output", "gate", "down", "head")
-SHAPES = {shape.name: shape for shape in (LLAMA2, TINY, LLAMA3, QWEN3)}
-VOCABULARIES = {LLAMA3.name: 128256, QWEN3.name: 151936}  # the others have 32,000
+LLAMA32 = Shape("Llama-3.2-1B", 2048, 8192, 32, 8, 64)
+QWEN06 = Shape("Qwen3-0.6B", 1024, 3072, 16, 8, 128, True)
+SHAPES = {shape.name: shape for shape in (LLAMA2, TINY, LLAMA3, LLAMA32, QWEN3, QWEN06)}
+VOCABULARIES = {LLAMA3: 128256, LLAMA32: 128256, QWEN3: 151936, QWEN06: 151936}  # the others have 32,000
 
 
 class Bench:
@@ -62,16 +75,18 @@ class Bench:
             "output": (hidden, heads),
             "gate": (2 * shape.intermediate, hidden),
             "down": (hidden, shape.intermediate),
-            "head": (VOCABULARIES.get(shape.name, 32000), hidden),
+            "head": (VOCABULARIES.get(shape, 32000), hidden),
         }[product]
         self.bytes = 2 * self.outputs * self.inputs
         layers = layers or max(3, min(24, -(-COLD_BYTES // self.bytes)))
         self.weights = [random(self.outputs, self.inputs) * self.inputs**-0.5 for _ in range(layers)]
-        self.x, self.ids = random(tokens, self.inputs), torch.arange(tokens, device="cuda")
+        self.x, self.ids = random(tokens, self.inputs), torch.arange(tokens, device=DEVICE)
         self.table, self.norm, self.next_norm = random(tokens, hidden), random(hidden), random(hidden)
-        angles = torch.rand(tokens, shape.head_dim // 2, device="cuda") * 400
-        self.rotations = torch.cat([angles.cos(), angles.sin()], -1).to(torch.bfloat16)
-        self.rows = torch.randperm(1024, device="cuda")[:tokens]
+        angles = torch.rand(tokens, shape.head_dim // 2, device=DEVICE) * 400
+        self.rotations = torch.cat([angles.cos(), angles.sin()], -1).to(self.x)
+        normed = shape.heads + shape.kv_heads
+        self.head_norms = random(normed, shape.head_dim) if shape.head_norms else None
+        self.rows = torch.randperm(1024, device=DEVICE)[:tokens]
         self.pools = [torch.zeros(2, 512, shape.kv_heads, shape.head_dim).to(self.x) for _ in range(2)]
 
     def start(self, kind: Callable[..., Pass]) -> Pass:
@@ -83,7 +98,7 @@ class Bench:
     def do(self, begun: Pass, weight: Tensor) -> list[Tensor]:
         product = Product(weight, None)
         if self.product == "queries":
-            return [begun.queries(product, None, self.rotations, self.rows, *self.pools), *self.pools]
+            return [begun.queries(product, self.head_norms, self.rotations, self.rows, *self.pools), *self.pools]
         if self.product == "gate":
             return [begun.gate(product)]
         if self.product != "head":
@@ -119,7 +134,7 @@ def launches(bench: Bench) -> list[Launch]:
     each with an equal share of the columns and of the shared memory."""
     rows = FEW if bench.tokens <= FEW else MOST_TOKENS
     heads = bench.product == "queries" and not bench.shape.head_norms
-    processors = processors_of(torch.device("cuda"))
+    processors = processors_of(DEVICE)
     found = [launch_for(bench.outputs, bench.inputs, rows, processors, heads)]
     split = (1, 2, 4) if bench.outputs <= 64 * processors and not heads else (1,)
     for each, splits, warps in itertools.product((1, 2, 3, 4), split, (2, 4)):
@@ -178,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         list(pool.map(compile_ahead, *zip(*wanted, strict=True), chunksize=4))
     print(f"{torch.cuda.get_device_name()}: {len(wanted)} launches compiled, {time.perf_counter() - begin:.0f} s")
 
-    bandwidth = measure_ceilings(torch.device("cuda"), torch.bfloat16).copy_bytes_per_s / 1e6
+    bandwidth = measure_ceilings(DEVICE, torch.bfloat16).copy_bytes_per_s / 1e6
     right = True
     print(f"copy {bandwidth / 1e6:.2f} TB/s. In us; best four launches as columns/splits/step/warps/stages/ahead")
     print(f"{'shape':15} {'product':8} {'tokens':>6} {'error':>7} {'floor':>6} {'library':>7} {'used':>6}  launches")
