@@ -29,6 +29,7 @@ from engines.live.passes import Product
 FEW, MOST_TOKENS = 16, 64  # rows of a product: the least that the matrix units take, and one instruction of Hopper's
 LEAST_COLUMNS, MOST_COLUMNS = 16, 256  # of a program's tile
 LEAST_STEP = 16
+MANY_INPUTS = 4096  # of a product of medium size: two programs a processor share them
 SHARED_BYTES = 224 * 1024  # of a Hopper processor, for programs that run at the same time
 COUNTERS = 4096  # of split products: more blocks of columns are not split
 NUMBERS = LINE // 2  # in a line
@@ -59,32 +60,44 @@ def launch_for(outputs: int, inputs: int, rows: int, processors: int, power_of_t
     experiments/product_check.py to compare with others on a new kind of GPU.
 
     Programs run at the same time and have as much to do, so that they end together, and share a processor's memory:
-    mostly one program a processor. Of few outputs the inputs are split; with few rows into more programs than run at
-    once, which was quicker still. power_of_two: columns have to be one.
+    one program a processor, or a few where their tiles are filled better so. Of few outputs the inputs are split, and
+    with few rows, where they are many, of not so few.
+    power_of_two: columns have to be one.
     """
-    share = triton.cdiv(outputs, processors)
+    share, few = triton.cdiv(outputs, processors), rows == FEW
     splits, together, warps, longest = 1, 1, 4, 128
     if power_of_two:
         columns = max(LEAST_COLUMNS, triton.next_power_of_2(share)) if share <= 64 else 32
         together = min(4, triton.cdiv(share, columns))
-        warps = 2 if rows == FEW and together > 1 else 4
-    elif rows == FEW and share <= 64:
-        columns, together, warps, longest = LEAST_COLUMNS, 3, 2, 256
-        splits = triton.next_power_of_2(triton.cdiv(512, triton.cdiv(outputs, columns)))
-    elif share < 32:
-        columns, splits = 32, min(4, 32 * processors // outputs)
+        warps, longest = (2, 128) if few and together > 1 else (4, 256 if few else 128)
+    elif share <= 32:
+        columns = 64 if few else 32
+        splits = max(1, min(8, columns * processors // outputs))
     else:
         columns = triton.cdiv(share, triton.cdiv(share, MOST_COLUMNS))
-        together = 3 if 128 < columns <= 192 else 1  # one program would fill its tile of 256 badly
-        columns = 2 * triton.cdiv(columns, 2 * together)
+        together = max((1, 2, 3), key=lambda programs: _filled(columns, programs)) if columns > 128 else 1
+        columns = _divided(columns, together)
+        if few and share <= 64 and inputs >= MANY_INPUTS:
+            splits, together = 2, 2
     tile = triton.next_power_of_2(columns)
     least = 4 if together > 1 else 3
     step, stages = _steps(2 * (tile + rows), SHARED_BYTES // together, math.gcd(longest, inputs), least)
     steps = inputs // step
     splits = min(splits, max(1, steps // 2))
     splits = triton.cdiv(steps, triton.cdiv(steps, splits))  # none that would have nothing to do
-    early = min(512 if tile < 128 else 256, triton.next_power_of_2(inputs // splits // 2 + 1) // 2)
+    early = min(256, triton.next_power_of_2(inputs // splits // 2 + 1) // 2)
     return Launch(columns, splits, step, warps, stages, early // NUMBERS * NUMBERS)
+
+
+def _divided(columns: int, programs: int) -> int:
+    """Columns of each of so many programs, an even number."""
+    return 2 * triton.cdiv(columns, 2 * programs)
+
+
+def _filled(columns: int, programs: int) -> float:
+    """How much of their tiles such programs fill."""
+    each = _divided(columns, programs)
+    return each / triton.next_power_of_2(each)
 
 
 def _steps(bytes_per_input: int, memory: int, longest: int, least: int) -> tuple[int, int]:
