@@ -18,6 +18,7 @@ from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLen
 from engines.errors import InputError, require_whole
 
 MOST_SLOTS = 1_000_000  # far beyond any device's memory
+MOST_WORKERS = 10_000  # of a lane: far more than any device runs at once
 
 
 class Stage(StrEnum):
@@ -101,7 +102,7 @@ class Lane:
             raise InputError(f"{where}.carries_request", self.carries_request, "use true or false")
         if self.carries_request and max(steps.values()) > 1:
             raise InputError(f"{where}.steps", self.steps, "a lane that carries requests has batch limits of 1")
-        require_whole(f"{where}.workers", self.workers, 1)
+        require_whole(f"{where}.workers", self.workers, 1, MOST_WORKERS)
         require_whole(f"{where}.stream", self.stream, 0)
         require_whole(f"{where}.device", self.device, 0)
         if isinstance(self.stream_priority, bool) or not isinstance(self.stream_priority, int):
@@ -162,9 +163,7 @@ class Architecture:
             if self.lane_for(Stage.DRAFT)[0].device != self.lane_for(Stage.VERIFY)[0].device:
                 remedy = "put the lanes that draft and verify on one device, or use 0"
                 raise InputError("hybrid_at_or_below", self.hybrid_at_or_below, remedy)
-        require_whole("slots", self.slots, 1)
-        if self.slots > MOST_SLOTS:
-            raise InputError("slots", self.slots, f"use {MOST_SLOTS} or fewer")
+        require_whole("slots", self.slots, 1, MOST_SLOTS)
         if self.running_stages is not None:
             require_whole("running_stages", self.running_stages, 1)
         if self.queue_limit is not None:

@@ -21,10 +21,13 @@ class InputError(ValueError):
         return f"{self.field} = {self.value!r}: {self.remedy}"
 
 
-def require_whole(field: str, value: Any, least: int) -> None:
-    """Raises InputError unless the value is a whole number of at least `least` (true and false are none)."""
+def require_whole(field: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises InputError unless the value is a whole number of at least `least` (true and false are none) and, where
+    `most` is given, at most that."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(field, value, f"use a whole number of at least {least}")
+    if most is not None and value > most:
+        raise InputError(field, value, f"use {most} or fewer")
 
 
 def require_positive(field: str, value: Any) -> None:

@@ -32,10 +32,10 @@ from engines.live import operations
 from engines.live.attention import PackedBatch, _attend_gathered, _attend_in_place
 from engines.live.kv_cache import SlotPool
 from engines.live.utilisation import measure_ceilings
-from experiments.options import check_kernels, positive
+from experiments.options import check_kernels, check_shared_memory, positive
 
 if importlib.util.find_spec("triton") is not None:  # without it, main says so
-    from engines.live.decode_attention import DecodeAttention, LaunchConfig
+    from engines.live.decode_attention import LEAST_SHARED_BYTES, DecodeAttention, LaunchConfig
 
 CONTEXT, ROW_LENGTH, COLD_BYTES = 400, 512, 3 * 10**8
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # without a GPU the kernels can be interpreted
@@ -231,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         check_kernels()
+        check_shared_memory(LEAST_SHARED_BYTES)
         positive("seconds", options.seconds)
         require_whole("processes", options.processes, 1)
     except InputError as refused:

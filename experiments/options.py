@@ -151,6 +151,18 @@ def check_kernels() -> None:
         raise InputError("device", "cuda", "its kernels need triton; install the extra: pip install 'pdv[cuda]'")
 
 
+def check_shared_memory(needed: int) -> None:
+    """Raises InputError unless a program may have so many bytes of the CUDA device's shared memory."""
+    import torch
+
+    from engines.live.launching import shared_bytes_of
+
+    there = shared_bytes_of(torch.device("cuda", torch.cuda.current_device()))
+    if there < needed:
+        remedy = f"a program has {there} bytes of shared memory there and needs {needed}; use a Hopper GPU or later"
+        raise InputError("device", torch.cuda.get_device_name(), remedy)
+
+
 def check_output(field: str, path: Path) -> None:
     """Raises InputError if a folder cannot be made or written to there, before any work is done for it. Leaves
     nothing behind."""

@@ -39,11 +39,11 @@ from experiments.kernel_check import (
     random,
     relative_error,
 )
-from experiments.options import check_kernels, parse_numbers, positive
+from experiments.options import check_kernels, check_shared_memory, parse_numbers, positive
 
 if importlib.util.find_spec("triton") is not None:  # without it, main says so
     from engines.live import narrow_products
-    from engines.live.launching import processors_of
+    from engines.live.launching import HOPPER_SHARED_BYTES, processors_of
     from engines.live.narrow_products import (
         FEW,
         LEAST_COLUMNS,
@@ -176,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.shapes.split(",")
     try:
         check_kernels()
+        check_shared_memory(HOPPER_SHARED_BYTES)
         positive("seconds", options.seconds)
         require_whole("processes", options.processes, 1)
         counts = parse_numbers("tokens", options.tokens)

@@ -25,8 +25,10 @@ import transformers
 from transformers import LlamaForCausalLM
 
 from engines.corpus import is_held_out, read_utf8, stdlib_files, stdlib_root
+from engines.errors import InputError, require_whole
 from experiments.byte_level import BOS, CONTEXT, EOS, build_model, load, save
 from experiments.embedded_quality import greedy_continuation, live_positions, next_token_loss, quality
+from experiments.options import check_output, positive
 
 POOL_TOKENS = 512
 OUTPUT_FOLDER = Path(__file__).resolve().parents[1] / "engines" / "live" / "embedded"
@@ -133,9 +135,32 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def check(options: argparse.Namespace) -> None:
+    """Raises InputError for what cannot be trained on or measured, before any work."""
+    for name in ("target_seconds", "draft_seconds", "pool_seconds", "distil_seconds"):
+        positive(name, getattr(options, name))
+    for name in ("batch", "pool_requests", "requests", "prompt_tokens", "output_tokens"):
+        require_whole(name, getattr(options, name), 1)
+    most = CONTEXT - options.output_tokens
+    if options.prompt_tokens > most:
+        raise InputError("prompt_tokens", options.prompt_tokens, f"prompt and output have {CONTEXT} tokens at most")
+    sizes = {True: 0, False: 0}
+    for name, path in stdlib_files(options.library, tests=True).items():
+        sizes[is_held_out(name)] += path.stat().st_size
+    if min(sizes.values()) <= CONTEXT:
+        remedy = "too few Python sources are there to train and to measure on; give a standard library's folder"
+        raise InputError("library", str(options.library or stdlib_root()), remedy)
+    check_output("out", options.out)
+
+
+def main() -> int:
     """Train, save, and measure what was saved."""
     options = parse_options()
+    try:
+        check(options)
+    except InputError as refused:
+        print(refused, file=sys.stderr)
+        return 2
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     text = load_tokens(options.library, held_out=False, device=device)
@@ -169,6 +194,7 @@ def main() -> None:
     report = describe(options, device, text, held_out, counts)
     (options.out / "training.toml").write_text(report)
     print(report)
+    return 0
 
 
 def describe(
@@ -196,4 +222,4 @@ def describe(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

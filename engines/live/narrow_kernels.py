@@ -3,6 +3,10 @@
 A program computes COLUMNS outputs of all tokens, in a tile whose sides are powers of two: [ROWS, TILE]. SPLITS
 programs may share the inputs of the same outputs; the last of them to end goes on for all. What a program needs in
 the end, such as residuals, it asks for at the beginning.
+
+Tensors, all contiguous: x [tokens, INPUTS]; weight [outputs, INPUTS]; bias [outputs]; squares [parts, ROWS] float32,
+sums of squares of a residual's columns by the program that made them; parts [blocks, SPLITS, ROWS, TILE] float32,
+where programs that share inputs leave what they found, and arrivals [COUNTERS] int32, how many of a block's have.
 """
 
 import triton
@@ -81,6 +85,8 @@ def embed(
     ids, table, norm, residual, scaled, squares, arrivals,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, COUNTERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    """The residual of each token's id, the same times the norm's weights, and its squares' sum; sets the counters of
+    arrivals to zero. One program a token."""
     follow(DEPENDENT)
     token = tl.program_id(0)
     if token == 0:
@@ -102,6 +108,7 @@ def project(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
     AHEAD: tl.constexpr, NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    """out [tokens, OUTPUTS]: the normed residual times the weights."""
     row, place = tl.arange(0, ROWS), tl.arange(0, TILE)
     column = tl.program_id(0) * COLUMNS + place
     real = (place < COLUMNS) & (column < OUTPUTS)
@@ -131,6 +138,8 @@ def add(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
     AHEAD: tl.constexpr, NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    """Adds the product to the residual [tokens, OUTPUTS], and leaves it times the norm's weights (`scaled`), and the
+    squares of this program's columns."""
     row, place = tl.arange(0, ROWS), tl.arange(0, TILE)
     column = tl.program_id(0) * COLUMNS + place
     real = (place < COLUMNS) & (column < OUTPUTS)
@@ -165,6 +174,7 @@ def gate(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
     AHEAD: tl.constexpr, NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    """out [tokens, WIDTH]: the SiLU of the normed residual's gate, times its up; weight [gate's rows, up's rows]."""
     row, place = tl.arange(0, ROWS), tl.arange(0, TILE)
     first = tl.program_id(0) * (COLUMNS // 2)
     pair = first + place // 2  # gate and up take turns, so that the two of a pair end in one thread
@@ -200,6 +210,9 @@ def rotate(
     PARTS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
     SPLITS: tl.constexpr, STEP: tl.constexpr, AHEAD: tl.constexpr, NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    """Queries, keys and values of the normed residual; queries and keys turned by `rotations` [tokens, HEAD_DIM],
+    keys and values stored in the pool's `rows` [tokens]. query [tokens, HEADS, HEAD_DIM]; keys, values [places,
+    KV_HEADS, HEAD_DIM]; weight as in engines.live.operations.rotate_and_store."""
     PAIRS: tl.constexpr = TILE // 2
     HALF: tl.constexpr = HEAD_DIM // 2
     row, place = tl.arange(0, ROWS), tl.arange(0, TILE)

@@ -130,6 +130,7 @@ LANE = {"name": "decode", "steps": {"draft+verify": 6}}
         ("slots", {"slots": 0}),
         ("slots", {"slots": 1_000_000_000}),
         ("slots", {"slots": "64"}),
+        ("lanes.decode.workers", {"lanes": [{**LANE, "workers": 100_000_000}]}),
         ("running_stages", {"running_stages": 0}),
         ("queue_limit", {"queue_limit": 1.5}),
         ("queue_limit", {"queue_limit": True}),

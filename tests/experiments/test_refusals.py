@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from engines.errors import InputError  # noqa: E402
-from experiments import layouts, layouts_predicted, soak  # noqa: E402
+from experiments import layouts, layouts_predicted, soak, train_embedded_pair  # noqa: E402
 from experiments.options import parse_numbers  # noqa: E402
 
 pytestmark = pytest.mark.live
@@ -55,6 +55,19 @@ def test_a_check_of_kernels_needs_triton(
 
 
 @pytest.mark.parametrize("module", GPU_CHECKS)
+def test_a_check_of_kernels_needs_the_memory_of_their_launches(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr("experiments.options.check_kernels", lambda: None)
+    monkeypatch.setattr("engines.live.launching.shared_bytes_of", lambda device: 99 * 1024)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a small GPU")
+    line = refusal(module, "", monkeypatch, capsys)
+    assert line.startswith("device = 'a small GPU': a program has 101376 bytes of shared memory there and needs ")
+
+
+@pytest.mark.parametrize("module", GPU_CHECKS)
 @pytest.mark.parametrize(
     ("options", "message"), [("--seconds 0", "seconds = 0.0: "), ("--processes 0", "processes = 0: ")]
 )
@@ -62,6 +75,7 @@ def test_a_check_of_kernels_refuses_what_means_nothing(
     module: str, options: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("experiments.options.check_kernels", lambda: None)
+    monkeypatch.setattr("experiments.options.check_shared_memory", lambda needed: None)
     assert refusal(module, options, monkeypatch, capsys).startswith(message)
 
 
@@ -94,6 +108,25 @@ def test_a_soak_that_cannot_fit_is_refused_before_the_pair_is_made(
     monkeypatch.setattr(soak, "load_pair", lambda *arguments, **options: pytest.fail("the pair was made"))
     assert soak.main(["--out", str(tmp_path / "soak.csv")]) == 2
     assert "does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--library /nowhere", "library = '/nowhere': too few Python sources are there"),
+        ("--target-seconds 0", "target_seconds = 0.0: "),
+        ("--batch -1", "batch = -1: "),
+        ("--prompt-tokens 2000", "prompt_tokens = 2000: prompt and output have 2048 tokens at most"),
+    ],
+)
+def test_a_training_refuses_bad_input(
+    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_embedded_pair", *options.split(), "--out", str(tmp_path / "pair")])
+    assert train_embedded_pair.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
