@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from calibrate.acceptance import acceptance_table
@@ -26,7 +25,7 @@ from engines.live.graphs import BATCHES, sizes_up_to
 from engines.live.pairs import Pair
 from engines.live.serve import device_name, serve
 from engines.run import Run
-from engines.workload import FixedLength, Workload, make_workload, with_prompts
+from engines.workload import FixedLength, Workload, make_workload, with_prompts, with_random_prompts
 
 SHARES = {"stage_costs": 0.45, "contention": 0.4, "acceptance": 0.15}  # of the time budget
 REQUESTS, OUTPUT_TOKENS = 12, 64  # of the live run that acceptance and host time are read from
@@ -116,8 +115,7 @@ def prompts_for(pair: Pair, workload: Workload, seed: int) -> Workload:
     """The workload with real text where the pair has a tokenizer, and with random tokens where it has not."""
     if pair.encode is not None:
         return with_prompts(workload, pair.encode, seed)
-    rng = np.random.default_rng(seed)
-    return with_prompts(workload, lambda text: rng.integers(0, pair.vocabulary, len(text)).tolist(), seed)
+    return with_random_prompts(workload, pair.vocabulary, seed)
 
 
 def host_times(run: Run) -> dict[str, float]:

@@ -139,6 +139,17 @@ def with_prompts(workload: Workload, encode: Callable[[str], Sequence[int]], see
     return dataclasses.replace(workload, requests=requests, info={**workload.info, "prompt_seed": seed})
 
 
+def with_random_prompts(workload: Workload, vocabulary: int, seed: int = 0) -> Workload:
+    """The workload with prompts of random tokens below `vocabulary`; a request has the same one however many follow
+    it."""
+    rng = np.random.default_rng(seed)
+    requests = tuple(
+        dataclasses.replace(request, prompt=tuple(rng.integers(0, vocabulary, request.prompt_tokens).tolist()))
+        for request in workload.requests
+    )
+    return dataclasses.replace(workload, requests=requests, info={**workload.info, "prompt_seed": seed})
+
+
 def _prompt(request: Request, encode: Callable[[str], Sequence[int]], seed: int) -> tuple[int, ...]:
     size = request.prompt_tokens  # bytes: at least one a token, doubled until there are enough tokens
     while True:

@@ -2,9 +2,11 @@
 
     python -m experiments.layouts_predicted results/h100/layouts.csv --profile results/h100/profile-llama2-7b
 
-Same closed loops, lengths and numbers of requests as the live study; acceptance is the pair's dialled alpha. Nothing
-is fitted to the live runs. Throughput is that of the whole loop, ramps included, on both sides. Layouts that the
-profile did not measure (draft lengths, packed prompts) are left out.
+Same closed loops, prompts and numbers of requests as the live study, and, as a permutation pair's closed form says
+which drafts are right, the same acceptance token by token. Nothing is fitted to the live runs. What is left to chance
+are the durations, so each cell is simulated with several seeds: their mean, and the range of their throughput. That is
+of the whole loop, ramps included, on both sides. Layouts that the profile did not measure (draft lengths, packed
+prompts) are left out.
 """
 
 from __future__ import annotations
@@ -13,24 +15,28 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from calibrate.profile import Profile
 from engines.errors import InputError
 from engines.metrics import request_times
-from engines.workload import FixedLength, make_workload
+from engines.permutation import PREFIX, PermutationSpec, expected_tape, parse_pair
+from engines.workload import FixedLength, Workload, make_workload, with_random_prompts
 from experiments.study import layouts
-from sim.acceptance import Independent
+from sim.acceptance import Tapes
 from sim.costs import CostModel
 from sim.engine import simulate
 
+SEEDS = 5
+
 
 def predicted(
-    live: pd.DataFrame, profile: Profile, alpha: float = 0.8, prompt_tokens: int = 128, output_tokens: int = 128
+    live: pd.DataFrame, profile: Profile, prompt_tokens: int = 128, output_tokens: int = 128, seeds: int = SEEDS
 ) -> pd.DataFrame:
     """One row a layout and number of clients: live and simulated tokens/s and P95 latency (s), and their signed
-    relative errors."""
-    costs, rows = CostModel(profile), []
+    relative errors. Raises InputError unless the profile is of a permutation pair."""
+    costs, spec, rows = CostModel(profile), spec_of(profile), []
     for layout in layouts():
         for clients in layout.clients:
             cell = live[(live["layout"] == layout.name) & (live["clients"] == clients)]
@@ -39,21 +45,38 @@ def predicted(
             count, measured = int(cell["requests"].iloc[0]), cell.iloc[0]
             lengths = FixedLength(prompt_tokens), FixedLength(output_tokens)
             workload = make_workload(count, *lengths, concurrency=clients, seed=0)
+            workload = with_random_prompts(workload, spec.target_shape.vocabulary)
+            acceptance = acceptance_of(spec, workload)
             try:
-                run = simulate(layout.architecture, workload, costs, Independent(alpha))
+                runs = [simulate(layout.architecture, workload, costs, acceptance, seed=s) for s in range(seeds)]
             except InputError:  # beyond the profile
                 continue
+            throughputs = [run.finished["output_tokens"].sum() / run.duration_s for run in runs]
             rows.append({
                 "study": layout.study, "layout": layout.name, "clients": clients,
                 "live_tokens_per_s": measured["overall_tokens_per_s"],
-                "simulated_tokens_per_s": run.finished["output_tokens"].sum() / run.duration_s,
+                "simulated_tokens_per_s": np.mean(throughputs),
+                "simulated_least": min(throughputs), "simulated_most": max(throughputs),
                 "live_latency_p95_s": measured["latency_p95_s"],
-                "simulated_latency_p95_s": request_times(run)["latency_s"].quantile(0.95),
+                "simulated_latency_p95_s": np.mean([request_times(run)["latency_s"].quantile(0.95) for run in runs]),
             })  # fmt: skip
     table = pd.DataFrame(rows)
     for quantity in ("tokens_per_s", "latency_p95_s"):
         table[f"{quantity}_error"] = table[f"simulated_{quantity}"] / table[f"live_{quantity}"] - 1
     return table
+
+
+def spec_of(profile: Profile) -> PermutationSpec:
+    """The pair that was calibrated, whose outputs are known. Raises InputError for any other pair."""
+    pair = str(profile.info["pair"])
+    if not pair.startswith(PREFIX):
+        raise InputError("profile pair", pair, "studies are of permutation pairs; calibrate the study's own pair")
+    return parse_pair(pair)
+
+
+def acceptance_of(spec: PermutationSpec, workload: Workload) -> Tapes:
+    """Which drafts of each request will be right."""
+    return Tapes({r.id: expected_tape(spec, r.prompt or (), r.max_tokens) for r in workload.requests})
 
 
 def read_study(path: Path) -> pd.DataFrame:
@@ -73,18 +96,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("live", type=Path, help="layouts.csv that experiments.layouts wrote")
     parser.add_argument("--profile", type=Path, required=True)
-    parser.add_argument("--alpha", type=float, default=0.8)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=128)
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     options = parser.parse_args()
     try:
         profile, study = Profile.load(options.profile), read_study(options.live)
+        spec_of(profile)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     sizes = options.prompt_tokens, options.output_tokens
-    table = predicted(study, profile, options.alpha, *sizes)
+    table = predicted(study, profile, *sizes)
     print(table.drop(columns="study").round(3).to_string(index=False))
     for quantity in ("tokens_per_s", "latency_p95_s"):
         mean = table[f"{quantity}_error"].abs().mean()
