@@ -6,19 +6,20 @@ import datetime
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from calibrate.acceptance import acceptance_table
-from calibrate.profile import Profile
+from calibrate.profile import HOST_COLUMNS, Profile
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
 from calibrate.together import default_groups, loads_by_lane, measure_contention, widths_of
-from engines.architecture import PDV, Architecture, Segment, Step
+from engines.architecture import BASELINE, PD, PDV, Architecture, Step
 from engines.draft_length import FixedDraftLength
 from engines.live.engine import LiveEngine
 from engines.live.graphs import BATCHES, sizes_up_to
@@ -27,8 +28,8 @@ from engines.live.serve import device_name, serve
 from engines.run import Run
 from engines.workload import FixedLength, Workload, make_workload, with_prompts, with_random_prompts
 
-SHARES = {"stage_costs": 0.45, "contention": 0.4, "acceptance": 0.15}  # of the time budget
-REQUESTS, OUTPUT_TOKENS = 12, 64  # of the live run that acceptance and host time are read from
+SHARES = {"stage_costs": 0.45, "contention": 0.4, "live": 0.15}  # of the time budget
+REQUESTS, OUTPUT_TOKENS = 12, 64  # of the live runs that acceptance and host times are read from
 
 
 def calibrate(
@@ -61,8 +62,9 @@ def calibrate(
             pair, grid, default_groups(grid), budget_s * SHARES["contention"], _scaled(progress, "contention")
         ),
     )
-    run = _live_run(pair, grid, seed, _scaled(progress, "acceptance"))
+    runs = _live_runs(pair, grid, seed, _scaled(progress, "live"))
     parts.clear()
+    tapes = runs[0].tapes
     k = grid.draft_lengths[-1]
     info = {
         "device": settings["device"],
@@ -77,7 +79,7 @@ def calibrate(
     }
     if pair.device.type == "cuda":  # where an engine pads batches to the sizes it has captured
         info["batch_buckets"] = sizes_up_to(grid.batches[-1], BATCHES)
-    return Profile(info, _with_host_times(costs, run), contention, acceptance_table(run.tapes.values(), k), run.tapes)
+    return Profile(info, costs, host_times(runs), contention, acceptance_table(tapes.values(), k), tapes)
 
 
 def footprint(grid: Grid) -> tuple[Architecture, int]:
@@ -96,19 +98,33 @@ def _scaled(progress: Progress, part: str) -> Progress:
     return lambda what, fraction: progress(what, before + SHARES[part] * fraction)
 
 
-def _live_run(pair: Pair, grid: Grid, seed: int, progress: Progress) -> Run:
-    """One client, lanes apart, the largest draft length: nothing contends, every hand-over shows."""
+def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Run]:
+    """One client and the largest draft length, so that nothing contends: with lanes apart, where every work is handed
+    over to another thread, with draft and verify as one step, and with one worker that goes on and on."""
     prompt = min(128, grid.prompt_tokens[-1], pair.max_context // 2)
     output = min(OUTPUT_TOKENS, pair.max_context - prompt - grid.draft_lengths[-1] - 1)
     workload = make_workload(REQUESTS, FixedLength(prompt), FixedLength(output), concurrency=1, seed=seed)
-    architecture = PDV.replace(hybrid_at_or_below=0, slots=1, draft_length=FixedDraftLength(grid.draft_lengths[-1]))
-    architecture = architecture.with_batch_limits({Step.DRAFT: 1, Step.VERIFY: 1})  # no more is ever captured
-    with LiveEngine(architecture, pair, prompt + output) as engine:
-        return serve(
-            engine,
-            prompts_for(pair, workload, seed),
-            lambda done, total: progress(f"live: {done} of {total} requests", done / total),
+    workload = prompts_for(pair, workload, seed)
+    (worker,) = BASELINE.lanes
+    alone = BASELINE.replace(lanes=(replace(worker, workers=1),))
+    architectures = [
+        layout.replace(slots=1, draft_length=FixedDraftLength(grid.draft_lengths[-1])).with_batch_limits(
+            {step: 1 for lane in layout.lanes for step in lane.steps}  # no more is ever captured
         )
+        for layout in (PDV.replace(hybrid_at_or_below=0), PD, alone)
+    ]
+    runs: list[Run] = []
+
+    def tell(done: int, total: int) -> None:
+        progress(
+            f"live: {done} of {total} requests, {architectures[len(runs)].name}",
+            (len(runs) + done / total) / len(architectures),
+        )
+
+    for architecture in architectures:
+        with LiveEngine(architecture, pair, prompt + output) as engine:
+            runs.append(serve(engine, workload, tell))
+    return runs
 
 
 def prompts_for(pair: Pair, workload: Workload, seed: int) -> Workload:
@@ -118,24 +134,25 @@ def prompts_for(pair: Pair, workload: Workload, seed: int) -> Workload:
     return with_random_prompts(workload, pair.vocabulary, seed)
 
 
-def host_times(run: Run) -> dict[str, float]:
-    """Median milliseconds that a work of each step spends off the device, by the step's last segment."""
-    spans = run.spans.assign(device_s=run.spans["end_s"] - run.spans["start_s"])
-    works = spans.groupby("work").agg(
-        segment=("segment", "last"),
-        start=("dispatched_s", "first"),
-        end=("completed_s", "first"),
-        device=("device_s", "sum"),
-    )
-    host_ms = (works["end"] - works["start"] - works["device"]) * 1e3
-    return {str(segment): float(ms) for segment, ms in host_ms.groupby(works["segment"]).median().items()}
-
-
-def _with_host_times(costs: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """A prefill's host time stands with both of its segments, as it is spent once a work."""
-    host = host_times(run)
-    host[Segment.PREFILL_DRAFT] = host[Segment.PREFILL_TARGET]
-    return costs.assign(host_ms=[host[segment] for segment in costs["segment"]])
+def host_times(runs: Sequence[Run]) -> pd.DataFrame:
+    """The table `host_times` of a profile: medians over the works of all runs. A worker goes on if it was given the
+    work at the very moment at which it ended the one before. Where one of the two was never seen, it is taken to be
+    as long as the other."""
+    rows = []
+    for run in runs:
+        spans = run.spans.assign(device_s=run.spans["end_s"] - run.spans["start_s"])
+        works = spans.groupby("work").agg(
+            lane=("lane", "first"), worker=("worker", "first"), step=("step", "first"), device_s=("device_s", "sum"),
+            start_s=("dispatched_s", "first"), end_s=("completed_s", "first"),
+        ).sort_values("start_s")  # fmt: skip
+        before_s = works.groupby(["lane", "worker"])["end_s"].shift()
+        kind = np.where(works["start_s"] == before_s, "going_on_ms", "woken_ms")
+        host_ms = 1e3 * (works["end_s"] - works["start_s"] - works["device_s"])
+        rows.append(pd.DataFrame({"step": works["step"], "kind": kind, "host_ms": host_ms.clip(lower=0.0)}))
+    table = pd.concat(rows).pivot_table(index="step", columns="kind", values="host_ms", aggfunc="median")
+    table = table.reindex(columns=HOST_COLUMNS[1:])
+    woken, going_on = (table[column] for column in HOST_COLUMNS[1:])
+    return pd.DataFrame({"woken_ms": woken.fillna(going_on), "going_on_ms": going_on.fillna(woken)}).reset_index()
 
 
 class _Parts:

@@ -27,7 +27,9 @@ def pooled(profiles: Sequence[Profile]) -> Profile:
     costs = _mean([profile.stage_costs for profile in profiles], KEY)
     costs["repeats"] = sum(profile.stage_costs["repeats"].to_numpy() for profile in profiles)
     contention = _mean([profile.contention for profile in profiles], ["group", *KEY])
-    return Profile({**first.info, "pooled": len(profiles)}, costs, contention, first.acceptance, first.tapes)
+    host_times = _mean([profile.host_times for profile in profiles], ["step"])
+    info = {**first.info, "pooled": len(profiles)}
+    return Profile(info, costs, host_times, contention, first.acceptance, first.tapes)
 
 
 def _mean(tables: Sequence[pd.DataFrame], key: list[str]) -> pd.DataFrame:

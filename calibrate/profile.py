@@ -16,26 +16,28 @@ import numpy as np
 import pandas as pd
 import tomli_w
 
-from engines.architecture import Segment
+from engines.architecture import Segment, Step
 from engines.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
 STAGE_COST_COLUMNS = [
     "segment", "batch", "draft_length", "tokens", "context_tokens", "kernels", "repeats", *QUANTILES, "mean_ms",
-    "host_ms",
 ]  # fmt: skip
 CONTENTION_COLUMNS = [
     "group", "segment", "batch", "draft_length", "tokens", "context_tokens", "solo_ms", "kernels", "rate",
 ]  # fmt: skip
+HOST_COLUMNS = ["step", "woken_ms", "going_on_ms"]
 ACCEPTANCE_COLUMNS = ["position", "rate", "requests", "alpha_mean", "alpha_sd"]
 COLUMNS = {
     "stage_costs": STAGE_COST_COLUMNS,
+    "host_times": HOST_COLUMNS,
     "contention": CONTENTION_COLUMNS,
     "acceptance": ACCEPTANCE_COLUMNS,
 }
 KEY = ["segment", "batch", "draft_length", "tokens", "context_tokens"]
-TEXT = {"group", "segment"}
+TEXT = {"group", "segment", "step"}
+KINDS: dict[str, list[str]] = {"segment": list(Segment), "step": list(Step)}
 POSITIVE = {"batch", "tokens", "kernels", "repeats", "mean_ms", "solo_ms", "position", "requests"}
 HIGHEST_RATE = 1.05  # a rate against running alone can be measured a little above 1
 LIMITS = {
@@ -56,8 +58,10 @@ class Profile:
     which acceptance was measured) and, where batches are padded to fixed sizes, batch_buckets.
     stage_costs: one row a measured point. prefill_draft and prefill_target: batch prompts packed, tokens = all
     their tokens, draft_length and context_tokens 0. draft: its k steps together, tokens = batch * k; verify:
-    tokens = batch * (k + 1); context_tokens = mean tokens a request has in the cache. host_ms: time a work spends
-    outside the device. kernels: kernels of one execution.
+    tokens = batch * (k + 1); context_tokens = mean tokens a request has in the cache. kernels: kernels of one
+    execution.
+    host_times: one row a step; time that a work spends outside the device if its worker had to be woken for it, and
+    if the worker goes on from the work before.
     contention: one row a stream of a group that ran together; solo_ms = its mean time alone, rate = its
     speed while all were on the device against that.
     acceptance: rate at position i = unconditional probability that the first i drafts are all accepted; requests,
@@ -67,6 +71,7 @@ class Profile:
 
     info: dict[str, Any]
     stage_costs: pd.DataFrame
+    host_times: pd.DataFrame
     contention: pd.DataFrame
     acceptance: pd.DataFrame
     tapes: dict[int, np.ndarray] = field(default_factory=dict)
@@ -76,7 +81,7 @@ class Profile:
         for name in COLUMNS:
             checked = _check_table(name, getattr(self, name), f"{name}.csv")
             setattr(self, name, checked)
-        _check_meaning(self.stage_costs, self.acceptance)
+        _check_meaning(self.stage_costs, self.host_times, self.acceptance)
 
     @property
     def batch_buckets(self) -> tuple[int, ...]:
@@ -107,11 +112,14 @@ class Profile:
     def load(folder: Path | str) -> Profile:
         """Read a folder. Raises InputError when anything in it is missing, damaged or of another version."""
         folder = Path(folder)
-        info = _read_info(folder / "profile.toml")
+        version, info = _read_info(folder / "profile.toml")
         rows = info.pop("rows", {})
-        tables = {}
+        tables: dict[str, pd.DataFrame] = {}
         for name in COLUMNS:
             path = folder / f"{name}.csv"
+            if name == "host_times" and version == 1:
+                tables[name] = _first_host_times(tables["stage_costs"])
+                continue
             tables[name] = _read_csv(path)
             if len(tables[name]) != rows.get(name, len(tables[name])):
                 raise InputError(
@@ -128,7 +136,8 @@ class Profile:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def _read_info(path: Path) -> dict[str, Any]:
+def _read_info(path: Path) -> tuple[int, dict[str, Any]]:
+    """The schema version, and what else is there."""
     if not path.is_file():
         raise InputError("profile", str(path.parent), "no profile.toml there; give the folder `pdv calibrate` wrote")
     try:
@@ -136,9 +145,19 @@ def _read_info(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError("profile", str(path), f"not valid TOML ({error}); {AGAIN}") from error
     version = info.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{path} schema_version", version, f"this version reads {SCHEMA_VERSION}; {AGAIN}")
-    return info
+    if version not in (1, SCHEMA_VERSION):
+        raise InputError(f"{path} schema_version", version, f"this version reads 1 and {SCHEMA_VERSION}; {AGAIN}")
+    return version, info
+
+
+def _first_host_times(costs: pd.DataFrame) -> pd.DataFrame:
+    """The table of a profile of version 1, which told segments apart, but not what a worker did before: the host time
+    of a work was its slowest segment's."""
+    if "host_ms" not in costs:
+        return pd.DataFrame(columns=HOST_COLUMNS)
+    known = pd.to_numeric(costs["host_ms"], errors="coerce").groupby(costs["segment"]).max()
+    times = [max(known.get(segment, np.nan) for segment in step.segments) for step in Step]
+    return pd.DataFrame({"step": list(Step), "woken_ms": times, "going_on_ms": times})
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -194,9 +213,9 @@ def _check_table(name: str, table: pd.DataFrame, where: str) -> pd.DataFrame:
     table = table[COLUMNS[name]].reset_index(drop=True).copy()
     for column in COLUMNS[name]:
         if column in TEXT:
-            allowed = set(Segment) if column == "segment" else None
+            allowed = KINDS.get(column)
             bad = table[column].isna() | (~table[column].isin(allowed) if allowed else False)
-            _refuse(where, table, column, bad, f"needs one of {', '.join(Segment)}" if allowed else "needs a name")
+            _refuse(where, table, column, bad, f"needs one of {', '.join(allowed)}" if allowed else "needs a name")
             table[column] = table[column].astype(str)
             continue
         numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
@@ -222,13 +241,17 @@ def _refuse(where: str, table: pd.DataFrame, column: str, bad: Any, reason: str)
         raise InputError(f"{where} line {int(rows[0]) + 2} column {column}", value, f"{reason}; {AGAIN}")
 
 
-def _check_meaning(costs: pd.DataFrame, acceptance: pd.DataFrame) -> None:
+def _check_meaning(costs: pd.DataFrame, host_times: pd.DataFrame, acceptance: pd.DataFrame) -> None:
     quantiles = costs[list(QUANTILES)].to_numpy()
     _refuse("stage_costs.csv", costs, "p95_ms", (np.diff(quantiles, axis=1) < 0).any(axis=1), "quantiles must rise")
     _refuse("stage_costs.csv", costs, "segment", costs.duplicated(KEY), "this point is there twice")
     for segment in Segment:
         if segment not in set(costs["segment"]):
             raise InputError("stage_costs.csv", segment, f"the segment was never measured; {AGAIN}")
+    _refuse("host_times.csv", host_times, "step", host_times.duplicated("step"), "this step is there twice")
+    for step in Step:
+        if step not in set(host_times["step"]):
+            raise InputError("host_times.csv", step, f"the step was never measured; {AGAIN}")
     positions = acceptance["position"].to_numpy()
     expected = np.arange(1, len(positions) + 1)
     _refuse("acceptance.csv", acceptance, "position", positions != expected, "positions must count 1, 2, ...")

@@ -4,9 +4,9 @@
 
 Same closed loops, prompts and numbers of requests as the live study, and, as a permutation pair's closed form says
 which drafts are right, the same acceptance token by token. Nothing is fitted to the live runs. What is left to chance
-are the durations, so each cell is simulated with several seeds: their mean, and the range of their throughput. That is
-of the whole loop, ramps included, on both sides. Layouts that the profile did not measure (draft lengths, packed
-prompts) are left out.
+are the durations, so each cell is simulated with several seeds: their mean, and the range of their throughput.
+Throughput is that of the whole loop, ramps included, on both sides. Layouts that the profile did not measure (draft
+lengths, packed prompts) are left out.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import pandas as pd
 
 from calibrate.contention import NoContention, RunningSegment, fit_contention
 from calibrate.profile import QUANTILES, Profile
-from engines.architecture import Segment
+from engines.architecture import Segment, Step
 from engines.errors import InputError
 
 TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
@@ -24,10 +24,9 @@ REMEDY = "calibrate over a wider range, or ask for extrapolation"
 
 
 class SegmentCost(NamedTuple):
-    """duration_s: on the device, alone. host_s: outside the device, around it. kernel_ms: mean kernel duration."""
+    """duration_s: on the device, alone. kernel_ms: mean kernel duration."""
 
     duration_s: float
-    host_s: float
     kernel_ms: float
 
 
@@ -53,6 +52,10 @@ class Costs(Protocol):
     ) -> SegmentCost:
         """The cost of one execution. quantile: where in the measured spread it falls, None for the mean."""
 
+    def host_s(self, step: Step, going_on: bool) -> float:
+        """What a work of this step spends outside the device, around it. going_on: its worker comes from another
+        work, and need not be woken."""
+
     def describe(self) -> dict[str, object]:
         """Plain values for run.toml."""
 
@@ -72,6 +75,9 @@ class CostModel:
         self.contention: Contention = fit_contention(profile.contention) if contention is None else contention
         self._info = {name: profile.info[name] for name in ("device", "pair", "dtype", "date")}
         self._extrapolate = extrapolate
+        times = profile.host_times
+        seconds = (times[["woken_ms", "going_on_ms"]] / 1e3).to_numpy().tolist()
+        self._host_s = {Step(step): pair for step, pair in zip(times["step"], seconds, strict=True)}
         self._grids = {
             segment: _Grid(segment, rows, profile.batch_buckets, extrapolate)
             for segment, rows in ((s, profile.stage_costs[profile.stage_costs["segment"] == s]) for s in Segment)
@@ -99,13 +105,17 @@ class CostModel:
             line = self._lines[key] = self._grids[segment].line(batch, key[2])
         return line.at(tokens / batch if prefill else context_tokens, quantile)
 
+    def host_s(self, step: Step, going_on: bool) -> float:
+        woken_s, going_on_s = self._host_s[step]
+        return going_on_s if going_on else woken_s
+
     def describe(self) -> dict[str, object]:
         contention = "none" if isinstance(self.contention, NoContention) else "measured"
         return {**self._info, "extrapolate": self._extrapolate, "contention": contention}
 
 
 class _Grid:
-    """One segment's points as a full grid: values[draft length, batch, load] = (duration_s, host_s, kernel_ms) and
+    """One segment's points as a full grid: values[draft length, batch, load] = (duration_s, kernel_ms) and
     spread[draft length, batch, load] = the measured quantiles as ratios to the mean."""
 
     def __init__(self, segment: Segment, rows: pd.DataFrame, buckets: tuple[int, ...], extrapolate: bool) -> None:
@@ -117,7 +127,7 @@ class _Grid:
         load = rows["tokens"] / rows["batch"] if prefill else rows["context_tokens"]
         points = np.column_stack([rows["draft_length"], rows["batch"], load]).astype(float)
         mean_s = rows["mean_ms"].to_numpy(float) / 1e3
-        values = np.column_stack([mean_s, rows["host_ms"] / 1e3, rows["mean_ms"] / rows["kernels"]])
+        values = np.column_stack([mean_s, rows["mean_ms"] / rows["kernels"]])
         spread = rows[list(QUANTILES)].to_numpy(float) / rows["mean_ms"].to_numpy(float)[:, None]
         self.axes = [sorted(set(points[:, i].tolist())) for i in range(3)]
         self.measured = [(axis[0], axis[-1]) for axis in self.axes]
@@ -179,16 +189,15 @@ class _Line:
             self._grid.check(2, load)
         if len(places) == 1:
             i, part = 0, 0.0
-            duration_s, host_s, kernel_ms = self._costs[0]
+            duration_s, kernel_ms = self._costs[0]
         else:
             i, part = _place(places, load)
             low, high = self._costs[i], self._costs[i + 1]
             duration_s = low[0] + (high[0] - low[0]) * part
-            host_s = low[1] + (high[1] - low[1]) * part
-            kernel_ms = low[2] + (high[2] - low[2]) * part
+            kernel_ms = low[1] + (high[1] - low[1]) * part
         if quantile is not None:
             duration_s *= self._jitter[i + (part > 0.5)].ratio(quantile)
-        return SegmentCost(duration_s, host_s, kernel_ms)
+        return SegmentCost(duration_s, kernel_ms)
 
 
 class _Jitter:

@@ -125,14 +125,15 @@ class _Engine:
     def _worker(self, lane: Lane, worker: int) -> Story:
         """Wait for a batch, occupy the device, report what came out, repeat."""
         environment, gpu = self._environment, self._gpus[lane.device]
-        next_work = self._seat(lane, worker)
+        next_work, ended_s = self._seat(lane, worker), -1.0
         while True:
             work = yield next_work
-            segments, host_s = self._cost(work)
+            segments = self._segments(work)
+            host_s = self._costs.host_s(work.step, going_on=environment.now == ended_s)
             yield environment.timeout(host_s / 2)
             times = yield gpu.run(lane.stream, segments)
             yield environment.timeout(host_s / 2)
-            next_work = self._seat(lane, worker)  # before the report, which may bring the next batch
+            next_work, ended_s = self._seat(lane, worker), environment.now  # the report may bring the next batch
             self._report(work, times)
 
     def _seat(self, lane: Lane, worker: int) -> simpy.Event:
@@ -152,14 +153,13 @@ class _Engine:
             self._leave(state)
         self._dispatch()
 
-    def _cost(self, work: Work) -> tuple[list[tuple[RunningSegment, float]], float]:
-        """What the work does on the device, and the host time around it: its slowest segment's, as the segments
-        of one work are issued together."""
+    def _segments(self, work: Work) -> list[tuple[RunningSegment, float]]:
+        """What the work does on the device, and how long each of it takes alone."""
         members = work.members
         size, k = len(members), max(work.draft_lengths)
         prompts = sum([state.request.prompt_tokens for state in members])
         context = prompts + sum([state.emitted for state in members])
-        segments, host_s = [], 0.0
+        segments = []
         for segment in work.step.segments:
             if work.step is Step.PREFILL:
                 tokens, mean_context = prompts, 0.0
@@ -168,8 +168,7 @@ class _Engine:
             quantile = None if self._draw is None else self._draw()
             cost = self._costs.cost(segment, size, k, tokens, mean_context, quantile)
             segments.append((RunningSegment(segment, size, cost.kernel_ms), cost.duration_s))
-            host_s = max(host_s, cost.host_s)
-        return segments, host_s
+        return segments
 
     def _outcomes(self, work: Work) -> list[Outcome]:
         if work.step is Step.DRAFT:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from calibrate.contention import RunningSegment
-from calibrate.profile import ACCEPTANCE_COLUMNS, CONTENTION_COLUMNS, STAGE_COST_COLUMNS, Profile
-from engines.architecture import Segment
+from calibrate.profile import ACCEPTANCE_COLUMNS, CONTENTION_COLUMNS, HOST_COLUMNS, STAGE_COST_COLUMNS, Profile
+from engines.architecture import Segment, Step
 
 KERNELS = {Segment.PREFILL_DRAFT: 374, Segment.PREFILL_TARGET: 544, Segment.DRAFT: 374, Segment.VERIFY: 544}
 SPREAD = np.array([0.9, 0.95, 1.0, 1.05, 1.1])
@@ -39,7 +39,7 @@ def stage_costs(batches: tuple[int, ...] = (1, 4, 16), lengths: tuple[int, ...] 
     for segment, batch, k, tokens, context in points:
         mean = duration_ms(segment, batch, k, tokens, context)
         kernels = KERNELS[segment] * (k if segment is Segment.DRAFT else 1)
-        rows.append((str(segment), batch, k, tokens, context, kernels, 50, *(SPREAD * mean), mean, 0.1))
+        rows.append((str(segment), batch, k, tokens, context, kernels, 50, *(SPREAD * mean), mean))
     return pd.DataFrame(rows, columns=STAGE_COST_COLUMNS)
 
 
@@ -66,6 +66,7 @@ def made_up(**tables: Any) -> Profile:
     acceptance = pd.DataFrame([(i, 0.8**i, 20, 0.8, 0.1) for i in range(1, 5)], columns=ACCEPTANCE_COLUMNS)
     given = {
         "stage_costs": stage_costs(),
+        "host_times": pd.DataFrame([(str(step), 0.1, 0.05) for step in Step], columns=HOST_COLUMNS),
         "contention": fair_shares(1.2),
         "acceptance": acceptance,
         "info": dict(INFO),

@@ -21,6 +21,7 @@ from engines.errors import InputError  # noqa: E402
 from engines.live.graphs import GraphRunner  # noqa: E402
 from engines.live.pairs import Pair, load_pair  # noqa: E402
 from engines.live.streams import HostStream  # noqa: E402
+from engines.run import Run  # noqa: E402
 
 pytestmark = pytest.mark.live
 SMALL = Grid(batches=(1, 4), draft_lengths=(2,), contexts=(16,), prompt_tokens=(16, 64))
@@ -77,7 +78,7 @@ def test_more_work_takes_longer(profile: Profile) -> None:
     costs = profile.stage_costs.set_index(["segment", "batch", "tokens"])["p25_ms"]
     assert costs["prefill_target", 1, 64] > costs["prefill_target", 1, 16]
     assert costs["prefill_target", 1, 64] > costs["prefill_draft", 1, 64]
-    assert (profile.stage_costs["host_ms"] > 0).all()
+    assert (profile.host_times[["woken_ms", "going_on_ms"]] > 0).all(axis=None)
 
 
 def test_kernels_are_counted_by_what_runs(pair: Pair) -> None:
@@ -217,4 +218,21 @@ def test_host_time_is_what_a_work_spends_off_the_device() -> None:
     run = drive(Scheduler(PD), [Request(0, 4, 9, arrival_s=0.0)])
     shorter = run.spans["end_s"] - 0.25 * (run.spans["end_s"] - run.spans["start_s"])
     run.spans["end_s"] = shorter
-    assert host_times(run) == pytest.approx({"prefill_target": 250.0, "verify": 250.0})
+    table = host_times([run]).set_index("step")
+    assert set(table.index) == {"prefill", "draft+verify"}
+    assert table.to_numpy() == pytest.approx(250.0)
+
+
+def test_a_worker_goes_on_where_its_next_work_comes_at_once() -> None:
+    """Of three works of one worker the second follows the first without a gap; the third comes later."""
+    columns = ["work", "lane", "worker", "step", "dispatched_s", "start_s", "end_s", "completed_s"]
+    spans = [
+        (0, "decode", 0, "draft", 0.0, 0.1, 0.2, 0.3),
+        (1, "decode", 0, "draft", 0.3, 0.31, 0.4, 0.42),
+        (2, "decode", 0, "draft", 0.5, 0.6, 0.7, 0.8),
+        (3, "verify", 0, "verify", 0.3, 0.4, 0.5, 0.6),  # another's end: this worker was woken
+    ]
+    run = Run({}, pd.DataFrame(), pd.DataFrame(), pd.DataFrame(spans, columns=columns))
+    table = host_times([run]).set_index("step")
+    assert table.loc["draft"].to_dict() == pytest.approx({"woken_ms": 200.0, "going_on_ms": 30.0})
+    assert table.loc["verify"].to_dict() == pytest.approx({"woken_ms": 200.0, "going_on_ms": 200.0})

@@ -54,7 +54,7 @@ def _cell(column: str, value: str, table: str = "stage_costs") -> Callable[[Path
     ("damage", "says"),
     [
         (lambda folder: (folder / "profile.toml").unlink(), "no profile.toml"),
-        (_edit("profile.toml", lambda text: text.replace("schema_version = 1", "schema_version = 99")), "99"),
+        (_edit("profile.toml", lambda text: text.replace("schema_version = 2", "schema_version = 99")), "99"),
         (_edit("profile.toml", lambda text: text[:20]), "not valid TOML"),
         (_edit("profile.toml", lambda text: text.replace("max_context = 2048", "max_context = 0")), "max_context"),
         (_edit("profile.toml", lambda text: text.replace('pair = "made up"', "")), "pair"),
@@ -69,7 +69,9 @@ def _cell(column: str, value: str, table: str = "stage_costs") -> Callable[[Path
         (_cell("mean_ms", "fast"), "line 4 column mean_ms = 'fast'"),
         (_cell("mean_ms", "-1"), "line 4 column mean_ms"),
         (_cell("mean_ms", "inf"), "line 4 column mean_ms"),
-        (_cell("host_ms", "-0.1"), "line 4 column host_ms"),
+        (_cell("going_on_ms", "-0.1", "host_times"), "line 4 column going_on_ms"),
+        (_cell("step", "decode", "host_times"), "line 4 column step = 'decode'"),
+        (_cell("step", "prefill", "host_times"), "this step is there twice"),
         (_cell("p05_ms", "1000"), "quantiles must rise"),
         (_cell("segment", "decode"), "line 4 column segment = 'decode'"),
         (_cell("rate", "1.2", "contention"), "line 4 column rate = '1.2'"),
@@ -87,6 +89,28 @@ def test_a_damaged_profile_is_refused(tmp_path: Path, damage: Callable[[Path], N
     assert "pdv calibrate" in str(refused.value)
     assert str(tmp_path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_profile_of_version_1_takes_a_works_host_time_from_its_slowest_segment(tmp_path: Path) -> None:
+    made_up().save(tmp_path)
+    (tmp_path / "host_times.csv").unlink()
+    path = tmp_path / "profile.toml"
+    path.write_text(path.read_text().replace("schema_version = 2", "schema_version = 1"))
+    costs = pd.read_csv(tmp_path / "stage_costs.csv")
+    of_segment = {"prefill_draft": 0.7, "prefill_target": 0.7, "draft": 0.4, "verify": 0.5}
+    costs.assign(host_ms=costs["segment"].map(of_segment)).to_csv(tmp_path / "stage_costs.csv", index=False)
+    found = Profile.load(tmp_path).host_times.set_index("step")
+    assert found["woken_ms"].to_dict() == {"prefill": 0.7, "draft": 0.4, "verify": 0.5, "draft+verify": 0.5}
+    assert (found["going_on_ms"] == found["woken_ms"]).all()
+    costs.to_csv(tmp_path / "stage_costs.csv", index=False)
+    with pytest.raises(InputError, match="host_times"):
+        Profile.load(tmp_path)
+
+
+def test_a_step_whose_host_time_was_never_measured_is_refused() -> None:
+    times = made_up().host_times
+    with pytest.raises(InputError, match=r"host_times.csv = .*draft\+verify.*: the step was never measured"):
+        made_up(host_times=times[times["step"] != "draft+verify"])
 
 
 def test_an_empty_table_is_refused() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from calibrate.profile import ACCEPTANCE_COLUMNS, CONTENTION_COLUMNS, STAGE_COST_COLUMNS, Profile
-from engines.architecture import ARCHITECTURES, Segment
+from calibrate.profile import ACCEPTANCE_COLUMNS, CONTENTION_COLUMNS, HOST_COLUMNS, STAGE_COST_COLUMNS, Profile
+from engines.architecture import ARCHITECTURES, Segment, Step
 from engines.run import Run
 from engines.workload import UniformLength, Workload, make_workload
 from sim.acceptance import Independent
@@ -50,6 +50,7 @@ def profile(slower: float = 1.0) -> Profile:
     return Profile(
         dict(INFO),
         pd.DataFrame(costs, columns=STAGE_COST_COLUMNS),
+        pd.DataFrame([(str(step), 0.2, 0.2) for step in Step], columns=HOST_COLUMNS),
         pd.DataFrame(contention, columns=CONTENTION_COLUMNS),
         pd.DataFrame(acceptance, columns=ACCEPTANCE_COLUMNS),
     )
@@ -57,7 +58,7 @@ def profile(slower: float = 1.0) -> Profile:
 
 def _cost(segment: Segment, batch: int, k: int, tokens: int, context: int, mean_ms: float) -> tuple[Any, ...]:
     quantiles = [mean_ms * factor for factor in (0.9, 0.95, 1.0, 1.05, 1.1)]
-    return (str(segment), batch, k, tokens, context, 10, 20, *quantiles, mean_ms, 0.2)
+    return (str(segment), batch, k, tokens, context, 10, 20, *quantiles, mean_ms)
 
 
 def workload(count: int = 12, concurrency: int | None = 3, rate: float | None = None, seed: int = 1) -> Workload:

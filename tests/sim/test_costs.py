@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibrate.profile import Profile
-from engines.architecture import Segment
+from engines.architecture import Segment, Step
 from engines.errors import InputError
 from sim.costs import CostModel
 from tests.calibrate.profiles import INFO, SPREAD, duration_ms, made_up, stage_costs
@@ -27,8 +27,13 @@ def test_every_measured_point_is_met(model: CostModel) -> None:
     for row in made_up().stage_costs.itertuples():
         cost = model.cost(Segment(row.segment), row.batch, row.draft_length, row.tokens, row.context_tokens)
         assert cost.duration_s == pytest.approx(row.mean_ms / 1e3)
-        assert cost.host_s == pytest.approx(row.host_ms / 1e3)
         assert cost.kernel_ms == pytest.approx(row.mean_ms / row.kernels)
+
+
+def test_a_worker_that_goes_on_needs_no_waking(model: CostModel) -> None:
+    for step in Step:
+        assert model.host_s(step, going_on=False) == pytest.approx(1e-4)
+        assert model.host_s(step, going_on=True) == pytest.approx(5e-5)
 
 
 @pytest.mark.parametrize("segment", [Segment.DRAFT, Segment.VERIFY])

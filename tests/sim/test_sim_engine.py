@@ -192,9 +192,13 @@ def test_lanes_on_two_devices_do_not_slow_each_other() -> None:
 
 def test_host_time_is_around_the_device() -> None:
     spans = run(PD, jitter=False).spans
-    works = spans.groupby("work").agg({"dispatched_s": "min", "start_s": "min", "end_s": "max", "completed_s": "max"})
-    np.testing.assert_allclose(works["start_s"] - works["dispatched_s"], 0.05e-3, atol=1e-9)
-    np.testing.assert_allclose(works["completed_s"] - works["end_s"], 0.05e-3, atol=1e-9)
+    columns = {"lane": "first", "dispatched_s": "min", "start_s": "min", "end_s": "max", "completed_s": "max"}
+    works = spans.groupby("work").agg(columns).sort_values("dispatched_s")
+    going_on = works["dispatched_s"] == works.groupby("lane")["completed_s"].shift()
+    assert 20 < going_on.sum() < len(works) - 20
+    half_s = np.where(going_on, 0.025e-3, 0.05e-3)
+    np.testing.assert_allclose(works["start_s"] - works["dispatched_s"], half_s, atol=1e-9)
+    np.testing.assert_allclose(works["completed_s"] - works["end_s"], half_s, atol=1e-9)
 
 
 def test_work_beyond_the_profile_is_refused_with_a_remedy() -> None:

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from calibrate.contention import NoContention
-from engines.architecture import PD, Segment
+from engines.architecture import PD, Segment, Step
 from engines.request import Request
 from engines.workload import FixedLength, Workload, make_workload
 from sim.acceptance import Independent
@@ -44,7 +44,10 @@ class Server:
         quantile: float | None,
     ) -> SegmentCost:
         assert quantile is not None
-        return SegmentCost(self._service(quantile) if segment is Segment.PREFILL_TARGET else 0.0, 0.0, 1.0)
+        return SegmentCost(self._service(quantile) if segment is Segment.PREFILL_TARGET else 0.0, 1.0)
+
+    def host_s(self, step: Step, going_on: bool) -> float:
+        return 0.0
 
     def describe(self) -> dict[str, object]:
         return {}
