@@ -20,7 +20,7 @@ import pandas as pd
 
 from calibrate.profile import Profile
 from engines.errors import InputError
-from engines.metrics import request_times
+from engines.metrics import batch_sizes, request_times
 from engines.permutation import PREFIX, PermutationSpec, expected_tape, parse_pair
 from engines.workload import FixedLength, Workload, make_workload, with_random_prompts
 from experiments.study import layouts
@@ -29,13 +29,15 @@ from sim.costs import CostModel
 from sim.engine import simulate
 
 SEEDS = 5
+REQUIRED = ("layout", "clients", "requests", "overall_tokens_per_s", "latency_p95_s", "batch_size.verify")
 
 
 def predicted(
     live: pd.DataFrame, profile: Profile, prompt_tokens: int = 128, output_tokens: int = 128, seeds: int = SEEDS
 ) -> pd.DataFrame:
-    """One row a layout and number of clients: live and simulated tokens/s and P95 latency (s), and their signed
-    relative errors. Raises InputError unless the profile is of a permutation pair."""
+    """One row a layout and number of clients: live and simulated tokens/s, mean requests of a verify and P95 latency
+    (s), and the signed relative errors of the first and last. Raises InputError unless the profile is of a
+    permutation pair."""
     costs, spec, rows = CostModel(profile), spec_of(profile), []
     for layout in layouts():
         for clients in layout.clients:
@@ -57,6 +59,8 @@ def predicted(
                 "live_tokens_per_s": measured["overall_tokens_per_s"],
                 "simulated_tokens_per_s": np.mean(throughputs),
                 "simulated_least": min(throughputs), "simulated_most": max(throughputs),
+                "live_batch": measured["batch_size.verify"],
+                "simulated_batch": np.mean([batch_sizes(run)["batch_size.verify"] for run in runs]),
                 "live_latency_p95_s": measured["latency_p95_s"],
                 "simulated_latency_p95_s": np.mean([request_times(run)["latency_s"].quantile(0.95) for run in runs]),
             })  # fmt: skip
@@ -86,7 +90,7 @@ def read_study(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         why = str(error).strip()
         raise InputError("live", str(path), f"cannot be read as CSV ({why}); give a layouts.csv") from error
-    missing = sorted({"layout", "clients", "overall_tokens_per_s", "latency_p95_s"} - set(table.columns))
+    missing = sorted(set(REQUIRED) - set(table.columns))
     if missing:
         raise InputError("live", str(path), f"has no column {', '.join(missing)}; give a layouts.csv")
     return table

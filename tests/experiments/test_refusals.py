@@ -159,7 +159,7 @@ def test_a_study_of_layouts_refuses_bad_input(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("no,thing,of,this\n1,2,3,4\n", "has no column clients, latency_p95_s, layout, overall_tokens_per_s"),
+        ("no,thing,of,this\n1,2,3,4\n", "has no column batch_size.verify, clients, latency_p95_s, layout, over"),
         ("a\n1,2\n1,2,3\n", "cannot be read as CSV"),
     ],
 )

@@ -8,9 +8,14 @@ import pandas as pd
 import pytest
 
 from calibrate.profile import Profile
-from engines.architecture import PDV
-from experiments.layouts_predicted import predicted
+from engines.architecture import PD, PDV
+from engines.errors import InputError
+from engines.metrics import acceptance
+from engines.workload import FixedLength, make_workload, with_random_prompts
+from experiments.layouts_predicted import acceptance_of, predicted, spec_of
 from experiments.study import SLOTS, layouts
+from sim.engine import simulate
+from tests.calibrate.profiles import made_up
 
 RESULTS = Path(__file__).parents[2] / "results" / "h100"
 
@@ -22,8 +27,28 @@ def test_the_profile_of_an_h100_predicts_what_was_served_on_it() -> None:
     assert len(table) == 32
     assert table["tokens_per_s_error"].abs().mean() < 0.07
     assert table["tokens_per_s_error"].abs().max() < 0.35
+    assert (table["simulated_batch"] / table["live_batch"] - 1).abs().median() < 0.01
     wrong = few.assign(overall_tokens_per_s=few["overall_tokens_per_s"] * 1.2)
     assert predicted(wrong, Profile.load(RESULTS / "profile-llama2-7b"))["tokens_per_s_error"].abs().mean() > 0.1
+
+
+def test_a_simulated_study_accepts_what_the_live_one_did() -> None:
+    live = pd.read_csv(RESULTS / "layouts.csv")
+    cell = live[(live["layout"] == "PD 1/6") & (live["clients"] == 10)].iloc[0]
+    profile = Profile.load(RESULTS / "profile-llama2-7b")
+    workload = make_workload(int(cell["requests"]), FixedLength(128), FixedLength(128), concurrency=10)
+    found = {}
+    for seed in (0, 1):
+        prompted = with_random_prompts(workload, spec_of(profile).target_shape.vocabulary, seed)
+        run = simulate(PD.replace(slots=64), prompted, profile, acceptance_of(spec_of(profile), prompted))
+        found[seed] = acceptance(run)["acceptance_length"]
+    assert found[0] == pytest.approx(cell["acceptance_length"], rel=1e-5)
+    assert found[1] != pytest.approx(cell["acceptance_length"], rel=1e-3)  # other prompts, other drafts
+
+
+def test_a_profile_of_another_pair_predicts_no_study() -> None:
+    with pytest.raises(InputError, match="studies are of permutation pairs"):
+        spec_of(made_up())
 
 
 def test_layouts_have_names_of_their_own_and_room_for_every_client() -> None:
