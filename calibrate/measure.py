@@ -29,7 +29,8 @@ from engines.run import Run
 from engines.workload import FixedLength, Workload, make_workload, with_prompts, with_random_prompts
 
 SHARES = {"stage_costs": 0.45, "contention": 0.4, "live": 0.15}  # of the time budget
-REQUESTS, OUTPUT_TOKENS = 12, 64  # of the live runs that acceptance and host times are read from
+REQUESTS, OUTPUT_TOKENS = 12, 64  # of the live run that acceptance and host times are read from
+HOST_REQUESTS = 6  # of those that host times alone are read from
 
 
 def calibrate(
@@ -99,31 +100,29 @@ def _scaled(progress: Progress, part: str) -> Progress:
 
 
 def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Run]:
-    """One client and the largest draft length, so that nothing contends: with lanes apart, where every work is handed
-    over to another thread, with draft and verify as one step, and with one worker that goes on and on."""
+    """With the largest draft length, and so that nothing contends: lanes apart and one client, where every work is
+    handed over to another thread; the same with draft and verify as one step; and one worker that two clients keep
+    going from each step to the next, and from a request to the next one's prefill."""
     prompt = min(128, grid.prompt_tokens[-1], pair.max_context // 2)
     output = min(OUTPUT_TOKENS, pair.max_context - prompt - grid.draft_lengths[-1] - 1)
-    workload = make_workload(REQUESTS, FixedLength(prompt), FixedLength(output), concurrency=1, seed=seed)
-    workload = prompts_for(pair, workload, seed)
     (worker,) = BASELINE.lanes
     alone = BASELINE.replace(lanes=(replace(worker, workers=1),))
-    architectures = [
-        layout.replace(slots=1, draft_length=FixedDraftLength(grid.draft_lengths[-1])).with_batch_limits(
-            {step: 1 for lane in layout.lanes for step in lane.steps}  # no more is ever captured
-        )
-        for layout in (PDV.replace(hybrid_at_or_below=0), PD, alone)
-    ]
+    loads = [(PDV.replace(hybrid_at_or_below=0), REQUESTS, 1), (PD, HOST_REQUESTS, 1), (alone, HOST_REQUESTS, 2)]
+    all_requests = sum(count for _, count, _ in loads)
     runs: list[Run] = []
 
     def tell(done: int, total: int) -> None:
-        progress(
-            f"live: {done} of {total} requests, {architectures[len(runs)].name}",
-            (len(runs) + done / total) / len(architectures),
-        )
+        done += sum(len(run.requests) for run in runs)
+        progress(f"live: {done} of {all_requests} requests", done / all_requests)
 
-    for architecture in architectures:
+    for layout, count, clients in loads:
+        workload = make_workload(count, FixedLength(prompt), FixedLength(output), concurrency=clients, seed=seed)
+        architecture = layout.replace(slots=1, draft_length=FixedDraftLength(grid.draft_lengths[-1]))
+        architecture = architecture.with_batch_limits(
+            {step: 1 for lane in layout.lanes for step in lane.steps}  # no more is ever captured
+        )
         with LiveEngine(architecture, pair, prompt + output) as engine:
-            runs.append(serve(engine, workload, tell))
+            runs.append(serve(engine, prompts_for(pair, workload, seed), tell))
     return runs
 
 

@@ -60,8 +60,8 @@ class Profile:
     their tokens, draft_length and context_tokens 0. draft: its k steps together, tokens = batch * k; verify:
     tokens = batch * (k + 1); context_tokens = mean tokens a request has in the cache. kernels: kernels of one
     execution.
-    host_times: one row a step; time that a work spends outside the device if its worker had to be woken for it, and
-    if the worker goes on from the work before.
+    host_times: one row a step, in the order of Step; time that a work spends outside the device if its worker had to
+    be woken for it, and if the worker goes on from the work before.
     contention: one row a stream of a group that ran together; solo_ms = its mean time alone, rate = its
     speed while all were on the device against that.
     acceptance: rate at position i = unconditional probability that the first i drafts are all accepted; requests,
@@ -82,6 +82,7 @@ class Profile:
             checked = _check_table(name, getattr(self, name), f"{name}.csv")
             setattr(self, name, checked)
         _check_meaning(self.stage_costs, self.host_times, self.acceptance)
+        self.host_times = self.host_times.set_index("step").loc[list(Step)].reset_index()
 
     @property
     def batch_buckets(self) -> tuple[int, ...]:
@@ -114,11 +115,13 @@ class Profile:
         folder = Path(folder)
         version, info = _read_info(folder / "profile.toml")
         rows = info.pop("rows", {})
+        if not isinstance(rows, dict):
+            raise InputError(f"{folder}/profile.toml rows", rows, f"needs a table of row counts; {AGAIN}")
         tables: dict[str, pd.DataFrame] = {}
         for name in COLUMNS:
             path = folder / f"{name}.csv"
             if name == "host_times" and version == 1:
-                tables[name] = _first_host_times(tables["stage_costs"])
+                tables[name] = _first_host_times(tables["stage_costs"], f"{folder}/stage_costs.csv")
                 continue
             tables[name] = _read_csv(path)
             if len(tables[name]) != rows.get(name, len(tables[name])):
@@ -145,18 +148,21 @@ def _read_info(path: Path) -> tuple[int, dict[str, Any]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError("profile", str(path), f"not valid TOML ({error}); {AGAIN}") from error
     version = info.pop("schema_version", None)
-    if version not in (1, SCHEMA_VERSION):
+    if type(version) is not int or version not in (1, SCHEMA_VERSION):
         raise InputError(f"{path} schema_version", version, f"this version reads 1 and {SCHEMA_VERSION}; {AGAIN}")
     return version, info
 
 
-def _first_host_times(costs: pd.DataFrame) -> pd.DataFrame:
+def _first_host_times(costs: pd.DataFrame, where: str) -> pd.DataFrame:
     """The table of a profile of version 1, which told segments apart, but not what a worker did before: the host time
     of a work was its slowest segment's."""
-    if "host_ms" not in costs:
-        return pd.DataFrame(columns=HOST_COLUMNS)
-    known = pd.to_numeric(costs["host_ms"], errors="coerce").groupby(costs["segment"]).max()
-    times = [max(known.get(segment, np.nan) for segment in step.segments) for step in Step]
+    for column in ("segment", "host_ms"):
+        if column not in costs:
+            raise InputError(where, ", ".join(map(str, costs.columns)), f"column {column} is missing; {AGAIN}")
+    host_ms = pd.to_numeric(costs["host_ms"], errors="coerce").astype(float)
+    _refuse(where, costs, "host_ms", ~np.isfinite(host_ms) | (host_ms < 0), "needs a number of at least 0")
+    known = host_ms.groupby(costs["segment"]).max().to_dict()
+    times = [max((known[segment] for segment in step.segments if segment in known), default=0.0) for step in Step]
     return pd.DataFrame({"step": list(Step), "woken_ms": times, "going_on_ms": times})
 
 

@@ -12,6 +12,8 @@ from scipy.special import ndtri
 
 from engines.errors import InputError, require_positive, require_whole
 
+MOST_TOKENS = 10_000_000  # of a prompt or an output: beyond any model's context
+
 
 class Lengths(Protocol):
     """Token counts as a function of uniform numbers in [0, 1), one a request in order of id."""
@@ -28,7 +30,7 @@ class FixedLength:
     value: int
 
     def __post_init__(self) -> None:
-        require_whole("length", self.value, 1)
+        require_whole("length", self.value, 1, MOST_TOKENS)
 
     def tokens(self, uniform: np.ndarray) -> np.ndarray:
         return np.full(len(uniform), self.value)
@@ -88,7 +90,7 @@ class ListedLength:
         if not self.values:
             raise InputError("length.values", (), "list at least one length")
         for value in self.values:
-            require_whole("length.values", value, 1)
+            require_whole("length.values", value, 1, MOST_TOKENS)
 
     def tokens(self, uniform: np.ndarray) -> np.ndarray:
         return np.resize(self.values, len(uniform))
@@ -99,6 +101,6 @@ class ListedLength:
 
 def _bounds(low: int, high: int) -> None:
     require_whole("length.low", low, 1)
-    require_whole("length.high", high, 1)
+    require_whole("length.high", high, 1, MOST_TOKENS)
     if high < low:
         raise InputError("length.low, high", (low, high), "need low <= high")

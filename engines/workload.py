@@ -23,6 +23,8 @@ from engines.lengths import FixedLength, Lengths, ListedLength, LogNormalLength,
 from engines.request import Request
 from engines.run import Run
 
+MOST_REQUESTS = 10_000_000  # of a workload, and so of its clients
+
 __all__ = [
     "PROCESSES", "FixedLength", "Lengths", "ListedLength", "LogNormalLength", "UniformLength", "Workload",
     "lengths_of", "make_workload", "replay", "with_prompts",
@@ -52,7 +54,7 @@ class Workload:
         if len({request.id for request in self.requests}) < len(self.requests):
             raise InputError("requests", f"{len(self.requests)} requests", "give every request an id of its own")
         if self.concurrency is not None:
-            require_whole("concurrency", self.concurrency, 1)
+            require_whole("concurrency", self.concurrency, 1, MOST_REQUESTS)
             if self.think_s and len(self.think_s) != len(self.requests):
                 raise InputError("think_s", f"{len(self.think_s)} values", "give one think time a request, or none")
             return
@@ -95,7 +97,7 @@ def make_workload(
     (open loop, requests per second, the first at 0). process: "poisson", "gamma" with coefficient of variation
     `cv` of the gaps (above 1 is burstier than Poisson), or "fixed" gaps. Raises InputError.
     """
-    require_whole("count", count, 1)
+    require_whole("count", count, 1, MOST_REQUESTS)
     require_whole("seed", seed, 0)
     if (concurrency is None) == (rate is None):
         raise InputError("concurrency, rate", (concurrency, rate), "give exactly one of them")
@@ -110,7 +112,7 @@ def make_workload(
     arrivals: list[float | None] = [None] * count
     think: tuple[float, ...] = ()
     if concurrency is not None:
-        require_whole("concurrency", concurrency, 1)
+        require_whole("concurrency", concurrency, 1, MOST_REQUESTS)
         think = _think_times(_uniform(seed, _Purpose.THINK, count), mean_think_s, concurrency)
         info |= {"concurrency": concurrency, "mean_think_s": mean_think_s}
     elif rate is not None:

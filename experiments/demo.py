@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from calibrate.pooling import pooled
-from calibrate.profile import Profile
+from calibrate.profile import SCHEMA_VERSION, Profile
 from engines.errors import InputError
 from engines.metrics import summary
 from engines.run import Run
@@ -103,7 +103,7 @@ class Demo:
         points = _calibration_points(self.experiment)
         budget_s = self.experiment.calibration.budget_s / self.experiment.repeats
         where = {"pair": self.experiment.pair, "device": self.experiment.device}
-        digest = fingerprint({**points, **where, "budget_s": budget_s})
+        digest = fingerprint({**points, **where, "budget_s": budget_s, "schema_version": SCHEMA_VERSION})
         with suppress(InputError):  # not there, damaged or of another version: it is measured again
             profile = Profile.load(folder)
             if profile.info.get("fingerprint") == digest:

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from calibrate.profile import Profile
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
 from engines.metrics import batch_sizes, request_times
 from engines.permutation import PREFIX, PermutationSpec, expected_tape, parse_pair
 from engines.workload import FixedLength, Workload, make_workload, with_random_prompts
+from experiments.options import check_file
 from experiments.study import layouts
 from sim.acceptance import Tapes
 from sim.costs import CostModel
@@ -37,21 +39,24 @@ def predicted(
 ) -> pd.DataFrame:
     """One row a layout and number of clients: live and simulated tokens/s, mean requests of a verify and P95 latency
     (s), and the signed relative errors of the first and last. Raises InputError unless the profile is of a
-    permutation pair."""
+    permutation pair and covers a cell of the study."""
+    require_whole("seeds", seeds, 1)
     costs, spec, rows = CostModel(profile), spec_of(profile), []
+    lengths = FixedLength(prompt_tokens), FixedLength(output_tokens)
+    left_out: list[InputError] = []
     for layout in layouts():
         for clients in layout.clients:
             cell = live[(live["layout"] == layout.name) & (live["clients"] == clients)]
             if cell.empty:
                 continue
             count, measured = int(cell["requests"].iloc[0]), cell.iloc[0]
-            lengths = FixedLength(prompt_tokens), FixedLength(output_tokens)
             workload = make_workload(count, *lengths, concurrency=clients, seed=0)
             workload = with_random_prompts(workload, spec.target_shape.vocabulary)
             acceptance = acceptance_of(spec, workload)
             try:
                 runs = [simulate(layout.architecture, workload, costs, acceptance, seed=s) for s in range(seeds)]
-            except InputError:  # beyond the profile
+            except InputError as error:  # beyond the profile
+                left_out.append(error)
                 continue
             throughputs = [run.finished["output_tokens"].sum() / run.duration_s for run in runs]
             rows.append({
@@ -64,7 +69,11 @@ def predicted(
                 "live_latency_p95_s": measured["latency_p95_s"],
                 "simulated_latency_p95_s": np.mean([request_times(run)["latency_s"].quantile(0.95) for run in runs]),
             })  # fmt: skip
+    if not rows:
+        first = f" ({left_out[0]})" if left_out else ""
+        raise InputError("live", f"{len(live)} cells", f"the profile covers none of them{first}; give others")
     table = pd.DataFrame(rows)
+    table.attrs["left_out"] = len(left_out)
     for quantity in ("tokens_per_s", "latency_p95_s"):
         table[f"{quantity}_error"] = table[f"simulated_{quantity}"] / table[f"live_{quantity}"] - 1
     return table
@@ -93,30 +102,39 @@ def read_study(path: Path) -> pd.DataFrame:
     missing = sorted(set(REQUIRED) - set(table.columns))
     if missing:
         raise InputError("live", str(path), f"has no column {', '.join(missing)}; give a layouts.csv")
+    for column in REQUIRED[1:]:
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
+        if len(wrong):
+            field, value = f"{path} line {wrong[0] + 2} column {column}", table[column].iloc[wrong[0]]
+            raise InputError(field, str(value), "needs a number above 0; give a layouts.csv as it was written")
     return table
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("live", type=Path, help="layouts.csv that experiments.layouts wrote")
     parser.add_argument("--profile", type=Path, required=True)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=128)
     parser.add_argument("--out", type=Path, help="CSV file for the table")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         profile, study = Profile.load(options.profile), read_study(options.live)
-        spec_of(profile)
+        if options.out:
+            check_file("out", options.out)
+        table = predicted(study, profile, options.prompt_tokens, options.output_tokens)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    sizes = options.prompt_tokens, options.output_tokens
-    table = predicted(study, profile, *sizes)
     print(table.drop(columns="study").round(3).to_string(index=False))
     for quantity in ("tokens_per_s", "latency_p95_s"):
         mean = table[f"{quantity}_error"].abs().mean()
         print(f"mean absolute error of {quantity}: {mean:.1%} over {len(table)} cells")
+    if table.attrs["left_out"]:
+        print(f"{table.attrs['left_out']} more lie beyond the profile")
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(options.out, index=False, float_format="%.6g")
     return 0
 

@@ -9,7 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from engines.architecture import Architecture, Step
+from engines.architecture import MOST_SLOTS, Architecture, Step
 from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
 from engines.errors import InputError
 from engines.permutation import PREFIX, parse_pair
@@ -19,8 +19,9 @@ AUTO = "auto"  # as many slots as fit the device
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 MOST_SEED = 2**63 - 1  # what the generators of torch take
 _WHOLE = re.compile(r"\d{1,18}")
-_RANGE = re.compile(r"(\d+)-(\d+)")
-_LOGNORMAL = re.compile(r"(\d+(?:\.\d+)?)~(\d+(?:\.\d+)?)\[(\d+)-(\d+)\]")
+_RANGE = re.compile(r"(\d{1,18})-(\d{1,18})")
+_DECIMAL = r"(\d{1,18}(?:\.\d{1,18})?)"
+_LOGNORMAL = re.compile(rf"{_DECIMAL}~{_DECIMAL}\[(\d{{1,18}})-(\d{{1,18}})\]")
 
 
 def parse_lengths(field: str, text: str) -> Lengths:
@@ -75,7 +76,7 @@ def parse_slots(text: str | None) -> int | None:
     if text == AUTO:
         raise InputError("slots", text, "a simulation has no device whose memory could be filled; give a number")
     if text is not None and not _WHOLE.fullmatch(text):
-        raise InputError("slots", text, "use a whole number of at least 1, or, for a live run, auto")
+        raise InputError("slots", text, f"use a whole number from 1 to {MOST_SLOTS}, or, for a live run, auto")
     return None if text is None else int(text)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from calibrate.contention import NoContention
-from calibrate.profile import Profile
+from calibrate.profile import COLUMNS, Profile
 from engines.architecture import Architecture
 from engines.errors import InputError
 from engines.run import Run
@@ -77,9 +77,9 @@ class Prediction:
 
     def describe(self) -> dict[str, Any]:
         """All that decides a prediction, as plain values; the profile as a digest of its tables."""
-        tables = (self.profile.stage_costs, self.profile.contention, self.profile.acceptance)
+        tables = {name: getattr(self.profile, name).to_csv() for name in COLUMNS}
         return {
-            "profile": fingerprint({str(i): table.to_csv() for i, table in enumerate(tables)}),
+            "profile": fingerprint({**tables, "batch_buckets": list(self.profile.batch_buckets)}),
             "acceptance": list(self.acceptance),
             "extrapolate": self.extrapolate,
             "jitter": self.jitter,

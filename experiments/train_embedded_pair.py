@@ -141,13 +141,13 @@ def check(options: argparse.Namespace) -> None:
         positive(name, getattr(options, name))
     for name in ("batch", "pool_requests", "requests", "prompt_tokens", "output_tokens"):
         require_whole(name, getattr(options, name), 1)
-    most = CONTEXT - options.output_tokens
-    if options.prompt_tokens > most:
-        raise InputError("prompt_tokens", options.prompt_tokens, f"prompt and output have {CONTEXT} tokens at most")
-    sizes = {True: 0, False: 0}
+    both = options.prompt_tokens, options.output_tokens
+    if sum(both) > CONTEXT:
+        raise InputError("prompt_tokens, output_tokens", both, f"use {CONTEXT} or fewer together")
+    sizes: dict[bool, list[int]] = {True: [0], False: [0]}
     for name, path in stdlib_files(options.library, tests=True).items():
-        sizes[is_held_out(name)] += path.stat().st_size
-    if min(sizes.values()) <= CONTEXT:
+        sizes[is_held_out(name)].append(path.stat().st_size)
+    if min(map(sum, sizes.values())) <= CONTEXT or max(sizes[True]) < options.prompt_tokens:
         remedy = "too few Python sources are there to train and to measure on; give a standard library's folder"
         raise InputError("library", str(options.library or stdlib_root()), remedy)
     check_output("out", options.out)

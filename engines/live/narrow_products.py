@@ -31,7 +31,7 @@ LEAST_COLUMNS, MOST_COLUMNS = 16, 256  # of a program's tile
 LEAST_STEP = 16
 MANY_INPUTS = 4096  # of a product of medium size: two programs a processor share them
 SHARED_BYTES = 224 * 1024  # of a Hopper processor, for programs that run at the same time
-COUNTERS = 4096  # of split products: more blocks of columns are not split
+COUNTERS = 4096  # more than any split product has blocks of columns
 NUMBERS = LINE // 2  # in a line
 
 
@@ -56,7 +56,7 @@ class Launch:
 
 @cache
 def launch_for(outputs: int, inputs: int, rows: int, processors: int, power_of_two: bool = False) -> Launch:
-    """How a product of so many rows is launched: a rule drawn from tuning on an H100 and an H200, for
+    """How a product of so many rows is launched: a rule drawn from tuning on an H200, and before on an H100, for
     experiments/product_check.py to compare with others on a new kind of GPU.
 
     Programs run at the same time and have as much to do, so that they end together, and share a processor's memory:

@@ -23,7 +23,7 @@ def calibrate(
     contexts: Annotated[str, typer.Option(help="Tokens a request has in the cache.")] = "32,256",
     prompt_tokens: Annotated[str, typer.Option(help="Prompt lengths of prefill (tokens).")] = "16,64,128,256",
     packed: Annotated[str, typer.Option(help="Prompts that share a prefill.")] = "1",
-    budget_s: Annotated[float, typer.Option(help="Time to spend on timings, in seconds, about.")] = 120.0,
+    budget_s: Annotated[float, typer.Option(help="Seconds for timings, about; short live runs come on top.")] = 120.0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the profile.")] = Path("profile"),
 ) -> None:
     """Measure how long the stages take on this device, alone and together, and how often drafts are accepted.

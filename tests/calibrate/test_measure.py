@@ -16,7 +16,7 @@ from calibrate.profile import Profile  # noqa: E402
 from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
 from calibrate.together import default_groups, measure_contention  # noqa: E402
 from calibrate.workbench import Load, Work, Workbench, count_kernels, make_runner, make_stages  # noqa: E402
-from engines.architecture import Segment  # noqa: E402
+from engines.architecture import Segment, Step  # noqa: E402
 from engines.errors import InputError  # noqa: E402
 from engines.live.graphs import GraphRunner  # noqa: E402
 from engines.live.pairs import Pair, load_pair  # noqa: E402
@@ -78,7 +78,13 @@ def test_more_work_takes_longer(profile: Profile) -> None:
     costs = profile.stage_costs.set_index(["segment", "batch", "tokens"])["p25_ms"]
     assert costs["prefill_target", 1, 64] > costs["prefill_target", 1, 16]
     assert costs["prefill_target", 1, 64] > costs["prefill_draft", 1, 64]
-    assert (profile.host_times[["woken_ms", "going_on_ms"]] > 0).all(axis=None)
+
+
+def test_waking_and_going_on_are_both_measured_for_every_step(profile: Profile) -> None:
+    times = profile.host_times.set_index("step")
+    assert list(times.index) == list(Step)
+    assert (times > 0).all(axis=None)
+    assert (times["woken_ms"] != times["going_on_ms"]).all()  # neither stands in for the other
 
 
 def test_kernels_are_counted_by_what_runs(pair: Pair) -> None:

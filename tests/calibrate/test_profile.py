@@ -55,6 +55,8 @@ def _cell(column: str, value: str, table: str = "stage_costs") -> Callable[[Path
     [
         (lambda folder: (folder / "profile.toml").unlink(), "no profile.toml"),
         (_edit("profile.toml", lambda text: text.replace("schema_version = 2", "schema_version = 99")), "99"),
+        (_edit("profile.toml", lambda text: text.replace("schema_version = 2", "schema_version = true")), "True"),
+        (_edit("profile.toml", lambda text: text.split("[rows]")[0].replace("dtype", "rows = 3\ndtype")), "rows = 3"),
         (_edit("profile.toml", lambda text: text[:20]), "not valid TOML"),
         (_edit("profile.toml", lambda text: text.replace("max_context = 2048", "max_context = 0")), "max_context"),
         (_edit("profile.toml", lambda text: text.replace('pair = "made up"', "")), "pair"),
@@ -102,9 +104,20 @@ def test_a_profile_of_version_1_takes_a_works_host_time_from_its_slowest_segment
     found = Profile.load(tmp_path).host_times.set_index("step")
     assert found["woken_ms"].to_dict() == {"prefill": 0.7, "draft": 0.4, "verify": 0.5, "draft+verify": 0.5}
     assert (found["going_on_ms"] == found["woken_ms"]).all()
-    costs.to_csv(tmp_path / "stage_costs.csv", index=False)
-    with pytest.raises(InputError, match="host_times"):
-        Profile.load(tmp_path)
+    for column, value, says in (
+        ("host_ms", None, "stage_costs.csv = .*column host_ms is missing"),
+        ("segment", None, "stage_costs.csv = .*column segment is missing"),
+        ("host_ms", -5, "stage_costs.csv line 2 column host_ms"),
+        ("host_ms", "fast", "stage_costs.csv line 2 column host_ms = 'fast'"),
+    ):  # fmt: skip
+        damaged = costs.assign(host_ms=0.1).astype({"host_ms": object})
+        if value is None:
+            damaged = damaged.drop(columns=column)
+        else:
+            damaged.loc[0, column] = value
+        damaged.to_csv(tmp_path / "stage_costs.csv", index=False)
+        with pytest.raises(InputError, match=says):
+            Profile.load(tmp_path)
 
 
 def test_a_step_whose_host_time_was_never_measured_is_refused() -> None:

@@ -6,13 +6,14 @@ import runpy
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from engines.errors import InputError  # noqa: E402
 from experiments import layouts, layouts_predicted, soak, train_embedded_pair  # noqa: E402
-from experiments.options import parse_numbers  # noqa: E402
+from experiments.options import parse_lengths, parse_numbers  # noqa: E402
 
 pytestmark = pytest.mark.live
 GPU_CHECKS = ["experiments.product_check", "experiments.kernel_check"]
@@ -116,7 +117,7 @@ def test_a_soak_that_cannot_fit_is_refused_before_the_pair_is_made(
         ("--library /nowhere", "library = '/nowhere': too few Python sources are there"),
         ("--target-seconds 0", "target_seconds = 0.0: "),
         ("--batch -1", "batch = -1: "),
-        ("--prompt-tokens 2000", "prompt_tokens = 2000: prompt and output have 2048 tokens at most"),
+        ("--prompt-tokens 2000", "prompt_tokens, output_tokens = (2000, 128): use 2048 or fewer together"),
     ],
 )
 def test_a_training_refuses_bad_input(
@@ -167,6 +168,41 @@ def test_a_prediction_of_something_else_than_a_study_is_refused(text: str, messa
     (tmp_path / "study.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         layouts_predicted.read_study(tmp_path / "study.csv")
+
+
+STUDY = pd.read_csv(Path(__file__).parents[2] / "results" / "h100" / "layouts.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"requests": float("nan")}, "", "line 2 column requests = 'nan': needs a number above 0"),
+        ({"overall_tokens_per_s": "fast"}, "", "line 2 column overall_tokens_per_s = 'fast'"),
+        ({"layout": "another"}, "", "live = '60 cells': the profile covers none of them; "),
+        ({}, "--prompt-tokens 100000", "the profile covers none of them (prefill_"),
+        ({}, "--output-tokens -1", "length = -1: "),
+        ({}, "--out {folder}", "this is a folder"),
+        ({}, "--profile results/demo-cpu/profile", "profile pair = 'embedded': studies are of permutation pairs"),
+    ],
+)
+def test_a_prediction_refuses_bad_input(
+    change: dict[str, object], options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    STUDY.assign(**change).to_csv(tmp_path / "study.csv", index=False)
+    root = Path(__file__).parents[2]
+    given = options.format(folder=tmp_path).replace("results/", f"{root}/results/").split()
+    profile = [] if "--profile" in options else ["--profile", f"{root}/results/h100/profile-llama2-7b"]
+    assert layouts_predicted.main([str(tmp_path / "study.csv"), *profile, *given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    "text", ["1-" + "9" * 5000, "1-" + "9" * 18, "9" * 18, "9" * 30 + "~0.5[1-2]", "64~0.5[1-" + "9" * 18 + "]"]
+)
+def test_lengths_that_no_context_holds_are_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_lengths("output_tokens", text)
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "0"])
