@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -40,9 +41,15 @@ class Layout:
     @staticmethod
     def of(counts: Sequence[int], device: torch.device) -> Layout:
         """Sequences of these lengths, one after another."""
-        owner = [i for i, count in enumerate(counts) for _ in range(count)]
-        offset = [j for count in counts for j in range(count)]
+        owner, offset = packed_places(counts)
         return Layout(to_device(owner, device), to_device(offset, device), to_device(counts, device), max(counts))
+
+
+def packed_places(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Owner and offset, [tokens] int64 each, as Layout has them, of sequences of these lengths."""
+    sizes = np.asarray(counts, dtype=np.int64)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    return owner, np.arange(len(owner)) - (np.cumsum(sizes) - sizes)[owner]
 
 
 class Places(NamedTuple):

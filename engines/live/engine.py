@@ -25,7 +25,7 @@ from engines.live.pairs import Pair
 from engines.live.stages import Stages
 from engines.live.streams import make_stream
 from engines.live.tape import TapeBuilder
-from engines.request import Emission, Request, RequestState, Status
+from engines.request import Emission, Request, RequestState, Settlement, Status
 from engines.run import Recorder, SegmentTime
 from engines.scheduler import QueueFullError, Scheduler
 from engines.work import Work
@@ -259,26 +259,35 @@ class LiveEngine:
     # --- news for the scheduler -------------------------------------------------------------------------
 
     def _finish(self, work: Work, found: list[Found], segments: list[SegmentTime]) -> None:
+        """Tell the scheduler, hand out what can start, and only then keep the books of those that go on: a lane
+        does not wait for them."""
         with self.lock:
             now, origin_s = self.now(), self._origin_s
             ended = self.scheduler.complete(work, [f.outcome for f in found], now)
-            times = [SegmentTime(s, start - origin_s, end - origin_s) for s, start, end, _ in segments]
-            self.recorder.worked(work, times, now)
-            for state, f, settlement, k in zip(
-                work.members, found, work.settlements, work.draft_lengths, strict=True
-            ):
-                emitted = settlement.emitted if settlement else 0
-                tape, position = self._tapes[state.id], state.emitted - emitted
-                if f.foreseen is not None:
-                    tape.foreseen(position - 1, f.foreseen)
-                if isinstance(f.outcome, Emission) and settlement is not None and k:
-                    tape.verified(position, f.outcome.matched, k)
-                self._handles[state.id].tokens += f.tokens[:emitted]
+            booked = list(zip(work.members, found, work.settlements, work.draft_lengths, strict=True))
+            for member in booked:
+                if member[0].ended:
+                    self._book(*member)
             for state in ended:
                 self._end(state)
             self._dispatch(now)
+            for member in booked:
+                if not member[0].ended:
+                    self._book(*member)
+            times = [SegmentTime(s, start - origin_s, end - origin_s) for s, start, end, _ in segments]
+            self.recorder.worked(work, times, now)
             if self._closing or self._paused:
                 self.news.notify_all()
+
+    def _book(self, state: RequestState, found: Found, settlement: Settlement | None, k: int) -> None:
+        """Add what a step found for one request to its tape and its tokens."""
+        emitted = settlement.emitted if settlement else 0
+        tape, position = self._tapes[state.id], state.emitted - emitted
+        if found.foreseen is not None:
+            tape.foreseen(position - 1, found.foreseen)
+        if isinstance(found.outcome, Emission) and settlement is not None and k:
+            tape.verified(position, found.outcome.matched, k)
+        self._handles[state.id].tokens += found.tokens[:emitted]
 
     def _dispatch(self, now: float) -> None:
         if self._crash is None and not self._paused:

@@ -11,7 +11,7 @@ from engines.architecture import Segment, Step
 from engines.live.eager import EagerRunner
 from engines.live.stages import Stages
 from engines.live.streams import Stream
-from engines.live.verification import request_key
+from engines.live.verification import request_keys
 from engines.request import Emission, Request, RequestState
 from engines.run import SegmentTime
 from engines.work import Outcome
@@ -64,12 +64,13 @@ class Executor:
         return self._read(members, values), segments
 
     def _load(self, members: list[RequestState]) -> None:
-        for state in members:
-            request = state.request
-            assert state.slot is not None
-            assert request.prompt is not None
-            key = request_key(request.seed, request.id)
-            self.stages.load(state.slot, request.prompt, key, request.temperature)
+        requests = [state.request for state in members]
+        self.stages.load(
+            [state.slot for state in members if state.slot is not None],
+            [request.prompt or () for request in requests],
+            request_keys([request.seed for request in requests], [request.id for request in requests]),
+            [request.temperature for request in requests],
+        )
 
     def _read(self, members: list[RequestState], values: dict[Segment, list[Any]]) -> list[Found]:
         foreseen = values.get(Segment.DRAFT, [None] * len(members))

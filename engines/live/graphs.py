@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from engines.architecture import Architecture, Segment, Step
-from engines.live.attention import Layout
+from engines.live.attention import Layout, packed_places
 from engines.live.eager import EagerRunner
-from engines.live.host import staged, to_host
+from engines.live.host import Numbers, staged, to_host
 from engines.live.stages import Stages
 from engines.live.streams import Stream
 
@@ -225,14 +225,15 @@ class GraphRunner(EagerRunner):
         padding = len(layout.owner) - sum(counts)
         unused = prompts - len(slots)
         all_counts = [*counts, *[0] * unused, padding]
+        owner, offset = packed_places(all_counts)
         return [
             self._input(shape.slots, [*slots, *[self.stages.scratch] * (unused + 1)]),
             self._input(layout.counts, all_counts),
-            self._input(layout.owner, [i for i, count in enumerate(all_counts) for _ in range(count)]),
-            self._input(layout.offset, [j for count in all_counts for j in range(count)]),
+            self._input(layout.owner, owner),
+            self._input(layout.offset, offset),
         ]
 
-    def _input(self, place: Tensor, values: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _input(self, place: Tensor, values: Numbers) -> tuple[Tensor, Tensor]:
         return place, staged(values, place.device)
 
 

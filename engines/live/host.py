@@ -6,9 +6,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
+Numbers = Sequence[int] | np.ndarray  # whole ones
 SWITCH_INTERVAL_S = 2e-4  # Python's own, 5 ms, is as long as a stage
 
 
@@ -26,12 +28,12 @@ def lane_settings(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def staged(values: Sequence[int], device: torch.device) -> Tensor:
+def staged(values: Numbers, device: torch.device) -> Tensor:
     """Numbers as int64 on the host, where a device can fetch them by itself."""
     return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
-def to_device(values: Sequence[int], device: torch.device) -> Tensor:
+def to_device(values: Numbers, device: torch.device) -> Tensor:
     """Host numbers as int64 on the device, in the stream's order and without waiting for it."""
     return staged(values, device).to(device, non_blocking=True)
 

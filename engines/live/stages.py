@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engines.live import steps
-from engines.live.attention import Layout, PackedBatch
+from engines.live.attention import Layout, PackedBatch, packed_places
+from engines.live.host import to_device
 from engines.live.kv_cache import SlotPool, context_of
 from engines.live.pairs import Pair
 from engines.live.steps import Candidates, Tables
@@ -46,12 +48,24 @@ class Stages:
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the streams that read all this do not wait for the one that made it
 
-    def load(self, slot: int, prompt: Sequence[int], key: int = 0, temperature: float = 0.0) -> None:
-        """Give a slot to a request: its prompt and its randomness."""
-        self.tokens[slot, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64).to(self.device)
-        self.lengths[slot] = len(prompt)
-        self.keys[slot] = key
-        self.temperatures[slot] = temperature
+    def load(
+        self,
+        slots: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[int] | np.ndarray,
+        temperatures: Sequence[float],
+    ) -> None:
+        """Give slots to requests: their prompts and their randomness, in one copy to the device."""
+        counts = [len(prompt) for prompt in prompts]
+        owner, offset = packed_places(counts)
+        rows = np.asarray(slots)[owner] * self.row_length + offset
+        bits = np.asarray(temperatures, dtype=np.float64).view(np.int64)
+        values = to_device(np.concatenate([slots, counts, keys, bits, rows, *prompts]), self.device)
+        given, lengths, keys_, bits_, rows_, tokens = values.split([len(slots)] * 4 + [sum(counts)] * 2)
+        self.tokens.view(-1).index_copy_(0, rows_, tokens)
+        self.lengths.index_copy_(0, given, lengths)
+        self.keys.index_copy_(0, given, keys_)
+        self.temperatures.index_copy_(0, given, bits_.view(torch.float64).float())
 
     def prefill_draft(self, slots: Tensor, layout: Layout) -> None:
         """Fill the draft's pool from the prompts. slots: [batch]; layout: how the prompts are packed."""
@@ -104,7 +118,7 @@ class Stages:
 
     def foresees_last(self, tokens: Sequence[int], key: int = 0, temperature: float = 0.0) -> bool:
         """Whether the draft model proposes the last of these tokens after the others (uses the scratch slot)."""
-        self.load(self.scratch, tokens[:-1], key, temperature)
+        self.load([self.scratch], [tokens[:-1]], [key], [temperature])
         slots = torch.tensor([self.scratch], device=self.device)
         batch, prompt = self._prompts(self.draft_pool, slots, Layout.of([len(tokens) - 1], self.device))
         logits = self.pair.draft_forward(prompt, batch, batch.last)

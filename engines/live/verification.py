@@ -9,8 +9,14 @@ Musco and Suresh, "Coupling without Communication and Drafter-Invariant Speculat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
+
+_Integers = TypeVar("_Integers", Tensor, np.ndarray)  # int64, which wraps
 
 
 def _signed(value: int) -> int:
@@ -20,22 +26,27 @@ def _signed(value: int) -> int:
 _GAMMA, _MIX_1, _MIX_2 = (_signed(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def _shift(value: Tensor, bits: int) -> Tensor:
+def _shift(value: _Integers, bits: int) -> _Integers:
     """Logical shift right of int64."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(value: Tensor) -> Tensor:
-    """The SplitMix64 finaliser (Steele, Lea and Flood, 2014) on int64, which wraps."""
+def _mix(value: _Integers) -> _Integers:
+    """The SplitMix64 finaliser (Steele, Lea and Flood, 2014)."""
     value = (value ^ _shift(value, 30)) * _MIX_1
     value = (value ^ _shift(value, 27)) * _MIX_2
     return value ^ _shift(value, 31)
 
 
+def request_keys(seeds: Sequence[int], requests: Sequence[int]) -> np.ndarray:
+    """[requests] int64: a key of each request's randomness, mixed, so that no two streams are shifts of one another.
+    seeds: of the requests."""
+    return _mix(_mix(np.asarray(seeds, dtype=np.int64)) + np.asarray(requests, dtype=np.int64))
+
+
 def request_key(seed: int, request: int) -> int:
-    """A signed 64-bit key of a request's randomness: mixed, so that no two streams are shifts of one another."""
-    mixed = _mix(_mix(torch.tensor(seed)) + request)
-    return int(mixed)
+    """The key of one request."""
+    return int(request_keys([seed], [request])[0])
 
 
 def gumbel(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:

@@ -40,7 +40,7 @@ class Bench:
         self.stages = Stages(pair, 4, 4, 200)
         self.slots = torch.arange(3)
         for slot, prompt in enumerate(PROMPTS):
-            self.stages.load(slot, prompt)
+            self.stages.load([slot], [prompt], [0], [0.0])
         counts = [len(prompt) for prompt in PROMPTS]
         layout = Layout.of(counts, self.stages.device)
         self.stages.prefill_draft(self.slots, layout)

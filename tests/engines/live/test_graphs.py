@@ -62,7 +62,7 @@ def test_padding_leaves_other_slots_alone(llama: Pair) -> None:
     runner = GraphRunner(stages, HostStream(), Plan(6, 6, (4,), prompts=3, tokens=64))
     with torch.inference_mode():
         for slot in range(8):
-            stages.load(slot, [5 + slot] * 6)
+            stages.load([slot], [[5 + slot] * 6], [0], [0.0])
         runner.capture()
         runner.ready(Segment.PREFILL_DRAFT, [6, 1], [6, 6], 0, False)()
         runner.ready(Segment.PREFILL_TARGET, [6, 1], [6, 6], 0, False)()
@@ -108,7 +108,7 @@ def test_no_captured_sequence_is_longer_than_a_row(llama: Pair) -> None:
     runner.capture()
     with torch.inference_mode():
         for slot in range(4):
-            stages.load(slot, [5] * 20)
+            stages.load([slot], [[5] * 20], [0], [0.0])
         runner.ready(Segment.PREFILL_TARGET, [0, 1, 2], [20, 20, 20], 0, False)()
     assert stages.lengths.tolist() == [21, 21, 21, 20, 2]
 

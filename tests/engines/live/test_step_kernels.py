@@ -180,7 +180,7 @@ def test_stages_end_alike_with_the_kernels(sampling: bool, llama: Pair, monkeypa
         layout = Layout.of([5, 3, 2, 2], stages.device)
         with torch.inference_mode():
             for slot, length in ((2, 5), (0, 3)):
-                stages.load(slot, range(10 + slot, 10 + slot + length), key=slot, temperature=0.9 * sampling)
+                stages.load([slot], [range(10 + slot, 10 + slot + length)], [slot], [0.9 * sampling])
             stages.prefill_draft(members, layout)
             stages.prefill_target(members, layout, sampling)
             results = []

@@ -1,0 +1,66 @@
+"""Slots are given to requests in one copy, each in its own row; lanes get their next batch before the books are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from engines.architecture import PD  # noqa: E402
+from engines.live.engine import LiveEngine  # noqa: E402
+from engines.live.pairs import Pair, load_pair  # noqa: E402
+from engines.live.serve import serve  # noqa: E402
+from engines.live.stages import Stages  # noqa: E402
+from engines.live.verification import request_keys  # noqa: E402
+from engines.run import Recorder  # noqa: E402
+from engines.workload import FixedLength, make_workload, with_random_prompts  # noqa: E402
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return load_pair("permutation:tiny+tiny-draft:alpha=0.8")
+
+
+def test_every_slot_gets_its_own_prompt_and_randomness(pair: Pair) -> None:
+    stages = Stages(pair, slots=4, max_draft_length=4, max_context=64)
+    keys = request_keys([0, 7, 2**63 - 1], [5, 0, 2**40])
+    stages.load([2, 0, 3], [[11, 12, 13], [21], [31, 32]], keys, [0.0, 0.7, 1.5])
+    assert stages.lengths.tolist() == [1, 2, 3, 2, 2]  # slots 1 and 4 (scratch) are as they were
+    assert stages.tokens[:, :4].tolist() == [[21, 0, 0, 0], [0] * 4, [11, 12, 13, 0], [31, 32, 0, 0], [0] * 4]
+    assert stages.keys.tolist() == [int(keys[1]), 0, int(keys[0]), int(keys[2]), 0]
+    assert stages.temperatures.tolist() == pytest.approx([0.7, 0.0, 0.0, 1.5, 0.0])
+
+
+def test_keys_are_those_of_splitmix64() -> None:
+    """SplitMix64's own first outputs for the seed 0 are mixes of its increments (Steele, Lea and Flood, 2014)."""
+    increment = 0x9E3779B97F4A7C15
+    mask = (1 << 64) - 1
+
+    def mixed(value: int) -> int:
+        value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & mask
+        value = ((value ^ value >> 27) * 0x94D049BB133111EB) & mask
+        return value ^ value >> 31
+
+    assert mixed(increment) == 0xE220A8397B1DCDAF
+    for seed, request in [(0, 0), (1, 5), (2**63 - 1, 12345)]:
+        key = mixed((mixed(seed) + request) & mask)
+        assert int(request_keys([seed], [request])[0]) & mask == key
+
+
+def test_the_next_batch_is_handed_out_before_the_books_are_kept(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    book = Recorder.worked
+    with LiveEngine(PD.replace(slots=4), pair, 64) as engine:
+        finish, dispatch = engine._finish, engine._dispatch
+        monkeypatch.setattr(engine, "_finish", lambda *given: (order.append("finish"), finish(*given)))
+        monkeypatch.setattr(engine, "_dispatch", lambda now: (order.append("dispatch"), dispatch(now)))
+        monkeypatch.setattr(Recorder, "worked", lambda *given: (order.append("book"), book(*given)))
+        workload = make_workload(1, FixedLength(4), FixedLength(12), concurrency=1)
+        run = serve(engine, with_random_prompts(workload, pair.vocabulary))
+    assert len(run.finished) == 1
+    finishes = [i for i, what in enumerate(order) if what == "finish"]
+    assert len(finishes) > 2
+    for here in finishes:
+        assert order[here : here + 3] == ["finish", "dispatch", "book"]
