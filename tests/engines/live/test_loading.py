@@ -1,4 +1,4 @@
-"""Slots are given to requests in one copy, each in its own row; lanes get their next batch before the books are kept."""
+"""Slots are given to requests in one copy; a lane gets its next batch before the books of the last are kept."""
 
 from __future__ import annotations
 
