@@ -29,7 +29,7 @@ def acceptance(profile: Profile, lives: Sequence[Run], folder: Path, name: str =
     """Left: the unconditional probability that the first i drafts are all accepted, from calibration and from the
     steps of the live runs, beside what the simulator's models would draw. Right: alpha of each request, from the
     live runs or else the profile's tapes."""
-    figure, axes = style.canvas(2, width=4.2, height=3.2)
+    figure, axes = style.canvas(2, height=2.7)
     _positions(axes[0][0], profile, lives)
     _requests(axes[0][1], request_alphas(profile, lives))
     return style.save(figure, folder, name, style.source(lives, profile.info))
@@ -89,14 +89,14 @@ def _positions(panel: Axes, profile: Profile, lives: Sequence[Run]) -> None:
     panel.set(xlabel="draft position i", ylabel="P(first i drafts accepted)", ylim=(0, 1.02))
     panel.set_xticks(places)
     mean, sd = float(table["alpha_mean"].iloc[0]), float(table["alpha_sd"].iloc[0])
-    panel.set_title(f"calibration: alpha {mean:.2f} ± {sd:.2f} over requests", fontsize=9, loc="left")
-    panel.legend(fontsize=7, loc="lower left")
+    panel.set_title(f"calibration: alpha {mean:.2f} ± {sd:.2f} over requests", fontsize=7.5, loc="left")
+    panel.legend(fontsize=6, loc="lower left")
 
 
 def _requests(panel: Axes, alphas: pd.Series) -> None:
     if len(alphas):
         sns.histplot(x=alphas, bins=np.linspace(0, 1, 21), color=style.MODEL_COLOURS["independent"], ax=panel)
         panel.axvline(float(alphas.mean()), color=MEASURED, linestyle="--")
-        panel.set_title(f"{len(alphas)} requests, mean {alphas.mean():.2f}", fontsize=9, loc="left")
+        panel.set_title(f"{len(alphas)} requests, mean {alphas.mean():.2f}", fontsize=7.5, loc="left")
     panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set(xlabel="alpha of a request", ylabel="requests", xlim=(0, 1))

@@ -20,8 +20,8 @@ from experiments.figures import style
 from sim.costs import CostModel
 
 MARKERS = {2: "o", 3: "^"}
-DODGE = 0.012
-"""Points of different series stand this share of the axis apart, so that their bars do not cover each other."""
+SERIES = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+"""Markers of a panel's series."""
 SHADES = 0.45
 """How much paler the shortest series of a panel is than the longest."""
 
@@ -34,7 +34,7 @@ def stage_costs(profile: Profile, costs: CostModel, folder: Path, name: str = "s
     and context.
     """
     segments = [segment for segment in Segment if (profile.stage_costs["segment"] == segment).any()]
-    figure, axes = style.canvas(2, (len(segments) + 1) // 2, width=4.4, height=2.9)
+    figure, axes = style.canvas(2, (len(segments) + 1) // 2, height=2.3)
     panels = axes.flat
     for panel, segment in zip(panels, segments, strict=False):
         _segment(panel, segment, profile.stage_costs[profile.stage_costs["segment"] == segment], costs)
@@ -53,7 +53,7 @@ def contention(profile: Profile, folder: Path, name: str = "contention") -> list
     """
     table = fit_contention(profile.contention).residuals
     streams = table.groupby("group")["group"].transform("size")
-    figure, axes = style.canvas(1, width=4.6, height=4.4)
+    figure, axes = style.canvas(1, width=style.COLUMN, height=3.7)
     panel = axes[0][0]
     panel.plot([0, 1.05], [0, 1.05], color="#999999", linewidth=1, zorder=1)
     entries: dict[str, Artist] = {}
@@ -70,7 +70,7 @@ def contention(profile: Profile, folder: Path, name: str = "contention") -> list
                 )  # fmt: skip
     panel.set(xlabel="measured rate (1: as fast as alone)", ylabel="predicted rate", xlim=(0, 1.05), ylim=(0, 1.05))
     panel.set_aspect("equal")
-    panel.set_title(_errors(profile.contention, table["error"]), fontsize=7.5, loc="left")
+    panel.set_title(_errors(profile.contention, table["error"]), fontsize=6.5, loc="left")
     style.legend_above(figure, dict(sorted(entries.items())), columns=2)
     return style.save(figure, folder, name, style.source((), profile.info))
 
@@ -94,19 +94,18 @@ def _segment(panel: Axes, segment: Segment, table: pd.DataFrame, costs: CostMode
         rows = rows.sort_values(over)
         colour = _paler(style.SEGMENT_COLOURS[segment], shade)
         bars = [rows["p50_ms"] - rows["p05_ms"], rows["p95_ms"] - rows["p50_ms"]]
-        aside = (place - (len(groups) - 1) / 2) * DODGE * table[over].max()
         panel.errorbar(
-            rows[over] + aside, rows["p50_ms"], yerr=bars, fmt="o", markersize=3.5, capsize=2, color=colour
-        )
+            rows[over], rows["p50_ms"], yerr=bars, fmt=SERIES[place % len(SERIES)], markersize=3.5, capsize=2,
+            color=colour, label=_series_label(series, cast(tuple[float, ...], key)),
+        )  # fmt: skip
         line = _line(segment, rows, over, costs)
-        panel.plot(
-            line.index, line, color=colour, linewidth=1.2, label=_series_label(series, cast(tuple[float, ...], key))
-        )
-    panel.set_title(style.SEGMENT_LABELS[segment], fontsize=9, loc="left")
+        panel.plot(line.index, line, color=colour, linewidth=1.2)
+    panel.set_title(style.SEGMENT_LABELS[segment], loc="left")
     panel.set(xlabel="prompt tokens in the batch" if over == "tokens" else "batch (requests)", ylabel="time (ms)")
     panel.set_ylim(bottom=0)
+    style.level_axis(panel, table[over].tolist())
     if len(groups) > 1:
-        panel.legend(fontsize=6.5)
+        panel.legend(fontsize=5.5, ncols=1 + len(groups) // 5)
 
 
 def _line(segment: Segment, rows: pd.DataFrame, over: str, costs: CostModel) -> pd.Series:

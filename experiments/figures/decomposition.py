@@ -23,24 +23,26 @@ VISIBLE = 0.002
 def decomposition(
     lives: Sequence[Run], simulations: Sequence[Run], folder: Path, name: str = "decomposition"
 ) -> list[Path]:
-    """Stacked bars of the mean latency's parts, one panel an architecture, one pair of bars a load: live
-    on the left, simulated (hatched) on the right.
+    """Stacked bars of the mean latency's parts, one panel per architecture, one pair of bars per load: live on the
+    left, simulated (hatched) on the right.
 
-    A live run only knows contention if its solo times were filled in from a profile; the part can then be
-    negative (faster than in the calibration), which is drawn below zero.
+    Bars are shares of the live mean latency (of the simulated one where there is no live run), which stands above
+    them, so that a short latency can be read beside a long one. A live run only knows contention if its solo times
+    were filled in from a profile; the part can then be negative (faster than in the calibration), which is drawn
+    below zero.
     """
     table = _table(lives, simulations)
     parts = _visible(table)
-    architectures = list(style.architecture_colours(table["architecture"]))
-    figure, axes = style.canvas(len(architectures), sharey=True, height=3.6)
+    architectures = list(style.architecture_looks(table["architecture"]))
+    figure, axes = style.canvas(len(architectures), sharey=True, height=2.9)
     for panel, architecture in zip(axes[0], architectures, strict=True):
         _bars(panel, table[table["architecture"] == architecture], parts)
-        panel.set_title(architecture, fontsize=9)
-    axes[0][0].set_ylabel("mean latency of a request (s)")
+        panel.set_title(style.shown(architecture))
+    axes[0][0].set_ylabel("share of the live mean latency")
     entries = {part.replace("_", " "): Patch(color=style.PART_COLOURS[part]) for part in parts}
     style.legend_above(figure, entries, columns=min(len(parts), 6))
-    note = f"left bar: live, right bar (hatched): simulated · {style.source([*lives, *simulations])}"
-    return style.save(figure, folder, name, note)
+    note = "above: mean latency · left bar: live, right bar (hatched): simulated"
+    return style.save(figure, folder, name, f"{note} · {style.source([*lives, *simulations])}")
 
 
 def _table(lives: Sequence[Run], simulations: Sequence[Run]) -> pd.DataFrame:
@@ -59,8 +61,12 @@ def _visible(table: pd.DataFrame) -> list[str]:
 
 def _bars(panel: Axes, table: pd.DataFrame, parts: list[str]) -> None:
     levels = sorted(table["level"].unique())
+    latency_s = table.pivot_table(index="level", columns="kind", values="latency_s").reindex(levels)
+    whole_s = latency_s.reindex(columns=["live", "simulated"]).bfill(axis=1)["live"]
+    tops = np.ones(len(levels))
     for kind, offset, hatch in (("live", -0.2, None), ("simulated", 0.2, "////")):
         means = table[table["kind"] == kind].groupby("level")[parts].mean().reindex(levels).fillna(0.0)
+        means = means.div(whole_s, axis=0)
         places = np.arange(len(levels)) + offset
         above, below = np.zeros(len(levels)), np.zeros(len(levels))
         for part in parts:
@@ -71,6 +77,10 @@ def _bars(panel: Axes, table: pd.DataFrame, parts: list[str]) -> None:
                 linewidth=0.3,
             )  # fmt: skip
             above, below = above + heights.clip(min=0), below + heights.clip(max=0)
+        tops = np.maximum(tops, above)
+    for place, (top, seconds) in enumerate(zip(tops, whole_s, strict=True)):
+        panel.text(place, top + 0.02, f"{seconds:.3g} s", ha="center", va="bottom", fontsize=5.5)
     panel.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
     panel.set_xlabel(table["load"].iloc[0] + (" (clients)" if table["load"].iloc[0] == "concurrency" else ""))
     panel.grid(visible=False, axis="x")
+    panel.margins(y=0.08)

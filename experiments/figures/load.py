@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,22 +14,23 @@ from experiments.cells import CELL_COLUMNS, cell_of
 from experiments.figures import style
 
 PANELS = {
-    "throughput_tokens_per_s": "throughput (output tokens/s)",
+    "throughput_tokens_per_s": "throughput (tokens/s)",
     "latency_s.median": "median latency (s)",
     "latency_s.p95": "P95 latency (s)",
 }
+LATENCIES = [name for name in PANELS if name.startswith("latency")]
+LOG_FROM = 20.0
+"""Latencies of which the largest is so many times the smallest are drawn on a logarithmic axis."""
 LOADS = {
     "concurrency": "concurrency (clients)",
     "rate": "arrival rate (requests/s)",
     "trace": "length of the trace (requests)",
 }
-DODGE = 0.012
-"""Live points of different architectures stand this share of the axis apart, so that none hides another."""
 
 
 @style.themed
 def load_curves(lives: Sequence[Run], simulations: Sequence[Run], folder: Path, name: str = "load") -> list[Path]:
-    """Draw PANELS over the load of one kind; one colour an architecture.
+    """Draw PANELS over the load of one kind; one look per architecture.
 
     Live: the mean of the repeats, with a bar from the smallest to the largest. Simulated: a line through the
     cells. Simulations that replay a live run's arrivals are left out, since they are not a closed loop.
@@ -38,37 +39,42 @@ def load_curves(lives: Sequence[Run], simulations: Sequence[Run], folder: Path, 
     live, simulated = _table(lives), _table(simulations)
     both = pd.concat([live, simulated])
     load = both["load"].mode()[0]
-    colours = style.architecture_colours(both["architecture"])
+    looks = style.architecture_looks(both["architecture"])
     levels = sorted(both.loc[both["load"] == load, "level"].unique())
     figure, axes = style.canvas(len(PANELS))
-    entries: dict[str, Artist] = {}
+    entries: dict[tuple[str, str], Artist] = {}
     for panel, (metric, label_of) in zip(axes[0], PANELS.items(), strict=True):
-        for place, (architecture, colour) in enumerate(colours.items()):
+        for architecture, look in looks.items():
             line = _series(simulated, architecture, load, metric)
             if len(line):
-                label = f"{architecture}, simulated"
-                entries[label] = panel.plot(line.index, line["mean"], color=colour, zorder=2)[0]
+                entries[architecture, "simulated"] = panel.plot(
+                    line.index, line["mean"], look.line, color=look.colour, zorder=2
+                )[0]
             points = _series(live, architecture, load, metric)
             if len(points):
-                aside = (place - (len(colours) - 1) / 2) * DODGE * levels[-1]
                 bars = [points["mean"] - points["min"], points["max"] - points["mean"]]
-                entries[f"{architecture}, live"] = panel.errorbar(
-                    points.index + aside, points["mean"], yerr=bars, fmt="o", markersize=4.5, elinewidth=1,
-                    capsize=2.5, capthick=1, color=colour, markeredgecolor="white", markeredgewidth=0.6, zorder=3,
+                entries[architecture, "live"] = panel.errorbar(
+                    points.index, points["mean"], yerr=bars, fmt=look.marker, markersize=4, elinewidth=1,
+                    capsize=2.5, capthick=1, color=look.colour, markeredgecolor="white",
+                    markeredgewidth=0.5, zorder=3,
                 )  # fmt: skip
         panel.set(xlabel=LOADS[load], ylabel=label_of)
-        panel.set_ylim(bottom=0)
-        if load == "concurrency":
-            panel.set_xticks(levels)
-    ordered = {label: entries[label] for label in sorted(entries, key=lambda label: _column(label, colours))}
-    style.legend_above(figure, ordered, columns=len(colours))
+        values = both.loc[both["load"] == load, metric].dropna()
+        if metric in LATENCIES and (values > 0).all() and values.max() > LOG_FROM * values.min():
+            panel.set_yscale("log")
+            panel.yaxis.set_major_formatter("{x:g}")
+        else:
+            panel.set_ylim(bottom=0)
+        style.level_axis(panel, levels)
+    ordered = {
+        f"{style.shown(architecture)}, {kind}": entries[architecture, kind]
+        for architecture in looks
+        for kind in ("simulated", "live")
+        if (architecture, kind) in entries
+    }
+    style.legend_above(figure, ordered, columns=len(looks))
     note = f"bars: smallest to largest of the live repeats · {style.source([*lives, *simulations])}"
     return style.save(figure, folder, name, note)
-
-
-def _column(label: str, colours: Mapping[str, str]) -> int:
-    """The legend's column: an architecture's two entries stand one above the other."""
-    return list(colours).index(label.rpartition(", ")[0])
 
 
 def _table(runs: Sequence[Run]) -> pd.DataFrame:

@@ -1,27 +1,56 @@
-"""What all figures share: colours that colour-blind readers can tell apart, sizes, the source line, saving."""
+"""What all figures share: looks that readers can tell apart without colour too, sizes, the source line, saving."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from engines.architecture import ARCHITECTURES, Segment
 from engines.run import Run
 from experiments.cells import cell_of
 
+COLUMN, PAGE = 3.4, 7.0
+"""Widths of a paper's column and of its page, inches."""
+MOST_TICKS = 7
+LOG_FROM = 8.0
+"""Loads of which the largest is so many times the smallest are drawn on a logarithmic axis."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 _WHEEL = [str(colour) for colour in sns.color_palette("colorblind").as_hex()]
 _BLUE, _ORANGE, _GREEN, _VERMILION, _PINK, _TAN, _ROSE, _GREY, _YELLOW, _SKY = _WHEEL
-_FIXED = dict(zip(ARCHITECTURES, (_BLUE, _ORANGE, _GREEN), strict=True))
-_OTHERS = (_VERMILION, _PINK, _TAN, _GREY, _SKY, _ROSE, _YELLOW)
+
+
+class Look(NamedTuple):
+    """How an architecture is drawn: colour, marker of live points, style of simulated lines."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+_FIXED = dict(
+    zip(ARCHITECTURES, map(Look, (_BLUE, _ORANGE, _GREEN), ("o", "s", "^"), ("-", "--", "-.")), strict=True)
+)
+_OTHERS = tuple(
+    map(
+        Look,
+        (_VERMILION, _PINK, _TAN, _GREY, _SKY, _ROSE, _YELLOW),
+        ("D", "v", "P", "X", "<", ">", "*"),
+        (":", "-", "--", "-.", ":", "-", "--"),
+    )
+)
+_CAPITALS = {"pd": "PD", "pdv": "PDV"}
 
 SEGMENT_COLOURS: dict[str, str] = {
     Segment.PREFILL_DRAFT: _ROSE,
@@ -52,13 +81,18 @@ SEGMENT_LABELS: dict[str, str] = {
 }
 
 
-def architecture_colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for every architecture: always the same for the three built in, in order of name for others."""
+def architecture_looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look for every architecture: always the same for the three built in, in order of name for others."""
     present = list(dict.fromkeys(names))
     others = sorted(name for name in present if name not in _FIXED)
     wheel = {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
     ordered = [name for name in _FIXED if name in present] + others
     return {name: _FIXED.get(name) or wheel[name] for name in ordered}
+
+
+def shown(architecture: str) -> str:
+    """The name as readers know it: PD, PDV."""
+    return _CAPITALS.get(architecture, architecture)
 
 
 def themed(draw: Callable[P, R]) -> Callable[P, R]:
@@ -69,7 +103,13 @@ def themed(draw: Callable[P, R]) -> Callable[P, R]:
         look = {
             **sns.axes_style("whitegrid"),
             **sns.plotting_context("paper"),
-            "legend.fontsize": 8,
+            "axes.labelsize": 8,
+            "axes.titlesize": 8,
+            "xtick.labelsize": 7,
+            "ytick.labelsize": 7,
+            "legend.fontsize": 7,
+            "lines.linewidth": 1.3,
+            "axes.linewidth": 0.8,
             "grid.color": "#e4e4e4",
         }
         with rc_context(look):
@@ -78,10 +118,29 @@ def themed(draw: Callable[P, R]) -> Callable[P, R]:
     return drawn
 
 
-def canvas(columns: int, rows: int = 1, width: float = 3.6, height: float = 3.0, **grid: Any) -> tuple[Figure, Any]:
-    """A figure with an array [rows, columns] of axes; width and height are of one panel, in inches."""
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+def canvas(columns: int, rows: int = 1, width: float = PAGE, height: float = 2.2, **grid: Any) -> tuple[Figure, Any]:
+    """A figure with an array [rows, columns] of axes. width: of the whole figure; height: of a row; inches."""
+    figure = Figure(figsize=(width, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **grid)
+
+
+def level_axis(panel: Axes, levels: Sequence[float]) -> None:
+    """Put ticks at the levels of a load, as many as have room; logarithmic where the levels span a wide range."""
+    ordered = sorted(level for level in set(levels) if level > 0)
+    if not ordered:
+        return
+    wide = ordered[-1] >= LOG_FROM * ordered[0]
+    place = math.log if wide else float
+    if wide:
+        panel.set_xscale("log")
+    apart = (place(ordered[-1]) - place(ordered[0])) / MOST_TICKS
+    ticks: list[float] = []
+    for level in reversed(ordered):
+        if not ticks or place(ticks[-1]) - place(level) > apart:
+            ticks.append(level)
+    panel.xaxis.set_major_locator(FixedLocator(ticks[::-1]))
+    panel.xaxis.set_major_formatter(ScalarFormatter())
+    panel.xaxis.set_minor_locator(NullLocator())
 
 
 def source(runs: Sequence[Run] = (), profile_info: dict[str, Any] | None = None) -> str:
@@ -117,7 +176,7 @@ def legend_above(figure: Figure, entries: Mapping[str, Artist], columns: int) ->
 def save(figure: Figure, folder: Path, name: str, source_line: str) -> list[Path]:
     """Write NAME.pdf (vector) and NAME.png (200 dots an inch) with the source line in the lower right corner."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.supxlabel(source_line, fontsize=6.5, color="#555555", ha="right", x=0.995)
+    figure.supxlabel(source_line, fontsize=6, color="#555555", ha="right", x=0.995)
     paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
     figure.savefig(paths[0], metadata={"CreationDate": None})
     figure.savefig(paths[1], dpi=200)

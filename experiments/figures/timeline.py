@@ -9,36 +9,51 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from engines.metrics import steady_window
 from engines.run import Run
+from experiments.cells import cell_of
 from experiments.figures import style
 
-WORKS_SHOWN = 40
+WORKS_SHOWN = 36
 """About as many works as a page can show with readable batch sizes."""
 
 
 @style.themed
 def timeline(
-    runs: Sequence[Run], folder: Path, start_s: float = 0.0, length_s: float | None = None, name: str = "timeline"
+    runs: Sequence[Run],
+    folder: Path,
+    start_s: float | None = None,
+    length_s: float | None = None,
+    name: str = "timeline",
 ) -> list[Path]:
-    """Draw the runs, one above the other, over the window [start_s, start_s + length_s] of run time.
+    """Draw the runs, one above the other, over a window of `length_s` seconds.
 
-    A row is a worker of a lane, a bar a segment with its batch size in it where it fits. Without a length, the
-    window holds the first WORKS_SHOWN works of the first run.
+    A row is a worker of a lane, a bar a segment with its batch size in it where it fits. Without a start, each run's
+    window begins where all clients of its closed loop were first served, or with the run where they never were.
+    Without a length, it holds WORKS_SHOWN works of the first run.
     """
+    steady = start_s is None and all(_is_steady(run) for run in runs)
+    starts = [steady_window(run)[0] if steady else start_s or 0.0 for run in runs]
     if length_s is None:
-        ends = runs[0].spans.loc[runs[0].spans["start_s"] >= start_s].groupby("work")["end_s"].max()
-        length_s = float(ends.nsmallest(WORKS_SHOWN).max()) - start_s if len(ends) else 1.0
+        ends = runs[0].spans.loc[runs[0].spans["start_s"] >= starts[0]].groupby("work")["end_s"].max()
+        length_s = float(ends.nsmallest(WORKS_SHOWN).max()) - starts[0] if len(ends) else 1.0
     rows = [_rows(run.spans) for run in runs]
     heights = [max(len(names), 1) for names in rows]
     figure, axes = style.canvas(
-        1, len(runs), width=9.0, height=0.9 + 0.38 * sum(heights) / len(runs), sharex=True, height_ratios=heights
+        1, len(runs), height=0.62 + 0.27 * sum(heights) / len(runs), sharex=True, height_ratios=heights
     )
-    for panel, run, names in zip(axes[:, 0], runs, rows, strict=True):
-        _draw(panel, run, names, start_s, start_s + length_s)
-    axes[-1, 0].set_xlabel("time since the start of the run (s)")
+    for panel, run, names, start in zip(axes[:, 0], runs, rows, starts, strict=True):
+        _draw(panel, run, names, start, length_s, start if steady else 0.0)
+    since = "all clients were served" if steady else "the start of the run"
+    axes[-1, 0].set_xlabel(f"time since {since} (s)")
     entries = {style.SEGMENT_LABELS[s]: Patch(color=colour) for s, colour in style.SEGMENT_COLOURS.items()}
     style.legend_above(figure, entries, columns=len(entries))
     return style.save(figure, folder, name, f"number in a bar: batch size (requests) · {style.source(runs)}")
+
+
+def _is_steady(run: Run) -> bool:
+    start_s, end_s = steady_window(run)
+    return start_s < end_s
 
 
 def _rows(spans: pd.DataFrame) -> list[str]:
@@ -52,21 +67,25 @@ def _label(lane: str, worker: int, workers: pd.Series) -> str:
     return f"{lane} {worker}" if workers[lane] > 0 else lane
 
 
-def _draw(panel: Axes, run: Run, rows: list[str], start_s: float, end_s: float) -> None:
-    spans = run.spans
+def _draw(panel: Axes, run: Run, rows: list[str], start_s: float, length_s: float, zero_s: float) -> None:
+    """The window [start_s, start_s + length_s] of a run, on an axis whose 0 is at `zero_s`."""
+    spans, end_s = run.spans, start_s + length_s
     shown = spans[(spans["end_s"] > start_s) & (spans["start_s"] < end_s)]
     workers = spans.groupby("lane")["worker"].max()
-    readable_s = (end_s - start_s) / 90  # a two-figure number is about this wide
+    readable_s = length_s / 70  # a two-figure number is about this wide
     for span in shown.to_dict("records"):
         row = rows.index(_label(span["lane"], span["worker"], workers))
-        left, right = max(span["start_s"], start_s), min(span["end_s"], end_s)
+        left, right = max(span["start_s"], start_s) - zero_s, min(span["end_s"], end_s) - zero_s
         colour = style.SEGMENT_COLOURS[span["segment"]]
         panel.broken_barh(
             [(left, right - left)], (row - 0.36, 0.72), facecolor=colour, edgecolor="white", linewidth=0.4
         )
         if right - left > readable_s:
-            panel.text((left + right) / 2, row, str(span["batch_size"]), ha="center", va="center", fontsize=6.5)
-    panel.set(xlim=(start_s, end_s), ylim=(len(rows) - 0.4, -0.6))
+            panel.text((left + right) / 2, row, str(span["batch_size"]), ha="center", va="center", fontsize=5.5)
+    panel.set(xlim=(start_s - zero_s, end_s - zero_s), ylim=(len(rows) - 0.4, -0.6))
     panel.set_yticks(range(len(rows)), rows)
     panel.grid(visible=False, axis="y")
-    panel.set_title(f"{run.name} ({run.info.get('kind', 'run')})", loc="left", fontsize=9)
+    cell = cell_of(run)
+    panel.set_title(
+        f"{style.shown(cell.architecture)}, {cell.load} {cell.level:g}, {run.info.get('kind', 'run')}", loc="left"
+    )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from engines.architecture import Segment
-from engines.metrics import PARTS
+from engines.metrics import PARTS, steady_window
 from experiments.figures import acceptance, busiest, contention, decomposition, load_curves, stage_costs, timeline
 from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
-from experiments.figures.style import PART_COLOURS, SEGMENT_COLOURS, architecture_colours, source
+from experiments.figures.style import PART_COLOURS, SEGMENT_COLOURS, architecture_looks, level_axis, shown, source
 from sim.acceptance import Independent, PerPosition, PerRequestSpread, Tapes
 from sim.costs import CostModel
 from sim.engine import simulate
@@ -58,13 +60,50 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone(tmp_path: Path) -> None
     assert dict(mpl.rcParams) == before
 
 
-def test_an_architecture_always_has_the_same_colour() -> None:
-    everything = architecture_colours(["mine", "pdv", "pd", "baseline", "other"])
+def test_an_architecture_always_has_the_same_look() -> None:
+    everything = architecture_looks(["mine", "pdv", "pd", "baseline", "other"])
     assert list(everything) == ["baseline", "pd", "pdv", "mine", "other"]
-    assert len(set(everything.values())) == 5
-    assert architecture_colours(["pdv"])["pdv"] == everything["pdv"]
+    for what in ("colour", "marker"):
+        assert len({getattr(look, what) for look in everything.values()}) == 5
+    assert len({everything[name].line for name in ("baseline", "pd", "pdv")}) == 3
+    assert architecture_looks(["pdv"])["pdv"] == everything["pdv"]
+    assert [shown(name) for name in everything] == ["baseline", "PD", "PDV", "mine", "other"]
     assert set(PART_COLOURS) == set(PARTS)
     assert set(SEGMENT_COLOURS) == set(Segment)
+
+
+@pytest.mark.parametrize(
+    ("levels", "scale"),
+    [
+        ([1, 3, 5, 7], "linear"),
+        ([1, 3, 5, 10, 16, 32, 64, 256], "log"),
+        ([0.5 * 2**i for i in range(16)], "log"),
+        ([*range(1, 65)], "log"),
+    ],
+)
+def test_the_axis_of_a_load_has_room_for_its_ticks(levels: list[float], scale: str) -> None:
+    panel = Figure().subplots()
+    level_axis(panel, levels)
+    assert panel.get_xscale() == scale
+    ticks = panel.get_xticks()
+    assert set(ticks) <= set(levels)
+    assert ticks[-1] == levels[-1]
+    assert 4 <= len(ticks) <= 8
+    places = np.log(ticks) if scale == "log" else ticks
+    whole = np.log(levels[-1] / levels[0]) if scale == "log" else levels[-1] - levels[0]
+    assert np.diff(places).min() > whole / 7.01
+
+
+def test_a_timeline_shows_the_steady_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all clients have been served once, and not the ramp before."""
+    drawn: list[tuple[float, float]] = []
+    module = sys.modules["experiments.figures.timeline"]  # the package gives the function this name
+    monkeypatch.setattr(module, "_draw", lambda *given: drawn.append((given[3], given[5])))
+    run = synthetic.live("pdv", count=40)
+    start_s, _ = steady_window(run)
+    assert start_s > 0
+    timeline([run], tmp_path)
+    assert drawn == [(start_s, start_s)]
 
 
 def test_the_source_names_device_pair_dates_and_draft_length() -> None:
