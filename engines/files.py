@@ -24,8 +24,9 @@ SAVE_WAIT_S = 10.0  # how long a save waits for another one into the same folder
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A new path beside `path` to write to, with the same suffix. After the block it takes the place of `path`; if the
-    block raises, `path` is as it was. Makes the parent folders; a link is followed. Raises OSError with a file name."""
+    """A new path beside `path` to write to, with the same suffix. After the block it takes the place of `path`; if
+    the block raises, `path` is as it was. Makes the parent folders; a link is followed. Raises OSError with a file
+    name."""
     real = Path(os.path.realpath(path))
     beside = real.with_name(f".pdv-{secrets.token_hex(8)}{real.suffix}")
     with _named(path):
@@ -42,12 +43,12 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def replace_files(folder: Path, contents: Mapping[str, bytes], names: Collection[str]) -> None:
-    """Write files into a folder, all of them or none: killed at any moment, the folder has the old set or the new one.
+    """Write files into a folder, all of them or none: killed at any moment, it has the old set or the new one.
 
-    names: what such a set can consist of; those that `contents` leaves out are removed. Whatever else is in the folder
-    stays. The new files are written into a folder inside; renaming that is the moment from which on they count, and
-    `finish` moves them to their places, now or after a kill. Raises InputError if another process writes there, and
-    OSError with a file name.
+    names: what such a set can consist of; those that `contents` leaves out are removed. Whatever else is in the
+    folder stays. The new files are written into a folder inside; renaming that is the moment from which on they
+    count, and `finish` moves them to their places, now or after a kill. Raises InputError if another process writes
+    there, and OSError with a file name.
     """
     for name in names:
         if (folder / name).is_dir():
