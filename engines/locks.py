@@ -38,9 +38,11 @@ def locked(folder: Path, field: str = "out", wait_s: float = 0.0) -> Iterator[No
             yield
         finally:
             _held.discard(key)
-            with suppress(OSError):
-                (folder / LOCK).unlink()  # while it is held, so that the file is never another's
-            os.close(descriptor)
+            try:
+                with suppress(OSError):
+                    (folder / LOCK).unlink()  # while it is held, so that the file is never another's
+            finally:
+                os.close(descriptor)
     finally:
         with suppress(OSError):
             for each in made:
