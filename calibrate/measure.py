@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import json
 import platform
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from calibrate.acceptance import acceptance_table
+from calibrate.parts import Parts
 from calibrate.profile import HOST_COLUMNS, Profile
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
 from calibrate.together import default_groups, loads_by_lane, measure_contention, widths_of
@@ -46,13 +44,14 @@ def calibrate(
     """Measure a pair on its device.
 
     budget_s: seconds that the timings may take, about; the fewest repeats are made whatever it is. keep: a
-    folder for the parts as they are finished; an interrupted calibration with the same settings goes on there.
-    Raises InputError for a grid that the pair cannot serve.
+    folder for the parts as they are finished; an interrupted calibration with the same settings goes on there, and
+    once the profile is saved, calibrate.parts.remove_parts ends that. Raises InputError for a grid that the pair
+    cannot serve, and for a folder that was not made for parts.
     """
     grid = grid or Grid()
     grid.check(pair.max_context)
     settings = {"pair": pair.name, "device": device_name(pair.device), "grid": asdict(grid), "budget_s": budget_s}
-    parts = _Parts(keep, {**settings, "seed": seed})
+    parts = Parts(keep, {**settings, "seed": seed})
     costs = parts.get(
         "stage_costs",
         lambda: measure_stage_costs(pair, grid, budget_s * SHARES["stage_costs"], _scaled(progress, "stage_costs")),
@@ -64,7 +63,6 @@ def calibrate(
         ),
     )
     runs = _live_runs(pair, grid, seed, _scaled(progress, "live"))
-    parts.clear()
     tapes = runs[0].tapes
     k = grid.draft_lengths[-1]
     info = {
@@ -152,32 +150,3 @@ def host_times(runs: Sequence[Run]) -> pd.DataFrame:
     table = table.reindex(columns=HOST_COLUMNS[1:])
     woken, going_on = (table[column] for column in HOST_COLUMNS[1:])
     return pd.DataFrame({"woken_ms": woken.fillna(going_on), "going_on_ms": going_on.fillna(woken)}).reset_index()
-
-
-class _Parts:
-    """Finished parts of a calibration, kept on disk until it is whole."""
-
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
-        self.folder = folder
-        if folder is None:
-            return
-        text = json.dumps(settings, sort_keys=True)
-        stamp = folder / "settings.json"
-        if not (stamp.is_file() and stamp.read_text() == text):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            stamp.write_text(text)
-
-    def get(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        path = self.folder / f"{name}.parquet" if self.folder else None
-        if path and path.is_file():
-            return pd.read_parquet(path)
-        table = measure()
-        if path:
-            table.to_parquet(path.with_suffix(".tmp"), index=False)
-            path.with_suffix(".tmp").rename(path)
-        return table
-
-    def clear(self) -> None:
-        if self.folder:
-            shutil.rmtree(self.folder)

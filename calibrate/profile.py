@@ -7,6 +7,7 @@ acceptance tapes in `tapes.parquet`. Durations are milliseconds.
 
 from __future__ import annotations
 
+import io
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import tomli_w
 
 from engines.architecture import Segment, Step
 from engines.errors import InputError
+from engines.files import finish, replace_files
 
 SCHEMA_VERSION = 2
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
@@ -35,6 +37,7 @@ COLUMNS = {
     "contention": CONTENTION_COLUMNS,
     "acceptance": ACCEPTANCE_COLUMNS,
 }
+PROFILE_FILES = ("profile.toml", *(f"{name}.csv" for name in COLUMNS), "tapes.parquet")
 KEY = ["segment", "batch", "draft_length", "tokens", "context_tokens"]
 TEXT = {"group", "segment", "step"}
 KINDS: dict[str, list[str]] = {"segment": list(Segment), "step": list(Step)}
@@ -90,29 +93,29 @@ class Profile:
         return tuple(self.info.get("batch_buckets", ()))
 
     def save(self, folder: Path | str) -> Path:
-        """Write the folder. Floats keep 6 significant digits; `rows` in profile.toml tells a truncated table."""
+        """Write the folder. A profile that is there is replaced, as a whole or, if this fails or is killed, not at
+        all; other files there stay. Floats keep 6 significant digits; `rows` in profile.toml tells a truncated table.
+        Raises InputError if another process writes there."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         rows = {name: len(getattr(self, name)) for name in COLUMNS}
-        (folder / "profile.toml").write_text(
-            tomli_w.dumps({"schema_version": SCHEMA_VERSION, **self.info, "rows": rows})
-        )
+        info = {"schema_version": SCHEMA_VERSION, **self.info, "rows": rows}
+        contents = {"profile.toml": tomli_w.dumps(info).encode()}
         for name in COLUMNS:
-            getattr(self, name).to_csv(
-                folder / f"{name}.csv", index=False, float_format=f"%.{FLOAT_DIGITS}g", lineterminator="\n"
-            )
-        tapes = folder / "tapes.parquet"
+            text = getattr(self, name).to_csv(index=False, float_format=f"%.{FLOAT_DIGITS}g", lineterminator="\n")
+            contents[f"{name}.csv"] = text.encode()
         if self.tapes:
+            tapes = io.BytesIO()
             bits = [tape.tolist() for tape in self.tapes.values()]
             pd.DataFrame({"request": list(self.tapes), "bits": bits}).to_parquet(tapes, index=False)
-        else:
-            tapes.unlink(missing_ok=True)
+            contents["tapes.parquet"] = tapes.getvalue()
+        replace_files(folder, contents, PROFILE_FILES)
         return folder
 
     @staticmethod
     def load(folder: Path | str) -> Profile:
         """Read a folder. Raises InputError when anything in it is missing, damaged or of another version."""
         folder = Path(folder)
+        finish(folder, PROFILE_FILES)
         version, info = _read_info(folder / "profile.toml")
         rows = info.pop("rows", {})
         if not isinstance(rows, dict):

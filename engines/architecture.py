@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
-from engines.errors import InputError, require_whole
+from engines.errors import InputError, require_name, require_whole
 
 MOST_SLOTS = 1_000_000  # far beyond any device's memory
 MOST_WORKERS = 10_000  # of a lane: far more than any device runs at once
@@ -86,7 +86,7 @@ class Lane:
     carries_request: bool = False
 
     def __post_init__(self) -> None:
-        _require_name("lanes.name", self.name)
+        require_name("lanes.name", self.name)
         where = f"lanes.{self.name}"
         try:
             steps = {Step(step): limit for step, limit in self.steps.items()}
@@ -136,7 +136,7 @@ class Architecture:
     queue_limit: int | None = None
 
     def __post_init__(self) -> None:
-        _require_name("name", self.name)
+        require_name("name", self.name)
         object.__setattr__(self, "lanes", tuple(self.lanes))
         if not self.lanes:
             raise InputError("lanes", [], "give the architecture at least one lane")
@@ -257,11 +257,6 @@ def _build(kind: Any, prefix: str, values: Mapping[str, Any]) -> Any:
         if required and name not in values:
             raise InputError(f"{prefix}{name}", None, "give it")
     return kind(**values)
-
-
-def _require_name(field: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise InputError(field, value, "give it a name, as text")
 
 
 def _plain(value: Any) -> dict[str, Any]:

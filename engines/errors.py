@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+LONGEST_NAME = 100  # characters, and twice as many bytes: with what is added to it, a name is that of a folder
+
 
 class InputError(ValueError):
     """Input that cannot be used: names the field, the offending value and the remedy.
@@ -34,3 +36,17 @@ def require_positive(field: str, value: Any) -> None:
     """Raises InputError unless the value is a finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
         raise InputError(field, value, "use a number above 0")
+
+
+def require_name(field: str, value: Any) -> None:
+    """Raises InputError unless the value is text that can name a thing and be part of a file's name: printable,
+    without separators, not beginning with a dot or a dash, and not too long."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(field, value, "give it a name, as text")
+    if not value.isprintable() or "/" in value or "\\" in value:
+        raise InputError(field, value, "a name has no slashes, backslashes or control characters; use another")
+    if value[0] in ".-":
+        raise InputError(field, value, "a name does not begin with a dot or a dash; use another")
+    if len(value) > LONGEST_NAME or len(value.encode()) > 2 * LONGEST_NAME:
+        shown = f"{value[:20]}..."
+        raise InputError(field, shown, f"a name has {LONGEST_NAME} characters at most; use a shorter one")

@@ -7,6 +7,8 @@ tape of each request). Times are seconds after the start of the run; a simulated
 
 from __future__ import annotations
 
+import hashlib
+import io
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +21,14 @@ import tomli_w
 
 from engines.architecture import Segment
 from engines.errors import InputError
+from engines.files import finish, replace_files
 from engines.request import Request, RequestState, Status
 from engines.work import Work
 
 SCHEMA_VERSION = 1
+TABLES = ("requests", "steps", "spans", "tapes")
+RUN_FILES = ("run.toml", *(f"{name}.parquet" for name in TABLES))
+DIGEST = "tables_sha256"  # in run.toml, of all tables: they are one record, and not parts of two
 REQUIRED = {"kind": str, "architecture": dict, "workload": dict}  # what run.toml must say
 
 REQUEST_COLUMNS = [
@@ -79,18 +85,20 @@ class Run:
         return float(self.requests["finish_s"].max() - self.requests["arrival_s"].min())
 
     def save(self, folder: Path) -> Path:
-        """Write the record; an existing record in the folder is replaced."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "run.toml").write_text(tomli_w.dumps({"schema_version": SCHEMA_VERSION, **self.info}))
-        for name in ("requests", "steps", "spans"):
-            getattr(self, name).to_parquet(folder / f"{name}.parquet", index=False)
+        """Write the record. One that is in the folder is replaced, as a whole or, if this fails or is killed, not at
+        all; other files there stay. Raises InputError if another process writes there."""
         tapes = pd.DataFrame({"request": list(self.tapes), "bits": [t.tolist() for t in self.tapes.values()]})
-        tapes.to_parquet(folder / "tapes.parquet", index=False)
+        tables = {"requests": self.requests, "steps": self.steps, "spans": self.spans, "tapes": tapes}
+        contents = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
+        info = {"schema_version": SCHEMA_VERSION, DIGEST: _digest(contents), **self.info}
+        replace_files(folder, {"run.toml": tomli_w.dumps(info).encode(), **contents}, RUN_FILES)
         return folder
 
     @staticmethod
     def load(folder: Path) -> Run:
-        """Read a record. Raises InputError if it is not there, is incomplete or has another schema version."""
+        """Read a record. Raises InputError if it is not there, is incomplete or has another schema version, or
+        if its tables are not those that it was saved with."""
+        finish(folder, RUN_FILES)
         path = folder / "run.toml"
         if not path.is_file():
             raise InputError("run", str(folder), "no run.toml there; give the folder that `pdv run` wrote")
@@ -98,7 +106,7 @@ class Run:
             info = tomllib.loads(path.read_text())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError("run", str(path), f"not valid TOML ({error}); record the run again") from error
-        version = info.pop("schema_version", None)
+        version, digest = info.pop("schema_version", None), info.pop(DIGEST, None)
         if version != SCHEMA_VERSION:
             remedy = f"this version reads {SCHEMA_VERSION}; record the run again"
             raise InputError("run schema_version", version, remedy)
@@ -113,7 +121,22 @@ class Run:
             int(request): np.asarray(tape, dtype=np.int8)
             for request, tape in zip(tapes["request"], tapes["bits"], strict=True)
         }
+        if digest is not None and digest != _digest({n: (folder / n).read_bytes() for n in RUN_FILES[1:]}):
+            remedy = "the tables are not those that run.toml was saved with; record the run again"
+            raise InputError("run", str(folder), remedy)
         return Run(info, **tables, tapes=bits)
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _digest(contents: Mapping[str, bytes]) -> str:
+    """Of the files' contents, in the order of their names."""
+    digests = [hashlib.sha256(content).digest() for _, content in sorted(contents.items())]
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:

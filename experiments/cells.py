@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,9 @@ from typing import Any, NamedTuple
 from engines.architecture import Architecture
 from engines.draft_length import FixedDraftLength
 from engines.errors import InputError
-from engines.run import Run
+from engines.files import holds
+from engines.run import RUN_FILES, Run
+from experiments.outputs import check_ours, check_output
 
 
 class Cell(NamedTuple):
@@ -71,25 +72,33 @@ def kept(folder: Path, digest: str) -> Run | None:
     return run if run.info.get("fingerprint") == digest else None
 
 
+def cell_folder(root: Path, name: str) -> Path:
+    """The folder of a cell, once it is sure that `keep` may write there: inside the root, links followed, and with
+    nothing in it but a record that `keep` wrote. Raises InputError."""
+    folder = root / name
+    if folder.resolve().parent != root.resolve():
+        raise InputError("out", str(folder), f"this folder would not lie in {root}; name it differently, or move it")
+    check_output("out", folder, RUN_FILES)
+    check_ours("out", folder, RUN_FILES, mark="fingerprint", alone=True)
+    return folder
+
+
 def keep(run: Run, folder: Path, digest: str) -> Run:
-    """Write a finished run so that `kept` finds it. The folder appears whole or not at all, so an interrupted
+    """Write a finished run so that `kept` finds it. The record appears whole or not at all, so an interrupted
     experiment never mistakes half a record for a finished cell."""
     run.info |= {"name": folder.name, "fingerprint": digest}
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    run.save(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    run.save(folder)
     return run
 
 
 def load_runs(field: str, folder: Path) -> list[Run]:
-    """The run in a folder, or all runs in its subfolders, by name. Raises InputError if there is none."""
-    if (folder / "run.toml").is_file():
+    """The run in a folder, or all runs in its subfolders, by name; hidden ones are no runs. Raises InputError if
+    there is none, and for one that is damaged."""
+    if holds(folder, "run.toml"):
         return [Run.load(folder)]
     if not folder.is_dir():
         raise InputError(field, str(folder), "no such folder; give a run's folder, or a folder of runs")
-    found = sorted(path.parent for path in folder.glob("*/run.toml"))
+    found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and holds(path, "run.toml"))
     if not found:
         raise InputError(field, str(folder), "no run in it; give the folder that `pdv run` or `pdv simulate` wrote")
     return [Run.load(path) for path in found]

@@ -17,6 +17,7 @@ from experiments.commands.run import run
 from experiments.commands.simulate import simulate
 from experiments.commands.sweep import sweep
 from experiments.commands.trace import trace
+from experiments.processes import TERMINATED, TerminatedError, WorkerLostError, terminable
 
 INTERRUPTED = 130
 
@@ -39,15 +40,20 @@ for command in (run, calibrate, simulate, compare, figures, trace, sweep, bench,
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, or 1 where a comparison exceeds its tolerance or a file cannot be written;
-    2 for bad input, with one line on standard error; 130 after Ctrl-C."""
+    """Run one command. Returns 0, or 1 where a comparison exceeds its tolerance, a file cannot be written or a
+    worker was killed; 2 for bad input, with one line on standard error; 130 after Ctrl-C and 143 after SIGTERM."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(given or ["--help"], prog_name="pdv", standalone_mode=False)
+        with terminable():
+            code = app(given or ["--help"], prog_name="pdv", standalone_mode=False)
     except InputError as error:
         return _fail(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except TerminatedError:
+        return _fail("terminated", TERMINATED)
+    except WorkerLostError as error:
+        return _fail(str(error), 1)
     except OSError as error:
         if error.filename is None:
             raise

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from engines.errors import InputError
+from engines.files import replaced
 from engines.metrics import PARTS, decompose, request_times, summary
 from engines.run import Run
 from experiments.cells import CELL_COLUMNS, Cell, cell_of
@@ -73,13 +74,16 @@ class Comparison:
 
     def save(self, path: Path) -> list[Path]:
         """Write the metrics as CSV to `path` and, if there are any, the paired rows beside it as *_paired.csv."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.metrics.to_csv(path, index=False, float_format="%.6g")
-        if self.paired.empty:
-            return [path]
-        beside = path.with_name(f"{path.stem}_paired.csv")
-        self.paired.to_csv(beside, index=False, float_format="%.6g")
-        return [path, beside]
+        tables = {path: self.metrics} | ({} if self.paired.empty else {paired_path(path): self.paired})
+        for place, table in tables.items():
+            with replaced(place) as beside:
+                table.to_csv(beside, index=False, float_format="%.6g")
+        return list(tables)
+
+
+def paired_path(path: Path) -> Path:
+    """Where the paired rows go, beside the metrics."""
+    return path.with_name(f"{path.stem}_paired.csv")
 
 
 def compare(lives: Sequence[Run], simulations: Sequence[Run]) -> Comparison:

@@ -8,10 +8,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from engines.architecture import Architecture, load_architecture
-from engines.errors import InputError
+from engines.errors import InputError, require_name
 from engines.traces import read_trace
 from engines.workload import Workload, make_workload
 from experiments.cells import draft_length_label
@@ -22,6 +31,14 @@ CONFIGS = Path(__file__).parent / "configs"
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _name(value: str) -> str:
+    try:
+        require_name("name", value)
+    except InputError as error:
+        raise ValueError(error.remedy) from error
+    return value
 
 
 class WorkloadConfig(_Table):
@@ -99,7 +116,7 @@ class Experiment(_Table):
     k: draft lengths to try with every architecture, each as text: "4", "2-8", "adaptive"; empty keeps their own.
     """
 
-    name: str = "experiment"
+    name: Annotated[str, AfterValidator(_name)] = "experiment"
     architectures: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
     concurrencies: list[PositiveInt] = []
     rates: list[PositiveFloat] = []

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from calibrate.parts import check_parts, remove_parts
 from calibrate.pooling import pooled
-from calibrate.profile import SCHEMA_VERSION, Profile
+from calibrate.profile import PROFILE_FILES, SCHEMA_VERSION, Profile
 from engines.errors import InputError
+from engines.files import holds
+from engines.locks import locked
 from engines.metrics import summary
 from engines.run import Run
-from experiments.cells import cell_of, fingerprint, keep, kept
+from experiments.cells import cell_folder, cell_of, fingerprint, keep, kept
 from experiments.compare import Comparison, compare
 from experiments.config import Experiment, Point
+from experiments.outputs import MOVE, UNFINISHED, check_file, check_ours, check_output
 from experiments.perfetto import export
 from experiments.predict import AcceptanceChoice, Prediction, predict, replayed
 from experiments.progress import Bar, Report, bar, console
@@ -27,6 +31,10 @@ from experiments.solo_times import with_solo_times
 
 if TYPE_CHECKING:
     from engines.live.pairs import Pair
+
+
+DRAWN = ("figures", "traces")
+WRITTEN = ("comparison.csv", "comparison_paired.csv", "comparison.txt")
 
 
 class Laboratory(Protocol):
@@ -61,7 +69,13 @@ class Demo:
 
     def run(self) -> Results:
         """All steps in order. Each round of live cells is followed by a part of the calibration, since machines
-        drift: what is compared was then measured in the same times."""
+        drift: what is compared was then measured in the same times. Raises InputError, before any work, if another
+        process writes to the folder or if it has something in it that would be replaced and is not a demo's."""
+        with locked(self.folder):
+            self._check_folder()
+            return self._run()
+
+    def _run(self) -> Results:
         rounds = self._rounds()
         total = sum(map(len, rounds))
         lives: list[Run] = []
@@ -75,6 +89,28 @@ class Demo:
         with bar("simulations") as progress:
             simulations = self._simulations(lives, profile, progress)
         return self._results(lives, profile, simulations)
+
+    def _check_folder(self) -> None:
+        """Nothing is replaced but what a demo has made."""
+        for point in self.points:
+            for repeat in range(1, self.experiment.repeats + 1):
+                name = f"{point.name}-r{repeat}"
+                cell_folder(self.folder / "runs", name)
+                cell_folder(self.folder / "simulated", f"{name}-replay")
+            cell_folder(self.folder / "simulated", point.name)
+        profile = self.folder / "profile"
+        for part in (profile, *(profile / f"part-{i + 1}" for i in range(self.experiment.repeats))):
+            check_output("out", part, PROFILE_FILES)
+            check_ours("out", part, PROFILE_FILES, mark="fingerprint")
+            check_parts(part / UNFINISHED)
+        for name in DRAWN:
+            check_output("out", self.folder / name)
+        for name in WRITTEN:
+            check_file("out", self.folder / name)
+        present = [name for name in (*DRAWN, *WRITTEN) if (self.folder / name).exists()]
+        if present and not holds(profile, "profile.toml"):  # it is written before these
+            remedy = f"{present[0]} is there and was not written by this command; {MOVE}"
+            raise InputError("out", str(self.folder), remedy)
 
     def _rounds(self) -> list[list[tuple[Point, int]]]:
         """The live cells, repeat by repeat, every other round backwards, so that slow drift hits all alike."""
@@ -109,9 +145,10 @@ class Demo:
             if profile.info.get("fingerprint") == digest:
                 return profile
         with bar(f"calibrating, part {part} of {self.experiment.repeats}") as progress:
-            profile = self.laboratory.measure(points, budget_s, folder / "unfinished", progress)
+            profile = self.laboratory.measure(points, budget_s, folder / UNFINISHED, progress)
         profile.info["fingerprint"] = digest
         profile.save(folder)
+        remove_parts(folder / UNFINISHED)
         return profile
 
     def _simulations(self, lives: list[Run], profile: Profile, progress: Report) -> list[Run]:
@@ -121,16 +158,15 @@ class Demo:
         first = {cell_of(run): run for run in reversed(lives)}
         runs: list[Run] = []
 
-        def add(run: Run, name: str) -> None:
-            run.info["name"] = name
-            run.save(self.folder / "simulated" / name)
-            runs.append(run)
+        def add(run: Run, name: str, point: Point) -> None:
+            digest = fingerprint({**settings.describe(), **point.describe()})
+            runs.append(keep(run, self.folder / "simulated" / name, digest))
             progress(len(runs), len(self.points) + len(lives))
 
         for point, live in _matched(self.points, list(first.values())):
-            add(predict(point.architecture, point.workload, settings, live=live), point.name)
+            add(predict(point.architecture, point.workload, settings, live=live), point.name, point)
         for point, live in _matched(self.points, lives):
-            add(predict(point.architecture, replayed(live), settings, live=live), f"{live.name}-replay")
+            add(predict(point.architecture, replayed(live), settings, live=live), f"{live.name}-replay", point)
         return runs
 
     def _results(self, lives: list[Run], profile: Profile, simulations: list[Run]) -> Results:

@@ -35,6 +35,7 @@ from calibrate.measure import prompts_for
 from engines.architecture import Architecture, Step, load_architecture
 from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.errors import InputError
+from engines.files import replaced
 from engines.live.engine import Handle, LiveEngine
 from engines.live.pairs import Pair, load_pair
 from engines.live.serve import serve
@@ -44,7 +45,8 @@ from engines.workload import UniformLength, Workload, make_workload
 from experiments.bench.engines import CARRIED, PACKED, free_memory
 from experiments.bench.exactness import Expected, expected_of, is_tie
 from experiments.fitting import check_fits
-from experiments.options import check_file, check_live, parse_numbers
+from experiments.options import check_live, parse_numbers
+from experiments.outputs import check_file
 from experiments.report import results_console
 
 # Layers that say as much as the closed form allows, so that a token computed from the wrong context shows.
@@ -245,8 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(options.out, index=False)
+    with replaced(options.out) as beside:
+        rows.to_csv(beside, index=False)
     results_console().print(report(rows))
     wrong = rows[rows["wrong"] > 0]
     for row in wrong.to_dict("records"):

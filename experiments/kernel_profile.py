@@ -24,10 +24,12 @@ from calibrate.workbench import Load, Work, Workbench, make_runner, make_stages
 from engines.architecture import PD, Segment, Step
 from engines.draft_length import FixedDraftLength
 from engines.errors import InputError, require_whole
+from engines.files import replaced
 from engines.live.pairs import load_pair
 from engines.live.streams import Stream, make_stream
 from experiments.fitting import check_fits
-from experiments.options import check_file, check_kernels, check_live, parse_numbers
+from experiments.options import check_kernels, check_live, parse_numbers
+from experiments.outputs import check_file
 
 REPLAYS, TIMES = 5, 41
 NAME_LENGTH = 48
@@ -147,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(options.out, index=False, float_format="%.3f")
+    with replaced(options.out) as beside:
+        rows.to_csv(beside, index=False, float_format="%.3f")
     print(report(rows))
     return 0
 

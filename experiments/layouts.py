@@ -20,6 +20,7 @@ import pandas as pd
 
 from engines.architecture import Step
 from engines.errors import InputError
+from engines.files import replaced
 from engines.live.engine import LiveEngine
 from engines.live.pairs import load_pair
 from engines.live.utilisation import measure_ceilings
@@ -27,7 +28,8 @@ from experiments.bench.engines import closed_loop_row, free_memory
 from experiments.bench.exactness import expected_of
 from experiments.bench.settings import BenchSettings, defaults_for
 from experiments.fitting import check_fits
-from experiments.options import check_live, check_output, positive
+from experiments.options import check_live, positive
+from experiments.outputs import check_output
 from experiments.study import layouts
 
 
@@ -41,12 +43,11 @@ def measure(settings: BenchSettings, seconds: float, budget_s: float, folder: Pa
         raise InputError("only", only, f"no layout has this in its name or study; the studies are {', '.join(names)}")
     positive("seconds", seconds)
     positive("budget_s", budget_s)
-    check_output("out", folder)
+    check_output("out", folder, ["layouts.csv"])
     check_live(settings.device, settings.pair)
     context = settings.prompt_tokens + settings.output_tokens
     for layout in chosen:
         check_fits(layout.architecture, settings.pair, device=settings.device, max_context=context)
-    folder.mkdir(parents=True, exist_ok=True)
     pair = load_pair(settings.pair, device=settings.device)
     ceilings, expected = measure_ceilings(pair.device), expected_of(settings.pair, pair)
     started, rows = time.perf_counter(), []
@@ -64,7 +65,8 @@ def measure(settings: BenchSettings, seconds: float, budget_s: float, folder: Pa
                 rows.append({"study": layout.study, "layout": layout.name, "clients": clients, **row})
                 print(_line(rows[-1]), flush=True)
         print(f"  {layout.name}: {time.perf_counter() - began:.0f} s", flush=True)
-        pd.DataFrame(rows).to_csv(folder / "layouts.csv", index=False, float_format="%.6g")
+        with replaced(folder / "layouts.csv") as beside:
+            pd.DataFrame(rows).to_csv(beside, index=False, float_format="%.6g")
         free_memory(pair.device)
     return pd.DataFrame(rows)
 

@@ -21,10 +21,11 @@ import pandas as pd
 
 from calibrate.profile import Profile
 from engines.errors import InputError, require_whole
+from engines.files import replaced
 from engines.metrics import batch_sizes, request_times
 from engines.permutation import PREFIX, PermutationSpec, expected_tape, parse_pair
 from engines.workload import FixedLength, Workload, make_workload, with_random_prompts
-from experiments.options import check_file
+from experiments.outputs import check_file
 from experiments.study import layouts
 from sim.acceptance import Tapes
 from sim.costs import CostModel
@@ -134,8 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if table.attrs["left_out"]:
         print(f"{table.attrs['left_out']} more lie beyond the profile")
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(options.out, index=False, float_format="%.6g")
+        with replaced(options.out) as beside:
+            table.to_csv(beside, index=False, float_format="%.6g")
     return 0
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import re
-import tempfile
 from pathlib import Path
 
 from engines.architecture import MOST_SLOTS, Architecture, Step
@@ -162,31 +160,6 @@ def check_shared_memory(needed: int) -> None:
     if there < needed:
         remedy = f"a program has {there} bytes of shared memory there and needs {needed}; use a Hopper GPU or later"
         raise InputError("device", torch.cuda.get_device_name(), remedy)
-
-
-def check_output(field: str, path: Path) -> None:
-    """Raises InputError if a folder cannot be made or written to there, before any work is done for it. Leaves
-    nothing behind."""
-    nearest = path
-    try:
-        while not nearest.exists():
-            nearest = nearest.parent
-        if not nearest.is_dir():
-            raise InputError(field, str(path), f"{nearest} is a file; give a folder")
-        with tempfile.TemporaryFile(dir=nearest):  # permissions alone do not tell, for root or on a read-only disk
-            pass
-    except OSError as error:
-        remedy = f"cannot write to {nearest} ({error.strerror}); give a folder that can be written to"
-        raise InputError(field, str(path), remedy) from error
-
-
-def check_file(field: str, path: Path) -> None:
-    """Raises InputError if a file cannot be made there, before any work is done for it."""
-    if path.is_dir():
-        raise InputError(field, str(path), "this is a folder; give a file")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise InputError(field, str(path), "this file is read-only; give another")
-    check_output(field, path.parent)
 
 
 def positive(field: str, value: float | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from engines.files import replaced
 from engines.run import Run
 
 REQUESTS_PROCESS = 1000
@@ -22,9 +23,9 @@ REQUESTS_PROCESS = 1000
 
 def export(run: Run, path: Path) -> Path:
     """Write the trace of a live or simulated run as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     trace = {"traceEvents": events(run), "displayTimeUnit": "ms", "otherData": {"run": run.name}}
-    path.write_text(json.dumps(trace, separators=(",", ":")))
+    with replaced(path) as beside:
+        beside.write_text(json.dumps(trace, separators=(",", ":")), encoding="utf-8")
     return path
 
 

@@ -6,8 +6,14 @@ import dataclasses
 import itertools
 import re
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import calibrate
+import engines
+import sim
 from calibrate.contention import NoContention
 from calibrate.profile import COLUMNS, Profile
 from engines.architecture import Architecture
@@ -76,16 +82,29 @@ class Prediction:
         return self._costs
 
     def describe(self) -> dict[str, Any]:
-        """All that decides a prediction, as plain values; the profile as a digest of its tables."""
-        tables = {name: getattr(self.profile, name).to_csv() for name in COLUMNS}
+        """All that decides a prediction, as plain values: the profile as a digest of its tables, tapes and facts, and
+        the program, since another version may decide and draw otherwise."""
+        profile = self.profile
+        tables = {name: getattr(profile, name).to_csv() for name in COLUMNS}
+        tapes = {str(request): tape.tolist() for request, tape in profile.tapes.items()}
         return {
-            "profile": fingerprint({**tables, "batch_buckets": list(self.profile.batch_buckets)}),
+            "profile": fingerprint({**tables, "tapes": tapes, "info": profile.info}),
+            "program": program(),
             "acceptance": list(self.acceptance),
             "extrapolate": self.extrapolate,
             "jitter": self.jitter,
             "contention": self.contention,
             "seed": self.seed,
         }
+
+
+@cache
+def program() -> str:
+    """A digest of the code that decides what a simulated run is, and of the libraries it draws from."""
+    folders = [Path(package.__path__[0]) for package in (engines, calibrate, sim)]
+    sources = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    texts = {f"{path.parent.name}/{path.name}": path.read_text(encoding="utf-8") for path in sources}
+    return fingerprint({**texts, **{name: version(name) for name in ("numpy", "simpy")}})
 
 
 def replayed(live: Run) -> Workload:

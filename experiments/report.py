@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from engines.files import replaced
 from engines.metrics import summary
 from engines.request import Status
 from engines.run import Run
@@ -105,8 +106,7 @@ def verdict(comparison: Comparison) -> str:
 
 def write_report(comparison: Comparison, path: Path) -> Path:
     """The report as plain text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with replaced(path) as beside, beside.open("w", encoding="utf-8") as file:
         Console(file=file, width=WIDTH).print(comparison_report(comparison))
     return path
 

@@ -23,6 +23,7 @@ import torch
 from calibrate.measure import prompts_for
 from engines.architecture import ARCHITECTURES, Architecture, Step
 from engines.errors import InputError, require_whole
+from engines.files import replaced
 from engines.live.engine import Handle, LiveEngine
 from engines.live.pairs import load_pair
 from engines.live.serve import serve
@@ -30,7 +31,8 @@ from engines.permutation import expected_output, parse_pair
 from engines.workload import UniformLength, make_workload
 from experiments.bench.engines import free_memory
 from experiments.fitting import check_fits
-from experiments.options import check_file, check_live
+from experiments.options import check_live
+from experiments.outputs import check_file
 
 PAIR = "permutation:tiny+tiny-draft:alpha=0.8"
 LENGTHS, CONTEXT = (UniformLength(1, 64), UniformLength(1, 48)), 128  # of prompts and outputs; of a slot: tokens
@@ -145,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for architecture in architectures:
         rows.append(soak(architecture, options.device, options.requests, options.clients))
         print(rows[-1], flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(options.out, index=False)
+    with replaced(options.out) as beside:
+        pd.DataFrame(rows).to_csv(beside, index=False)
     return 0
 
 

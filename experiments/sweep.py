@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Generator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 
 from joblib import Parallel, delayed
 
+from engines.locks import locked
 from engines.run import Run
-from experiments.cells import fingerprint, keep, kept
+from experiments.cells import cell_folder, fingerprint, keep, kept
 from experiments.config import Experiment, Point
 from experiments.predict import Prediction, predict
+from experiments.processes import WorkerLostError, end_with
 from experiments.progress import Report
 
 
@@ -25,24 +31,42 @@ def sweep(
     """Simulate every cell; its record is kept in folder/NAME. Cells that are there already, made with the same
     settings, are read and not simulated again.
 
-    jobs: processes, by default one a core. Raises InputError, and whatever a simulation raises.
+    jobs: processes, by default one a core. Raises InputError, before any work, if another process writes there or if
+    a cell's folder was not made by a sweep; WorkerLostError if a process is killed; and whatever a simulation raises.
+    What is finished by then stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    settings.costs()  # fitted here once, and not again in every process
     points = list(experiment.points())
-    digests = [fingerprint({**settings.describe(), **point.describe()}) for point in points]
-    found = [kept(folder / point.name, digest) for point, digest in zip(points, digests, strict=True)]
-    missing = [i for i, run in enumerate(found) if run is None]
-    done = len(points) - len(missing)
-    if progress is not None:
-        progress(done, len(points))
-    work = Parallel(n_jobs=min(jobs or os.cpu_count() or 1, max(len(missing), 1)), return_as="generator_unordered")
-    for index, run in work(delayed(_cell)(i, points[i], settings) for i in missing):
-        found[index] = keep(run, folder / points[index].name, digests[index])
-        done += 1
+    folders = [cell_folder(folder, point.name) for point in points]
+    with locked(folder):
+        settings.costs()  # fitted here once, and not again in every process
+        digests = [fingerprint({**settings.describe(), **point.describe()}) for point in points]
+        found = {i: run for i in range(len(points)) if (run := kept(folders[i], digests[i])) is not None}
+        missing = [i for i in range(len(points)) if i not in found]
         if progress is not None:
-            progress(done, len(points))
-    return [run for run in found if run is not None]
+            progress(len(found), len(points))
+        runs = _simulated([(i, points[i]) for i in missing], settings, jobs or os.cpu_count() or 1)
+        with closing(runs):
+            for index, run in runs:
+                found[index] = keep(run, folders[index], digests[index])
+                if progress is not None:
+                    progress(len(found), len(points))
+    return [found[i] for i in range(len(points))]
+
+
+def _simulated(
+    cells: list[tuple[int, Point]], settings: Prediction, jobs: int
+) -> Generator[tuple[int, Run], None, None]:
+    """The runs as they are finished, each with the index that its cell came with. Raises WorkerLostError."""
+    processes = min(jobs, max(len(cells), 1))
+    together = {"initializer": end_with, "initargs": (os.getpid(),)} if processes > 1 else {}
+    work = Parallel(n_jobs=processes, return_as="generator_unordered", **together)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="joblib")  # about work that is given up
+            yield from work(delayed(_cell)(index, point, settings) for index, point in cells)
+    except BrokenProcessPool as error:
+        remedy = "run this again to go on, with fewer jobs if it was for want of memory"
+        raise WorkerLostError(f"a worker process was killed; {remedy}") from error
 
 
 def _cell(index: int, point: Point, settings: Prediction) -> tuple[int, Run]:

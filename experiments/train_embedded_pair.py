@@ -28,7 +28,8 @@ from engines.corpus import is_held_out, read_utf8, stdlib_files, stdlib_root
 from engines.errors import InputError, require_whole
 from experiments.byte_level import BOS, CONTEXT, EOS, build_model, load, save
 from experiments.embedded_quality import greedy_continuation, live_positions, next_token_loss, quality
-from experiments.options import check_output, positive
+from experiments.options import positive
+from experiments.outputs import check_output
 
 POOL_TOKENS = 512
 OUTPUT_FOLDER = Path(__file__).resolve().parents[1] / "engines" / "live" / "embedded"
@@ -150,7 +151,7 @@ def check(options: argparse.Namespace) -> None:
     if min(map(sum, sizes.values())) <= CONTEXT or max(sizes[True]) < options.prompt_tokens:
         remedy = "too few Python sources are there to train and to measure on; give a standard library's folder"
         raise InputError("library", str(options.library or stdlib_root()), remedy)
-    check_output("out", options.out)
+    check_output("out", options.out, ["training.toml"])
 
 
 def main() -> int:

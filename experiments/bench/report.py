@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.architecture import Stage
+from engines.files import replaced
 from experiments.bench.whole import BenchResult
 
 WIDTH = 100
@@ -40,7 +41,7 @@ def bench_report(result: BenchResult) -> RenderableType:
 def write_bench_report(result: BenchResult, folder: Path) -> Path:
     """The report as plain text, beside the tables."""
     path = folder / "bench.txt"
-    with path.open("w") as file:
+    with replaced(path) as beside, beside.open("w", encoding="utf-8") as file:
         Console(file=file, width=WIDTH, highlight=False).print(bench_report(result))
     return path
 

@@ -20,6 +20,7 @@ from calibrate.stage_costs import Progress
 from engines.architecture import PD, Step
 from engines.draft_length import FixedDraftLength
 from engines.errors import InputError
+from engines.files import replaced
 from engines.live.kv_cache import positions_of
 from engines.live.pairs import default_dtype, find_device, load_configs, load_pair
 from engines.live.serve import device_name
@@ -64,14 +65,15 @@ class BenchResult:
 
     def save(self, folder: Path) -> None:
         """bench.toml and a table for each part that is there."""
-        folder.mkdir(parents=True, exist_ok=True)
         caches = [{**asdict(findings), "ok": findings.ok} for findings in self.caches]
         text = {**self.info, "seconds": self.parts, "failures": self.failures, "caches": caches}
-        (folder / "bench.toml").write_text(tomli_w.dumps(text))
+        with replaced(folder / "bench.toml") as beside:
+            beside.write_text(tomli_w.dumps(text), encoding="utf-8")
         for name in ("stages", "engines", "peers"):
             table = getattr(self, name)
             if not table.empty:
-                table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+                with replaced(folder / f"{name}.csv") as beside:
+                    table.to_csv(beside, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _cache_failure(findings: CacheFindings) -> str:

@@ -13,7 +13,8 @@ import typer
 from engines.architecture import load_architecture
 from engines.errors import InputError
 from experiments.bench.settings import defaults_for
-from experiments.options import check_live, check_output, parse_numbers
+from experiments.options import check_live, parse_numbers
+from experiments.outputs import check_output
 
 STAGES, LOAD = "Stages", "Engines"
 

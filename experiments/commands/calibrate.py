@@ -9,7 +9,11 @@ from typing import Annotated
 
 import typer
 
-from experiments.options import check_live, check_output, parse_numbers, positive
+from calibrate.parts import check_parts, remove_parts
+from calibrate.profile import PROFILE_FILES
+from engines.locks import locked
+from experiments.options import check_live, parse_numbers, positive
+from experiments.outputs import UNFINISHED, check_ours, check_output
 from experiments.progress import bar, console
 
 
@@ -42,7 +46,9 @@ def calibrate(
     }
     points = {name: parse_numbers(name, text) for name, text in given.items()}
     positive("budget_s", budget_s)
-    check_output("out", out)
+    check_output("out", out, PROFILE_FILES)
+    check_ours("out", out, PROFILE_FILES)
+    check_parts(out / UNFINISHED)
     check_live(device, pair, target, draft)
 
     from engines.live.pairs import load_pair
@@ -50,10 +56,12 @@ def calibrate(
     from experiments.serving import measure
 
     check_calibration_fits(points, target or pair, draft, device)
-    with console.status("loading the pair"):
-        models = load_pair(target or pair, draft, device)
-    command = shlex.join(["pdv", *sys.argv[1:]])
-    with bar("calibrating") as progress:
-        profile = measure(models, points, budget_s, command, out / "unfinished", progress)
-    profile.save(out)
+    with locked(out):
+        with console.status("loading the pair"):
+            models = load_pair(target or pair, draft, device)
+        command = shlex.join(["pdv", *sys.argv[1:]])
+        with bar("calibrating") as progress:
+            profile = measure(models, points, budget_s, command, out / UNFINISHED, progress)
+        profile.save(out)
+        remove_parts(out / UNFINISHED)
     print(f"profile: {out}")

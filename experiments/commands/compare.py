@@ -10,7 +10,8 @@ import typer
 from calibrate.profile import Profile
 from experiments import compare as comparing
 from experiments.cells import load_runs
-from experiments.options import at_least, check_file
+from experiments.options import at_least
+from experiments.outputs import check_file, check_table
 from experiments.report import comparison_report, results_console
 from experiments.solo_times import with_solo_times
 from sim.costs import CostModel
@@ -38,6 +39,7 @@ def compare(
     at_least("tolerance", tolerance, 0)
     if out is not None:
         check_file("out", out)
+        check_table("out", comparing.paired_path(out), ("run", "quantity"))
     lives, simulations = load_runs("live", live), load_runs("simulated", simulated)
     if profile is not None:
         costs = CostModel(Profile.load(profile), extrapolate=True)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from experiments.config import Experiment
-from experiments.options import check_live, check_output
+from experiments.options import check_live
+from experiments.outputs import check_output
 from experiments.report import comparison_report, results_console
 
 

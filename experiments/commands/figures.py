@@ -9,7 +9,7 @@ import typer
 
 from calibrate.profile import Profile
 from experiments.cells import load_runs
-from experiments.options import check_output
+from experiments.outputs import check_output
 from experiments.progress import console
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from engines.errors import InputError
+from engines.locks import locked
 from experiments.commands.arguments import (
     ArchitectureOption,
     BatchLimitOption,
@@ -32,7 +33,8 @@ from experiments.commands.arguments import (
     chosen_workload,
 )
 from experiments.commands.outcome import conclude
-from experiments.options import AUTO, at_least, check_live, check_output
+from experiments.options import AUTO, at_least, check_live
+from experiments.outputs import check_record
 from experiments.progress import bar, console
 
 LIVE = "Live engine"
@@ -111,7 +113,7 @@ def run(
     shortest = min(request.prompt_tokens for request in workload.requests)
     if max_context is not None and shortest >= max_context:
         raise InputError("max_context", max_context, f"no prompt fits; the shortest has {shortest} tokens")
-    check_output("out", out)
+    check_record("out", out)
     check_live(device, pair, target, draft)
 
     from engines.live.pairs import load_pair
@@ -123,11 +125,13 @@ def run(
         layout = fill(layout, workload, target or pair, draft, device, **memory)
     else:
         check_fits(layout, target or pair, draft, device, **memory)
-    with console.status("loading the pair"):
-        models = load_pair(target or pair, draft, device)
-    with console.status("warming up"):
-        warm_up(layout, models, max_context)
-    with bar(f"{layout.name}, live") as progress:
-        record = serve(layout, workload, models, max_context=max_context, info={"name": out.name}, progress=progress)
-    record.save(out)
+    with locked(out):
+        with console.status("loading the pair"):
+            models = load_pair(target or pair, draft, device)
+        with console.status("warming up"):
+            warm_up(layout, models, max_context)
+        with bar(f"{layout.name}, live") as progress:
+            info = {"name": out.name}
+            record = serve(layout, workload, models, max_context=max_context, info=info, progress=progress)
+        record.save(out)
     conclude(record, out)

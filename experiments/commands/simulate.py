@@ -10,6 +10,7 @@ import typer
 from calibrate.profile import Profile
 from engines.architecture import Architecture
 from engines.errors import InputError
+from engines.locks import locked
 from engines.run import Run
 from experiments.commands.arguments import (
     ArchitectureOption,
@@ -35,7 +36,8 @@ from experiments.commands.arguments import (
     chosen_workload,
 )
 from experiments.commands.outcome import conclude
-from experiments.options import adjusted, check_output, parse_slots
+from experiments.options import adjusted, parse_slots
+from experiments.outputs import check_record
 from experiments.predict import Prediction, parse_acceptance, predict, replayed
 from experiments.progress import bar
 
@@ -125,12 +127,13 @@ def simulate(
             temperature,
             seed,
         )
-    check_output("out", out)
+    check_record("out", out)
     settings = Prediction(
         Profile.load(profile), chosen, extrapolate=extrapolate, jitter=not no_jitter, contention=not no_contention,
         seed=seed,
     )  # fmt: skip
-    with bar(f"{layout.name}, simulated") as progress:
-        record = predict(layout, workload, settings, live=live, info={"name": out.name}, progress=progress)
-    record.save(out)
+    with locked(out):
+        with bar(f"{layout.name}, simulated") as progress:
+            record = predict(layout, workload, settings, live=live, info={"name": out.name}, progress=progress)
+        record.save(out)
     conclude(record, out)

@@ -9,7 +9,8 @@ import typer
 
 from calibrate.profile import Profile
 from experiments.config import Experiment
-from experiments.options import at_least, check_output
+from experiments.options import at_least
+from experiments.outputs import check_output
 from experiments.predict import Prediction, parse_acceptance
 from experiments.progress import bar
 from experiments.report import grid_table, results_console

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from engines.run import Run
-from experiments.options import check_file
+from experiments.outputs import check_file
 from experiments.perfetto import export
 
 

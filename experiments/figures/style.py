@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from engines.architecture import ARCHITECTURES, Segment
+from engines.files import replaced
 from engines.run import Run
 from experiments.cells import cell_of
 
@@ -175,9 +176,10 @@ def legend_above(figure: Figure, entries: Mapping[str, Artist], columns: int) ->
 
 def save(figure: Figure, folder: Path, name: str, source_line: str) -> list[Path]:
     """Write NAME.pdf (vector) and NAME.png (200 dots an inch) with the source line in the lower right corner."""
-    folder.mkdir(parents=True, exist_ok=True)
     figure.supxlabel(source_line, fontsize=6, color="#555555", ha="right", x=0.995)
     paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
-    figure.savefig(paths[0], metadata={"CreationDate": None})
-    figure.savefig(paths[1], dpi=200)
+    with replaced(paths[0]) as beside:
+        figure.savefig(beside, metadata={"CreationDate": None})
+    with replaced(paths[1]) as beside:
+        figure.savefig(beside, dpi=200)
     return paths

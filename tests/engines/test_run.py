@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from engines.architecture import BASELINE, PDV
 from engines.errors import InputError
 from engines.metrics import decompose, summary
 from engines.request import Request
-from engines.run import Recorder, Run
+from engines.run import RUN_FILES, Recorder, Run
 from engines.scheduler import Scheduler
 from tests.driver import drive
 
@@ -100,3 +101,38 @@ def test_another_schema_version_is_refused(folder: Path) -> None:
     path.write_text(path.read_text().replace("schema_version = 1", "schema_version = 7"))
     with pytest.raises(InputError, match="run schema_version = 7: this version reads 1"):
         Run.load(folder)
+
+
+def test_tables_of_two_records_are_no_record(run: Run, folder: Path, tmp_path: Path) -> None:
+    other = drive(Scheduler(PDV), [Request(i, 10, 7, 0.3 * i) for i in range(5)]).save(tmp_path / "other")
+    (folder / "steps.parquet").write_bytes((other / "steps.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"the tables are not those that run\.toml was saved with"):
+        Run.load(folder)
+
+
+def test_a_record_from_before_the_digest_is_loaded(run: Run, folder: Path) -> None:
+    path = folder / "run.toml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("tables_sha256")))
+    assert len(path.read_text().splitlines()) == len(lines) - 1
+    assert Run.load(folder).info == run.info
+
+
+def test_a_save_that_was_killed_between_two_tables_is_completed_by_the_next_load(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.info["name"] = "second"
+    original, moved = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(target)
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.save(folder)
+    assert Run.load(folder).name == "second"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(RUN_FILES)

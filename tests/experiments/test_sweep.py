@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from calibrate.profile import Profile
+from engines.errors import InputError
 from engines.run import Run
+from experiments import predict as predicting
 from experiments import sweep as sweeping
-from experiments.cells import keep, kept
+from experiments.cells import fingerprint, keep, kept, load_runs
 from experiments.config import Experiment, Point
 from experiments.demo import Demo, Results
 from experiments.predict import AcceptanceChoice, Prediction
@@ -99,7 +103,7 @@ def test_an_interrupted_record_is_not_a_finished_cell(tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(pd.DataFrame, "to_parquet", interrupted)
+        broken.setattr(os, "fsync", interrupted)
         with pytest.raises(KeyboardInterrupt):
             keep(run, folder, "digest")
     assert kept(folder, "digest") is None
@@ -204,3 +208,78 @@ def test_a_changed_experiment_serves_its_cells_again(
     demo = Demo(changed, folder, laboratories[2])
     demo._live(demo.points[0], 1, lambda done, total: None, 0, 1)
     assert laboratories[2].served == ["baseline-c1-k4"]
+
+
+def test_a_sweep_touches_nothing_that_it_did_not_make(experiment: Experiment, tmp_path: Path) -> None:
+    """A record of the user's, with notes, in the place of a cell: refused before any other cell is simulated."""
+    settings, mine = Prediction(synthetic.profile(), INDEPENDENT), tmp_path / "pdv-c3-k4"
+    synthetic.simulated(name="mine").save(mine)
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"pdv-c3-k4'.*not written by this command; move what is there"):
+        sweeping.sweep(experiment, settings, tmp_path, jobs=1)
+    assert Run.load(mine).name == "mine"
+    assert (mine / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["pdv-c3-k4"]
+
+
+def test_notes_beside_a_cell_stay_when_it_is_made_again(experiment: Experiment, tmp_path: Path) -> None:
+    first = Prediction(synthetic.profile(), INDEPENDENT)
+    sweeping.sweep(experiment, first, tmp_path, jobs=1)
+    (tmp_path / "pdv-c1-k4" / "notes.txt").write_text("mine")
+    sweeping.sweep(experiment, Prediction(synthetic.profile(), INDEPENDENT, seed=1), tmp_path, jobs=1)
+    assert (tmp_path / "pdv-c1-k4" / "notes.txt").read_text() == "mine"
+    assert Run.load(tmp_path / "pdv-c1-k4").info["seed"] == 1
+
+
+def test_an_architecture_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "victim-c1-k4").mkdir()
+    (tmp_path / "victim-c1-k4" / "notes.txt").write_text("mine")
+    grid = {**GRID, "architectures": [{"base": "pdv", "name": "../victim"}], "concurrencies": [1]}
+    with pytest.raises(InputError, match="a name has no slashes"):
+        sweeping.sweep(Experiment.from_dict(grid), Prediction(synthetic.profile()), tmp_path / "out", jobs=1)
+    assert (tmp_path / "victim-c1-k4" / "notes.txt").exists()
+
+
+def test_all_that_decides_a_cell_is_in_its_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def described(**info: Any) -> dict[str, Any]:
+        profile = synthetic.profile()
+        profile.info |= info
+        return Prediction(profile, INDEPENDENT).describe()
+
+    assert described() == described()
+    taped = synthetic.profile()
+    taped.tapes = {0: np.array([-1, 1, 0], dtype=np.int8)}
+    other = synthetic.profile()
+    other.tapes = {0: np.array([-1, 1, 1], dtype=np.int8)}
+    changed = [described(max_context=128), described(device="another"), described(batch_buckets=[1, 8])]
+    changed += [Prediction(profile, INDEPENDENT).describe() for profile in (taped, other)]
+    digests = {fingerprint(each) for each in (described(), *changed)}
+    assert len(digests) == 1 + len(changed)
+    monkeypatch.setattr(predicting, "program", lambda: "another version")
+    assert fingerprint(described()) not in digests
+
+
+@pytest.mark.parametrize("place", ["comparison.csv", "figures", "profile", "runs/pdv-c1-k4-r2", "profile/part-2"])
+def test_a_demo_replaces_nothing_that_it_did_not_make(place: str, tmp_path: Path) -> None:
+    laboratory, mine = SimulatedLaboratory(), tmp_path / place
+    if "profile" in place:
+        synthetic.profile().save(mine)
+    elif "." in place:
+        mine.write_text("mine")
+    else:
+        mine.mkdir(parents=True)
+        (mine / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"out = .*not written by"):
+        Demo(Experiment.from_dict(GRID), tmp_path, laboratory).run()
+    assert laboratory.served == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_hidden_folders_are_no_runs_and_a_damaged_run_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b", ".b.unfinished"):
+        synthetic.simulated(name=name).save(tmp_path / name)
+    assert [run.name for run in load_runs("live", tmp_path)] == ["a", "b"]
+    (tmp_path / "b" / "spans.parquet").write_bytes(b"not a table")
+    with pytest.raises(InputError, match=rf"run = '{tmp_path}/b/spans.parquet': missing or damaged"):
+        load_runs("live", tmp_path)

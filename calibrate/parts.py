@@ -1,0 +1,69 @@
+"""Finished parts of a calibration, kept on disk until the profile is written. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from engines.errors import InputError
+from engines.files import remove_files, replaced
+
+STAMP = "settings.json"
+MARK = ".pdv-parts"  # in a folder that was made for parts, and is therefore ours to remove
+TABLES = ("stage_costs", "contention")
+_FILES = (STAMP, *(f"{name}.parquet" for name in TABLES))
+
+
+def check_parts(folder: Path) -> None:
+    """Raises InputError if something is at the place of the folder that was not made for parts."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError("out", str(folder), "unfinished parts go into a folder of this name; move what is there")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        remedy = "this folder was not made by a calibration, whose unfinished parts go there; move or rename it"
+        raise InputError("out", str(folder), remedy)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the parts, and their folder unless there is more in it. Nothing happens where there are none."""
+    check_parts(folder)
+    if folder.is_dir():
+        beside = sorted(path.name for path in folder.glob(".pdv-*") if path.name != MARK)  # left by a kill
+        remove_files(folder, (*_FILES, *beside, MARK))
+
+
+class Parts:
+    """The parts of one calibration. Parts of a calibration with other settings are removed.
+
+    folder: where they are kept; None: nowhere. Raises InputError if there is a folder that was not made for parts.
+    """
+
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        check_parts(folder)
+        text, stamp = json.dumps(settings, sort_keys=True), folder / STAMP
+        if not (stamp.is_file() and stamp.read_text() == text):
+            remove_parts(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MARK).touch()
+            with replaced(stamp) as beside:
+                beside.write_text(text)
+
+    def get(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A part that is kept, or else measured, now. name: one of TABLES."""
+        path = self.folder / f"{name}.parquet" if self.folder else None
+        if path and path.is_file():
+            try:
+                return pd.read_parquet(path)
+            except (OSError, ValueError):
+                pass  # damaged: measured again
+        table = measure()
+        if path:
+            with replaced(path) as beside:
+                table.to_parquet(beside, index=False)
+        return table

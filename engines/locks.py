@@ -1,0 +1,91 @@
+"""One process at a time writes into a folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import lock_descriptor
+
+from engines.errors import InputError
+
+LOCK = ".pdv-lock"
+_RETRY_S = 0.05
+_held: set[tuple[str, int]] = set()  # folder and thread
+
+
+@contextmanager
+def locked(folder: Path, field: str = "out", wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a folder while the block writes there; a thread that holds it already goes on. The folder is made where it
+    is missing, and removed again if it is empty after the block.
+
+    The system itself ends the lock with the process, so a killed one blocks nobody; the hidden file that it lies on
+    goes with the block. Raises InputError if another process, or thread, still holds it after `wait_s` seconds.
+    """
+    key = os.path.realpath(folder), threading.get_ident()
+    if key in _held:
+        yield
+        return
+    made = _make(folder)
+    try:
+        descriptor = _acquire(folder, field, wait_s)
+        _held.add(key)
+        try:
+            yield
+        finally:
+            _held.discard(key)
+            try:
+                with suppress(OSError):
+                    (folder / LOCK).unlink()  # while it is held, so that the file is never another's
+            finally:
+                os.close(descriptor)
+    finally:
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder; those that were missing, the innermost first."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _acquire(folder: Path, field: str, wait_s: float) -> int:
+    """The descriptor that holds the lock. A file that was unlinked between opening and locking holds nothing."""
+    path, end = folder / LOCK, time.monotonic() + wait_s
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)  # who held it may have removed it, empty
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue
+        try:
+            free = lock_descriptor(descriptor, blocking=False)
+            if free and _is_at(descriptor, path):
+                return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            remedy = f"no file can be locked there ({error.strerror}); give a folder on a local disk"
+            raise InputError(field, str(folder), remedy) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if not free:
+            if time.monotonic() >= end:
+                remedy = "another process is writing there; wait until it has ended, or give another folder"
+                raise InputError(field, str(folder), remedy)
+            time.sleep(_RETRY_S)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

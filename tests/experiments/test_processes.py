@@ -1,0 +1,135 @@
+"""A sweep that is ended from outside ends with all its processes, says so in one line, and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engines.locks import locked
+from engines.run import Run
+from experiments.cli import main
+
+ROOT = Path(__file__).parents[2]
+PROFILE = ROOT / "results" / "demo-cpu" / "profile"
+CONFIG = """
+architectures = ["pdv"]
+concurrencies = [1, 300, 400]
+[workload]
+requests = 1
+requests_per_client = 10
+output_tokens = "200"
+"""
+START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background starts its children without
+from experiments.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+def children(parent: int) -> dict[int, str]:
+    """Process numbers and command lines of the processes under one, its children's children included."""
+    found: dict[int, str] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:  # it has just ended
+            continue
+        if int(fields[1]) == parent and fields[0] != "Z":
+            found |= {int(folder.name): command, **children(int(folder.name))}
+    return found
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> float:
+    """How long it took."""
+    started = time.monotonic()
+    while not true():
+        assert time.monotonic() - started < seconds, "waited in vain"
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+def running(process: int) -> bool:
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Sweep:
+    """A sweep of a short cell and two that take minutes, under way on two processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.out = folder / "out"
+        (folder / "grid.toml").write_text(CONFIG)
+        self.arguments = ["sweep", str(folder / "grid.toml"), "-p", str(PROFILE), "--acceptance", "0.7"]
+        self.arguments += ["--extrapolate", "--jobs", "2", "--out", str(self.out)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, *self.arguments], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        wait_until(lambda: (self.out / "pdv-c1-k4" / "run.toml").exists() or self.process.poll() is not None, 60)
+        self.children = children(self.process.pid)
+        self.workers = [number for number, command in self.children.items() if "LokyProcess" in command]
+        assert len(self.workers) == 2
+
+    def ended(self) -> tuple[int, list[str]]:
+        """Exit code and lines on standard error, once every process is gone, which takes a few seconds at most."""
+        _, err = self.process.communicate(timeout=20)
+        wait_until(lambda: not any(map(running, self.children)), 10)
+        return self.process.returncode, err.splitlines()
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Iterator[Sweep]:
+    started = Sweep(tmp_path)
+    yield started
+    if started.process.poll() is None:
+        started.process.kill()
+        started.process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"), [(signal.SIGTERM, 143, "pdv: terminated"), (signal.SIGINT, 130, "pdv: interrupted")]
+)
+def test_a_sweep_ends_with_its_workers_and_keeps_its_cells(
+    number: signal.Signals, code: int, line: str, sweep: Sweep
+) -> None:
+    sweep.process.send_signal(number)
+    assert sweep.ended() == (code, [line])
+    assert [path.name for path in sweep.out.iterdir()] == ["pdv-c1-k4"]
+    assert len(Run.load(sweep.out / "pdv-c1-k4").finished) == 10
+
+
+def test_workers_end_soon_after_a_sweep_that_was_killed(sweep: Sweep) -> None:
+    sweep.process.kill()
+    code, _ = sweep.ended()  # what the system's tracker of semaphores remarks on standard error is its own
+    assert code == -signal.SIGKILL
+    with locked(sweep.out):
+        assert len(Run.load(sweep.out / "pdv-c1-k4").finished) == 10
+
+
+def test_a_second_sweep_in_the_folder_is_refused_and_killed_workers_end_the_first_with_one_line(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(sweep.out.rglob("*.parquet"))
+    assert main(sweep.arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"pdv: out = '{sweep.out}': another process is writing there; wait until it has ended")
+    assert sorted(sweep.out.rglob("*.parquet")) == before
+    for worker in sweep.workers:
+        os.kill(worker, signal.SIGKILL)
+    code, lines = sweep.ended()
+    assert code == 1
+    (line,) = lines
+    assert line.startswith("pdv: a worker process was killed; run this again to go on")
