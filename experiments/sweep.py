@@ -10,7 +10,7 @@ from joblib import Parallel, delayed
 from engines.run import Run
 from experiments.cells import fingerprint, keep, kept
 from experiments.config import Experiment, Point
-from experiments.predict import Prediction, predict
+from experiments.predict import Prediction, check, predict
 from experiments.progress import Report
 
 
@@ -30,6 +30,8 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     settings.costs()  # fitted here once, and not again in every process
     points = list(experiment.points())
+    for point in points:
+        check(point.workload, settings)
     digests = [fingerprint({**settings.describe(), **point.describe()}) for point in points]
     found = [kept(folder / point.name, digest) for point, digest in zip(points, digests, strict=True)]
     missing = [i for i, run in enumerate(found) if run is None]

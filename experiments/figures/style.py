@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from engines.architecture import ARCHITECTURES, Segment
 from engines.run import Run
+from experiments.alike import sides, union
 from experiments.cells import cell_of
 
 P = ParamSpec("P")
@@ -85,7 +86,8 @@ def canvas(columns: int, rows: int = 1, width: float = 3.6, height: float = 3.0,
 
 
 def source(runs: Sequence[Run] = (), profile_info: dict[str, Any] | None = None) -> str:
-    """Where the numbers come from: device, pair, date and draft length, as far as the records say."""
+    """Where the numbers come from: device, pair, date and draft length, as far as the records say, and what was
+    simulated otherwise than live."""
     infos = [*(run.info for run in runs if run.info.get("kind") == "live"), *([profile_info] if profile_info else [])]
     infos = infos or [run.info for run in runs]
 
@@ -100,8 +102,14 @@ def source(runs: Sequence[Run] = (), profile_info: dict[str, Any] | None = None)
         f"pair: {said('pair')}" if said("pair") else "",
         " to ".join(_first_and_last(str(info["date"])[:10] for info in infos if info.get("date"))),
         f"k = {', '.join(lengths)}" if lengths else "",
+        f"simulated otherwise than live: {', '.join(_differing(runs))}" if _differing(runs) else "",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _differing(runs: Sequence[Run]) -> tuple[str, ...]:
+    lives, simulations = ([run for run in runs if run.info.get("kind") == kind] for kind in ("live", "simulated"))
+    return union(side.differs for side in sides(lives, simulations))
 
 
 def _first_and_last(dates: Iterable[str]) -> list[str]:

@@ -61,6 +61,13 @@ BAD_WORKLOAD = {
     "trace missing": ("--trace nowhere.csv", "trace = 'nowhere.csv'"),
     "trace without a column": ("--trace no_column.csv", "GeneratedTokens"),
     "cut without a trace": ("--max-prompt 10", "max_prompt = 10"),
+    "process of a closed loop": ("--concurrency 3 --process poisson", "process = 'poisson'"),
+    "process of the loop that is closed by default": ("--process fixed", "process = 'fixed'"),
+    "cv of a closed loop": ("--concurrency 3 --cv 2", "cv = 2.0"),
+    "process of a trace": ("--trace trace.csv --process fixed", "process = 'fixed'"),
+    "cv of a trace": ("--trace trace.csv --cv 2", "cv = 2.0"),
+    "prompts of a trace": ("--trace trace.csv --prompt-tokens 64", "prompt_tokens = '64'"),
+    "outputs of a trace": ("--trace trace.csv --output-tokens 9", "output_tokens = '9'"),
     "out is a file": ("--out no_column.csv/deep", "out = 'no_column.csv/deep'"),
     "out cannot be written": ("--out /proc/nope/x", "out = '/proc/nope/x': cannot write to /proc"),
     "not a number": ("--concurrency many", "--concurrency"),
@@ -88,7 +95,17 @@ BAD_SIMULATION = {
     "k that was not measured": ("--profile profile --draft-length 7", "draft_length = 7"),
     "replay missing": ("--profile profile --replay nowhere", "nowhere"),
     "replay without an architecture": ("--profile profile --replay no_architecture", "architecture = None"),
-    "replay with a load": ("--profile profile --replay live/pdv-r1 --rate 3", "rate = '3.0'"),
+    "replay with a load": ("--profile profile --replay live/pdv-r1 --rate 3", "rate = 3.0"),
+    **{
+        f"replay with {option}": (f"--profile profile --replay live/pdv-r1 --{option} {value}", f"{name} = ")
+        for option, name, value in (
+            ("process", "process", "gamma"), ("cv", "cv", "2"), ("trace", "trace", "trace.csv"),
+            ("max-prompt", "max_prompt", "9"), ("max-output", "max_output", "9"), ("requests", "requests", "5"),
+            ("prompt-tokens", "prompt_tokens", "64"), ("output-tokens", "output_tokens", "64"),
+            ("temperature", "temperature", "0"), ("seed", "seed", "-1"), ("architecture", "architecture", "pvd"),
+        )
+    },
+    "replay of a simulated run": ("--profile profile --replay simulated/pdv", "replay = 'pdv': "),
     "slots of no device": ("--profile profile --slots auto", "slots = 'auto': a simulation has no device"),
     "replay's slots of no device": ("--profile profile --replay live/pdv-r1 --slots auto", "slots = 'auto'"),
     "no profile": ("", "--profile"),
@@ -124,6 +141,7 @@ CASES = [
 def bad_files(work: Path) -> None:
     """The broken inputs that the cases name."""
     (work / "no_column.csv").write_text("TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.97,48\n")
+    (work / "trace.csv").write_text("timestamp,prompt_tokens,output_tokens\n0,20,9\n0.5,30,8\n")
     (work / "bad.toml").write_text('architectures = ["pd"]\nconcurrencies = [0]\n')
     for name in ("other_schema", "truncated", "cut", "no_table"):
         shutil.copytree(work / "profile", work / name)
@@ -257,6 +275,21 @@ def test_settings_reach_the_record(in_work: Path, tmp_path: Path) -> None:
     assert info["workload"]["concurrency"] == 2
     assert info["jitter"] is False
     assert info["name"] == "run"
+
+
+def test_a_replay_takes_the_layout_and_the_seed_that_are_given(in_work: Path, tmp_path: Path) -> None:
+    command = f"simulate -p profile --replay live/pdv-r1 --architecture pd --slots 2 --seed 9 --out {tmp_path}/run"
+    assert main(command.split()) == 0
+    run, live = Run.load(tmp_path / "run"), Run.load(Path("live/pdv-r1"))
+    assert (run.info["architecture"]["name"], run.info["architecture"]["slots"], run.info["seed"]) == ("pd", 2, 9)
+    assert run.requests["output_tokens"].tolist() == live.requests["output_tokens"].tolist()
+
+
+def test_a_trace_takes_the_temperature_and_the_seed_that_are_given(in_work: Path, tmp_path: Path) -> None:
+    command = f"simulate -p profile --trace trace.csv --temperature 0.5 --seed 4 --out {tmp_path}/run"
+    assert main(command.split()) == 0
+    info = Run.load(tmp_path / "run").info
+    assert (info["workload"]["temperature"], info["workload"]["seed"], info["seed"]) == (0.5, 4, 4)
 
 
 def test_a_run_in_which_nothing_finished_fails_with_the_first_error(

@@ -121,9 +121,8 @@ class SimulatedLaboratory:
         if len(self.served) == self.fail_at:
             raise KeyboardInterrupt
         self.served.append(point.name)
-        count, clients = len(point.workload.requests), point.workload.concurrency
         return synthetic.live(
-            point.architecture.name, seed=len(self.served), slower=1.04, count=count, concurrency=clients
+            point.architecture.name, seed=len(self.served), slower=1.04, asked=point.workload
         )
 
     def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
