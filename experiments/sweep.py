@@ -27,11 +27,11 @@ def sweep(
 
     jobs: processes, by default one a core. Raises InputError, and whatever a simulation raises.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    settings.costs()  # fitted here once, and not again in every process
     points = list(experiment.points())
     for point in points:
         check(point.workload, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.costs()  # fitted here once, and not again in every process
     digests = [fingerprint({**settings.describe(), **point.describe()}) for point in points]
     found = [kept(folder / point.name, digest) for point, digest in zip(points, digests, strict=True)]
     missing = [i for i, run in enumerate(found) if run is None]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engines.run import Run
@@ -91,6 +93,11 @@ BAD_SIMULATION = {
     "acceptance above 1": ("--profile profile --acceptance 1.2", "acceptance = '1.2'"),
     "rising rates": ("--profile profile --acceptance 0.5,0.6", "acceptance = '0.5,0.6'"),
     "impossible spread": ("--profile profile --acceptance 0.5±0.9", "0.9"),
+    "tape of the profile too short": (
+        "--profile taped --acceptance tape -n 2 --output-tokens 11",
+        "tapes = 0: it asks for 11 output tokens and its tape has 10",
+    ),
+    "tape of fewer requests": ("--profile taped --acceptance tape --output-tokens 9", "tapes = 2: no tape of this"),
     "tape without one": ("--profile profile --acceptance tape", "acceptance = 'tape'"),
     "k that was not measured": ("--profile profile --draft-length 7", "draft_length = 7"),
     "replay missing": ("--profile profile --replay nowhere", "nowhere"),
@@ -118,6 +125,16 @@ BAD_OTHERS = {
     "table is a folder": ("compare live simulated --out live", "out = 'live'"),
     "table cannot be written": ("compare live simulated --out /proc/nope/x.csv", "out = '/proc/nope'"),
     "trace file is a folder": ("trace live/pdv-r1 --out live", "out = 'live'"),
+    "sides swapped": ("compare simulated live", "live = 'pdv': the record says kind = 'simulated'"),
+    "simulated on both sides": ("compare simulated simulated", "live = 'pdv'"),
+    "live on both sides": ("compare live live", "simulated = 'pdv-r1'"),
+    "profile of another device": ("compare live simulated --profile elsewhere", "profile device = 'another device'"),
+    "figures with sides swapped": ("figures simulated live", "live = 'pdv'"),
+    "figures of another device": ("figures live simulated --profile elsewhere", "profile device = 'another device'"),
+    "sweep with tapes too short": (
+        "sweep sweep.toml --profile taped --acceptance tape --out swept",
+        "tapes = 0: it asks for 11 output tokens and its tape has 10",
+    ),
     "tolerance below zero": ("compare live simulated --tolerance -1", "tolerance = -1.0"),
     "figures of nothing": ("figures nowhere simulated", "live = 'nowhere'"),
     "trace of nothing": ("trace nowhere", "nowhere"),
@@ -143,6 +160,13 @@ def bad_files(work: Path) -> None:
     (work / "no_column.csv").write_text("TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.97,48\n")
     (work / "trace.csv").write_text("timestamp,prompt_tokens,output_tokens\n0,20,9\n0.5,30,8\n")
     (work / "bad.toml").write_text('architectures = ["pd"]\nconcurrencies = [0]\n')
+    (work / "sweep.toml").write_text(
+        'architectures = ["pd"]\nconcurrencies = [1]\n[workload]\nrequests = 2\noutput_tokens = "11"\n'
+    )
+    made = synthetic.profile()
+    tapes = {request: np.array([-1, *[1] * 9], dtype=np.int8) for request in (0, 1)}
+    dataclasses.replace(made, tapes=tapes).save(work / "taped")
+    dataclasses.replace(made, info={**made.info, "device": "another device"}).save(work / "elsewhere")
     for name in ("other_schema", "truncated", "cut", "no_table"):
         shutil.copytree(work / "profile", work / name)
     toml = work / "other_schema" / "profile.toml"
