@@ -14,6 +14,7 @@ PARTS = [
     "admission_wait", "prefill_queue", "draft_queue", "verify_queue", "permit_wait", "stream_wait", "hand_over",
     "prefill", "draft", "verify", "contention", "thrown_away",
 ]  # fmt: skip
+DEPTHS = (1, 2, 3)  # segments at once, of device_utilisation
 QUANTILES = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
@@ -100,14 +101,28 @@ def lane_busy(run: Run) -> dict[str, float]:
 
 
 def device_utilisation(run: Run) -> dict[str, float]:
-    """Fraction of the run's duration with at least one, two, three segments under way on a device."""
-    spans = run.spans
+    """Fraction of the run's duration with at least one, two, three segments under way on a device, as
+    running_at_least_N. Where the run has several devices this is the mean over them, and each one's own is
+    running_at_least_N.device_D; one on which nothing ran counts as idle."""
+    lanes = run.info.get("architecture", {}).get("lanes", ())
+    devices = sorted({lane.get("device", 0) for lane in lanes} | set(run.spans["device"].unique().tolist())) or [0]
+    shares = {device: _running(run, run.spans[run.spans["device"] == device]) for device in devices}
+    names = [f"running_at_least_{n}" for n in DEPTHS]
+    out = dict(zip(names, np.mean(list(shares.values()), axis=0).tolist(), strict=True))
+    if len(devices) > 1:
+        for device, own in shares.items():
+            out |= {f"{name}.device_{device}": share for name, share in zip(names, own, strict=True)}
+    return out
+
+
+def _running(run: Run, spans: pd.DataFrame) -> list[float]:
+    """Fraction of the run's duration with at least as many of these spans under way as each of DEPTHS."""
     times = np.concatenate([spans["start_s"], spans["end_s"]])
     change = np.concatenate([np.ones(len(spans)), -np.ones(len(spans))])
     order = np.lexsort((change, times))
     times, depth = times[order], np.cumsum(change[order])
     held = np.diff(times, append=times[-1:])
-    return {f"running_at_least_{n}": _over_duration(float(held[depth >= n].sum()), run) for n in (1, 2, 3)}
+    return [_over_duration(float(held[depth >= n].sum()), run) for n in DEPTHS]
 
 
 def goodput(run: Run, ttft_s: float, tpot_s: float) -> float:

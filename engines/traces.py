@@ -7,6 +7,7 @@ may be a CSV file or JSON lines.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +87,8 @@ def read_trace(
     )
     info: dict[str, Any] = {"kind": "trace", "trace": path.name, "format": kind.name, "count": len(requests)}
     given = {"max_prompt": max_prompt, "max_output": max_output, "failed_left_out": failed or None}
+    asked = [(request.prompt_tokens, request.max_tokens, request.arrival_s) for request in requests]
+    info["trace_digest"] = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]  # a name alone tells no two apart
     return Workload(requests, info=info | {name: value for name, value in given.items() if value is not None})
 
 

@@ -27,7 +27,7 @@ MOST_REQUESTS = 10_000_000  # of a workload, and so of its clients
 
 __all__ = [
     "PROCESSES", "FixedLength", "Lengths", "ListedLength", "LogNormalLength", "UniformLength", "Workload",
-    "lengths_of", "make_workload", "replay", "with_prompts",
+    "lengths_of", "make_workload", "replay", "with_prompts", "with_sampling",
 ]  # fmt: skip
 
 PROCESSES = ("poisson", "gamma", "fixed")
@@ -84,8 +84,8 @@ def make_workload(
     *,
     concurrency: int | None = None,
     rate: float | None = None,
-    process: str = "poisson",
-    cv: float = 1.0,
+    process: str | None = None,
+    cv: float | None = None,
     mean_think_s: float = 0.0,
     seed: int = 0,
     temperature: float = 0.0,
@@ -94,15 +94,15 @@ def make_workload(
     """Draw `count` requests, without prompts.
 
     Give either `concurrency` (closed loop, with exponential think times of mean `mean_think_s` seconds) or `rate`
-    (open loop, requests per second, the first at 0). process: "poisson", "gamma" with coefficient of variation
-    `cv` of the gaps (above 1 is burstier than Poisson), or "fixed" gaps. Raises InputError.
+    (open loop, requests per second, the first at 0). process, of an open loop only: "poisson" (where none is given),
+    "gamma" with coefficient of variation `cv` of the gaps (above 1 is burstier than Poisson; 1 where none is given),
+    or "fixed" gaps. Raises InputError.
     """
     require_whole("count", count, 1, MOST_REQUESTS)
     require_whole("seed", seed, 0)
     if (concurrency is None) == (rate is None):
         raise InputError("concurrency, rate", (concurrency, rate), "give exactly one of them")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise InputError("temperature", temperature, "use 0 (greedy) or a positive number")
+    _require_temperature(temperature)
     prompts = prompt_lengths.tokens(_uniform(seed, _Purpose.PROMPT_LENGTH, count)).tolist()
     outputs = output_lengths.tokens(_uniform(seed, _Purpose.OUTPUT_LENGTH, count)).tolist()
     info = {
@@ -113,11 +113,15 @@ def make_workload(
     think: tuple[float, ...] = ()
     if concurrency is not None:
         require_whole("concurrency", concurrency, 1, MOST_REQUESTS)
+        for name, value in (("process", process), ("cv", cv)):
+            if value is not None:
+                raise InputError(name, value, "only an open loop (a rate) has arrivals to choose; leave it out")
         think = _think_times(_uniform(seed, _Purpose.THINK, count), mean_think_s, concurrency)
         info |= {"concurrency": concurrency, "mean_think_s": mean_think_s}
     elif rate is not None:
         if mean_think_s:
             raise InputError("mean_think_s", mean_think_s, "only the clients of a closed loop think")
+        process, cv = process or "poisson", 1.0 if cv is None else cv
         gaps = _gaps(_uniform(seed, _Purpose.ARRIVAL, count), rate, process, cv)
         gaps[0] = 0.0
         arrivals = np.cumsum(gaps).tolist()
@@ -127,6 +131,18 @@ def make_workload(
         for i, (prompt, output, arrival) in enumerate(zip(prompts, outputs, arrivals, strict=True))
     )
     return Workload(requests, concurrency, think, info)
+
+
+def with_sampling(workload: Workload, temperature: float = 0.0, seed: int = 0) -> Workload:
+    """The workload (a trace, say) with every request at this temperature and seed, from which its prompts are keyed
+    too. Raises InputError."""
+    _require_temperature(temperature)
+    require_whole("seed", seed, 0)
+    requests = tuple(
+        dataclasses.replace(request, temperature=temperature, seed=seed) for request in workload.requests
+    )
+    info = {**workload.info, "temperature": temperature, "seed": seed}
+    return dataclasses.replace(workload, requests=requests, info=info)
 
 
 def with_prompts(workload: Workload, encode: Callable[[str], Sequence[int]], seed: int = 0) -> Workload:
@@ -193,6 +209,11 @@ class _Purpose(IntEnum):
     OUTPUT_LENGTH = 1
     ARRIVAL = 2
     THINK = 3
+
+
+def _require_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise InputError("temperature", temperature, "use 0 (greedy) or a positive number")
 
 
 def _uniform(seed: int, purpose: _Purpose, count: int) -> np.ndarray:

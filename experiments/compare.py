@@ -14,23 +14,32 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from calibrate.profile import Profile
 from engines.errors import InputError
 from engines.files import replaced
 from engines.metrics import PARTS, decompose, request_times, summary
 from engines.run import Run
+from experiments.alike import Sides, by_cell, check_profile, differences, sides
 from experiments.cells import CELL_COLUMNS, Cell, cell_of
+from experiments.identity import replayed_runs
+from experiments.solo_times import with_solo_times
+from sim.costs import CostModel
 
 THROUGHPUT = "throughput_tokens_per_s"
-METRIC_COLUMNS = [*CELL_COLUMNS, "metric", "live", "spread", "repeats", "simulated", "difference", "error"]
+METRIC_COLUMNS = [
+    *CELL_COLUMNS, "metric", "live", "spread", "repeats", "simulated", "difference", "error", "differs",
+]  # fmt: skip
 PAIRED_COLUMNS = [
-    *CELL_COLUMNS, "run", "quantity", "requests", "live_mean_s", "bias_s", "bias", "mape", "pearson_r",
+    *CELL_COLUMNS, "run", "quantity", "requests", "live_mean_s", "bias_s", "bias", "mape", "pearson_r", "differs",
 ]  # fmt: skip
 
 
 @dataclass
 class Comparison:
     """metrics: one row a cell and metric (METRIC_COLUMNS; difference in the metric's own unit).
-    paired: one row a replayed live run and quantity (PAIRED_COLUMNS). unmatched: cells only one side has."""
+    paired: one row a replayed live run and quantity (PAIRED_COLUMNS). In both, differs names the settings in which
+    the simulation is not what the live run was, "seed, slots" say; empty where it is the same. unmatched: cells only
+    one side has."""
 
     metrics: pd.DataFrame
     paired: pd.DataFrame
@@ -38,7 +47,7 @@ class Comparison:
 
     def grid(self) -> pd.DataFrame:
         """One row a cell: live and simulated throughput with error and spread, and the errors of the latency's
-        median and P95, of the mean TTFT and of the mean TPOT."""
+        median and P95, of the mean TTFT and of the mean TPOT; and in which settings the two differ."""
         wide = self.metrics.pivot_table(
             index=CELL_COLUMNS, columns="metric", values=["live", "simulated", "error", "spread"], dropna=False
         )
@@ -54,6 +63,7 @@ class Comparison:
             "tpot_mean_error": ("error", "tpot_s.mean"),
         }
         found = {name: wide.get(key, np.nan) for name, key in columns.items()}
+        found["differs"] = self.metrics.groupby(CELL_COLUMNS)["differs"].first()
         return pd.DataFrame(found, index=wide.index).sort_index().reset_index()
 
     @property
@@ -86,29 +96,39 @@ def paired_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}_paired.csv")
 
 
-def compare(lives: Sequence[Run], simulations: Sequence[Run]) -> Comparison:
+def compare(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile | None = None) -> Comparison:
     """Match live and simulated runs by cell.
 
-    Several live runs of a cell are its repeats. A simulation whose info says `replays = NAME` is paired by
-    request with the live run of that name; the cell's own numbers come from simulations that replay nothing,
-    where there are any, since a closed loop has to be simulated as one.
-    Raises InputError when no cell is on both sides.
+    Several live runs of a cell are its repeats. A simulation whose info says that it `replays` a live run is paired
+    with that one by request as well; the cell's own numbers come from simulations that replay nothing, where there
+    are any, since a closed loop has to be simulated as one. profile: whose solo times make contention a part of the
+    live latencies.
+
+    Raises InputError when no cell is on both sides, and for what means nothing side by side (experiments.alike): runs
+    of the wrong kind, of another device, pair or type, that are no repeats of one another, or a replay whose live run
+    is not there.
     """
-    live_cells, simulated_cells = _by_cell(lives), _by_cell(simulations)
-    shared = [cell for cell in live_cells if cell in simulated_cells]
-    if not shared:
-        remedy = f"no cell is on both sides; live has {_cells(live_cells)}; simulated has {_cells(simulated_cells)}"
+    matched = sides(lives, simulations)
+    if not matched:
+        live, simulated = (_cells(by_cell(runs)) for runs in (lives, simulations))
+        remedy = f"no cell is on both sides; live has {live}; simulated has {simulated}"
         raise InputError("compare", f"{len(lives)} live, {len(simulations)} simulated", remedy)
-    metrics = [_metrics(cell, live_cells[cell], simulated_cells[cell]) for cell in sorted(shared)]
-    by_name = {run.name: run for run in lives}
-    pairs = [(by_name[run.info["replays"]], run) for run in simulations if run.info.get("replays") in by_name]
+    replays = [run for run in simulations if "replays" in run.info]
+    pairs = list(zip(replayed_runs(replays, lives), replays, strict=True))
     rows = [row for live, simulated in pairs for row in pair_by_request(live, simulated)]
-    unmatched = [f"{cell} (live only)" for cell in live_cells if cell not in simulated_cells]
-    unmatched += [f"{cell} (simulated only)" for cell in simulated_cells if cell not in live_cells]
+    if profile is not None:
+        costs = CostModel(profile, extrapolate=True)
+        matched = [_explained(side, profile, costs) for side in matched]
+    cells = {side.cell for side in matched}
     return Comparison(
-        pd.concat(metrics, ignore_index=True)[METRIC_COLUMNS],
+        pd.concat([_metrics(side) for side in matched], ignore_index=True)[METRIC_COLUMNS],
         pd.DataFrame(rows, columns=PAIRED_COLUMNS),
-        unmatched,
+        [
+            f"{cell} ({name} only)"
+            for name, runs in (("live", lives), ("simulated", simulations))
+            for cell in by_cell(runs)
+            if cell not in cells
+        ],
     )
 
 
@@ -129,13 +149,14 @@ def pair_by_request(live: Run, simulated: Run) -> list[dict[str, object]]:
     """One row for each of latency, TTFT and TPOT over the requests that finished in both runs.
 
     bias_s: mean of simulated - live, seconds; bias: the same over the live mean. mape: mean of
-    |simulated - live| / live. pearson_r: nan where either side does not vary.
+    |simulated - live| / live. pearson_r: nan where either side does not vary. differs: as in a Comparison.
     Raises InputError if the runs share no finished request.
     """
     times = request_times(live), request_times(simulated)
     both = times[0].merge(times[1], left_index=True, right_index=True, suffixes=(".live", ".simulated"))
     if both.empty:
         raise InputError("replays", live.name, f"no request of {simulated.name} finished in it too")
+    differs = ", ".join(differences(live, simulated))
     rows: list[dict[str, object]] = []
     for quantity in ("latency_s", "ttft_s", "tpot_s"):
         pair = both[[f"{quantity}.live", f"{quantity}.simulated"]].dropna().to_numpy(float)
@@ -154,25 +175,35 @@ def pair_by_request(live: Run, simulated: Run) -> list[dict[str, object]]:
                 "bias": difference.mean() / measured.mean(),
                 "mape": float(np.mean(np.abs(difference) / measured)),
                 "pearson_r": _correlation(measured, predicted),
+                "differs": differs,
             }
         )
     return rows
 
 
-def _metrics(cell: Cell, lives: list[Run], simulations: list[Run]) -> pd.DataFrame:
-    own = [run for run in simulations if "replays" not in run.info] or simulations
-    live = pd.DataFrame([measures(run) for run in lives])
-    simulated = pd.DataFrame([measures(run) for run in own]).mean()
-    # A lane or segment that one side never used was busy for 0 s there; its mean batch size is not defined.
+def _explained(side: Sides, profile: Profile, costs: CostModel) -> Sides:
+    """The cell with the profile's solo times in its live runs. What was simulated from a profile of another date
+    differs in it."""
+    check_profile(profile, side.lives)
+    others = {run.info.get("costs", {}).get("date") for run in side.simulations} - {profile.info["date"]}
+    differs = (*side.differs, "profile") if others else side.differs
+    return side._replace(lives=[with_solo_times(run, costs) for run in side.lives], differs=differs)
+
+
+def _metrics(side: Sides) -> pd.DataFrame:
+    live = pd.DataFrame([measures(run) for run in side.lives])
+    simulated = pd.DataFrame([measures(run) for run in side.simulations]).mean()
+    # A lane or device that one side never used was busy for 0 s there; its mean batch size is not defined.
     names = live.columns.union(simulated.index, sort=False)
-    idle = [name for name in names if name.startswith("lane_busy.")]
+    idle = [name for name in names if name.startswith("lane_busy.") or ".device_" in name]
     live, simulated = live.reindex(columns=names), simulated.reindex(names)
     live[idle], simulated[idle] = live[idle].fillna(0.0), simulated[idle].fillna(0.0)
     table = pd.DataFrame({"live": live.mean(), "spread": spread(live), "simulated": simulated})
     table["difference"] = table["simulated"] - table["live"]
     table["error"] = _ratio(table["difference"], table["live"].abs())
-    table["repeats"] = len(lives)
-    return table.rename_axis("metric").reset_index().assign(**cell._asdict())
+    table["repeats"] = len(side.lives)
+    table["differs"] = ", ".join(side.differs)
+    return table.rename_axis("metric").reset_index().assign(**side.cell._asdict())
 
 
 def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
@@ -185,13 +216,6 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def _by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
-    cells: dict[Cell, list[Run]] = {}
-    for run in runs:
-        cells.setdefault(cell_of(run), []).append(run)
-    return cells
 
 
 def _cells(cells: dict[Cell, list[Run]]) -> str:

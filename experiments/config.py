@@ -22,7 +22,7 @@ from pydantic import (
 from engines.architecture import Architecture, load_architecture
 from engines.errors import InputError, require_name
 from engines.traces import read_trace
-from engines.workload import Workload, make_workload
+from engines.workload import Workload, make_workload, with_sampling
 from experiments.cells import draft_length_label
 from experiments.options import MOST_SEED, adjusted, parse_lengths
 
@@ -44,25 +44,32 @@ def _name(value: str) -> str:
 class WorkloadConfig(_Table):
     """What each cell serves. Lengths in tokens, as `experiments.options.parse_lengths` reads them.
 
-    requests: of a cell at least; requests_per_client: for each client of a closed loop, so that busy cells reach a
-    steady state too. trace: a file that gives arrivals and lengths instead of everything else.
+    requests: of a cell at least, 32 unless told otherwise (all of a trace); requests_per_client: for each client of a
+    closed loop, so that busy cells reach a steady state too. process, cv: of the arrivals of an open loop. trace: a
+    file that gives arrivals and lengths. A setting that the load has no use for is refused.
     """
 
-    requests: PositiveInt = 32
+    requests: PositiveInt | None = None
     requests_per_client: PositiveInt = 1
     prompt_tokens: str = "64"
     output_tokens: str = "64"
-    process: Literal["poisson", "gamma", "fixed"] = "poisson"
-    cv: PositiveFloat = 1.0
+    process: Literal["poisson", "gamma", "fixed"] | None = None
+    cv: PositiveFloat | None = None
     temperature: Annotated[float, Field(ge=0)] = 0.0
     trace: str | None = None
 
     def build(self, concurrency: int | None = None, rate: float | None = None, seed: int = 0) -> Workload:
         """The workload of one cell. Raises InputError."""
         if self.trace is not None:
-            return read_trace(self.trace, limit=self.requests)
+            owned = ("requests_per_client", "prompt_tokens", "output_tokens", "process", "cv")
+            self._refuse(owned, "a trace has arrivals and lengths of its own; leave one of the two out")
+            return with_sampling(read_trace(self.trace, limit=self.requests), self.temperature, seed)
+        if concurrency is None:
+            self._refuse(("requests_per_client",), "an open loop has no clients; set requests instead")
+        else:
+            self._refuse(("process", "cv"), "a closed loop has no arrivals to choose; leave it out")
         return make_workload(
-            max(self.requests, self.requests_per_client * (concurrency or 0)),
+            max(self.requests or 32, self.requests_per_client * (concurrency or 0)),
             parse_lengths("prompt_tokens", self.prompt_tokens),
             parse_lengths("output_tokens", self.output_tokens),
             concurrency=concurrency,
@@ -72,6 +79,12 @@ class WorkloadConfig(_Table):
             seed=seed,
             temperature=self.temperature,
         )
+
+    def _refuse(self, names: tuple[str, ...], remedy: str) -> None:
+        """Raises InputError for the first of these settings that was given."""
+        for name in names:
+            if name in self.model_fields_set:
+                raise InputError(f"workload.{name}", getattr(self, name), remedy)
 
 
 class CalibrationConfig(_Table):

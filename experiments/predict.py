@@ -20,7 +20,9 @@ from engines.architecture import Architecture
 from engines.errors import InputError
 from engines.run import Run
 from engines.workload import Workload, replay
+from experiments.alike import check_kind
 from experiments.cells import fingerprint
+from experiments.identity import identity
 from experiments.progress import Report
 from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
@@ -109,7 +111,8 @@ def program() -> str:
 
 def replayed(live: Run) -> Workload:
     """The finished requests of a live run at their recorded arrivals, as an open loop. Raises InputError if no
-    request finished."""
+    request finished, or for a simulated run."""
+    check_kind("replay", [live], "live")
     workload = replay(live)
     finished = set(live.finished["request"])
     requests = tuple(request for request in workload.requests if request.id in finished)
@@ -132,6 +135,8 @@ def predict(
     live: the run whose tapes the acceptance "tape" replays (without one, the profile's). A workload that is
     `replayed(live)` is marked so that a comparison pairs the two by request. Raises InputError.
     """
+    if live is not None:
+        check_kind("live", [live], "live")
     limits = settings.profile.info if live is None else live.info
     run = simulate(
         architecture,
@@ -144,19 +149,26 @@ def predict(
         progress=progress,
     )
     if live is not None and workload.info.get("kind") == "replay":
-        run.info["replays"] = live.name
+        run.info |= {"replays": live.name, "replays_id": identity(live)}
     run.info |= info or {}
     return run
+
+
+def check(workload: Workload, settings: Prediction) -> None:
+    """Raises InputError for outputs that the profile's tapes, if they are asked for, do not hold."""
+    source = _source(settings, None)
+    if isinstance(source, sources.Tapes):
+        source.check(workload.requests, settings.profile.info["max_context"])
 
 
 def _source(settings: Prediction, live: Run | None) -> sources.AcceptanceSource:
     kind, values = settings.acceptance
     if kind == "tape":
-        tapes = settings.profile.tapes if live is None else live.tapes
-        if not tapes:
+        tapes = sources.Tapes(settings.profile.tapes) if live is None else sources.Tapes.recorded_by(live)
+        if not tapes.tapes:
             remedy = "the profile holds no tapes; use --replay, or another acceptance"
             raise InputError("acceptance", "tape", remedy)
-        return sources.Tapes(tapes)
+        return tapes
     if kind == "independent":
         return sources.Independent(*values)
     if kind == "spread":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -74,6 +74,7 @@ def comparison_report(comparison: Comparison) -> RenderableType:
         "throughput_error", "throughput_spread", "latency_median_error", "latency_p95_error", "latency_spread",
         "ttft_mean_error", "tpot_mean_error",
     ]  # fmt: skip
+    marks = _marks([*grid["differs"], *comparison.paired["differs"]])
     previous = None
     for row in grid.to_dict("records"):
         cell = Cell(*(row[column] for column in CELL_COLUMNS))
@@ -81,7 +82,7 @@ def comparison_report(comparison: Comparison) -> RenderableType:
             table.add_section()
         previous = cell.architecture
         table.add_row(
-            *_cell(cell, grid),
+            *_cell(cell, grid, marks.get(row["differs"], "")),
             f"{row['throughput_live']:.1f}", f"{row['throughput_simulated']:.1f}",
             *(_percent(row[name], signed="error" in name) for name in columns),
         )  # fmt: skip
@@ -90,7 +91,8 @@ def comparison_report(comparison: Comparison) -> RenderableType:
     table.add_row("mean |...|", "", "", "", *(_percent(means[name]) for name in columns), style="bold")
     parts: list[RenderableType] = [table]
     if not comparison.paired.empty:
-        parts.append(_paired_table(comparison, grid))
+        parts.append(_paired_table(comparison, grid, marks))
+    parts += [Text(f"{mark} simulated otherwise than live: {differs}") for differs, mark in marks.items()]
     parts += [Text(f"not compared: {cell}") for cell in comparison.unmatched]
     parts.append(Text(verdict(comparison)))
     return Group(*parts)
@@ -101,7 +103,9 @@ def verdict(comparison: Comparison) -> str:
     spread = comparison.grid()["throughput_spread"].mean()
     against = f"; the live repeats themselves spread {spread:.1%} on average" if not math.isnan(spread) else ""
     cells = len(comparison.grid())
-    return f"mean absolute throughput error over {cells} cells: {comparison.throughput_error:.1%}{against}"
+    error = f"mean absolute throughput error over {cells} cells: {comparison.throughput_error:.1%}{against}"
+    others = int((comparison.grid()["differs"] != "").sum())
+    return f"{error}; {others} of them simulated with other settings than live" if others else error
 
 
 def write_report(comparison: Comparison, path: Path) -> Path:
@@ -111,20 +115,25 @@ def write_report(comparison: Comparison, path: Path) -> Path:
     return path
 
 
-def _paired_table(comparison: Comparison, grid: pd.DataFrame) -> Table:
+def _marks(differs: Iterable[str]) -> dict[str, str]:
+    """A mark for each combination of settings that differ somewhere."""
+    return {names: f"({i})" for i, names in enumerate(dict.fromkeys(filter(None, differs)), 1)}
+
+
+def _paired_table(comparison: Comparison, grid: pd.DataFrame, marks: Mapping[str, str]) -> Table:
     table = _table("request by request, where the simulation replays the live arrivals")
     table.caption = "means over the cell's replayed runs; MAPE: mean of |simulated - live| / live; r: Pearson"
     for quantity in ("latency", "TTFT"):
         for heading in ("bias", "MAPE", "r"):
             table.add_column(f"{quantity}\n{heading}", justify="right")
-    for _, rows in comparison.paired.groupby(CELL_COLUMNS):
+    for _, rows in comparison.paired.groupby([*CELL_COLUMNS, "differs"]):
         cell = Cell(*rows[CELL_COLUMNS].iloc[0])
         means = rows.groupby("quantity")[["bias", "mape", "pearson_r"]].mean().to_dict("index")
         shown = []
         for quantity in ("latency_s", "ttft_s"):
             bias, mape, r = means[quantity].values()
             shown += [_percent(bias, signed=True), _percent(mape), "-" if math.isnan(r) else f"{r:.2f}"]
-        table.add_row(*_cell(cell, grid), *shown)
+        table.add_row(*_cell(cell, grid, marks.get(rows["differs"].iloc[0], "")), *shown)
     return table
 
 
@@ -139,9 +148,11 @@ def _table(title: str) -> Table:
     return table
 
 
-def _cell(cell: Cell, grid: pd.DataFrame) -> tuple[str, str]:
-    """Architecture and load in short; the draft length is named where cells differ in it."""
+def _cell(cell: Cell, grid: pd.DataFrame, mark: str) -> tuple[str, str]:
+    """Architecture and load in short; the draft length is named where cells differ in it, and the mark of what the
+    two sides differ in follows."""
     name = cell.architecture if grid["draft_length"].nunique() == 1 else f"{cell.architecture}, k {cell.draft_length}"
+    name = f"{name} {mark}" if mark else name
     unit = {"concurrency": "clients" if cell.level != 1 else "client", "rate": "/s", "trace": "requests"}[cell.load]
     return name, f"{cell.level:g} {unit}"
 

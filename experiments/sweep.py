@@ -15,7 +15,7 @@ from engines.locks import locked
 from engines.run import Run
 from experiments.cells import cell_folder, fingerprint, keep, kept
 from experiments.config import Experiment, Point
-from experiments.predict import Prediction, predict
+from experiments.predict import Prediction, check, predict
 from experiments.processes import WorkerLostError, end_with
 from experiments.progress import Report
 
@@ -36,6 +36,8 @@ def sweep(
     What is finished by then stays.
     """
     points = list(experiment.points())
+    for point in points:
+        check(point.workload, settings)
     folders = [cell_folder(folder, point.name) for point in points]
     with locked(folder):
         settings.costs()  # fitted here once, and not again in every process

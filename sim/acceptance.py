@@ -7,7 +7,7 @@ request, position), so draft length, lane and batch never change what is right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from scipy.special import betaincinv
 
 from engines.errors import InputError
 from engines.request import Request
+from engines.run import Run
 
 UNKNOWN = -1
 _DRAFTS, _ALPHA = 0, 1  # purposes that randomness is keyed by
@@ -45,21 +46,45 @@ class AcceptanceSource(Protocol):
 
 @dataclass(frozen=True)
 class Tapes:
-    """Recorded bits, replayed. A request ends where its tape does.
+    """Recorded bits, replayed.
 
     unknown: probability that a draft at a position the tape does not know (-1) is right; drawn, so 0 counts all
-    of them wrong and 1 all right. Raises InputError for a request without a tape.
+    of them wrong and 1 all right. ended: the requests whose output ended by itself where their tape does, so that it
+    ends there again; what is asked of any other has to be on its tape. Raises InputError for a request without one.
     """
 
     tapes: Mapping[int, np.ndarray]
     unknown: float = 0.0
+    ended: frozenset[int] = frozenset()
 
-    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
+    @staticmethod
+    def recorded_by(run: Run) -> Tapes:
+        """The tapes of a run, which says itself where an output ended at a stop token."""
+        stopped = run.finished["finish_reason"] == "stop"
+        return Tapes(run.tapes, ended=frozenset(run.finished.loc[stopped, "request"].tolist()))
+
+    def check(self, requests: Iterable[Request], max_context: int | None = None) -> None:
+        """Raises InputError for the first of the requests whose output, cut to max_context tokens with its prompt, is
+        not on a tape. One whose prompt leaves no room for output needs none."""
+        for request in requests:
+            tokens = request.max_tokens
+            if max_context is not None:
+                tokens = min(tokens, max_context - request.prompt_tokens)
+            known = len(self._tape(request)) if tokens > 0 else 0
+            if known < tokens and request.id not in self.ended:
+                remedy = f"it asks for {tokens} output tokens and its tape has {known}: ask for {known} at most, or "
+                raise InputError("tapes", request.id, remedy + "choose an acceptance that is drawn (profile, or 0.8)")
+
+    def _tape(self, request: Request) -> np.ndarray:
         tape = self.tapes.get(request.id)
         if tape is None:
             raise InputError("tapes", request.id, "no tape of this request; replay the run that recorded the tapes")
         if len(tape) == 0:
             raise InputError("tapes", request.id, "the tape is empty: the request had no output in the recorded run")
+        return tape
+
+    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
+        tape = self._tape(request)
         right = np.asarray(tape) == 1
         if self.unknown > 0:
             right |= (np.asarray(tape) == UNKNOWN) & (_uniform(seed, request, len(tape)) < self.unknown)

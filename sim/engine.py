@@ -24,7 +24,7 @@ from engines.run import Recorder, Run, SegmentTime
 from engines.scheduler import QueueFullError, Scheduler
 from engines.work import Outcome, Work
 from engines.workload import Workload
-from sim.acceptance import AcceptanceSource, RequestAcceptance
+from sim.acceptance import AcceptanceSource, RequestAcceptance, Tapes
 from sim.costs import CostModel, Costs
 from sim.gpu import Gpu
 from sim.population import Population
@@ -52,9 +52,12 @@ def simulate(
     (False: its mean). max_context: tokens of prompt and output together; longer outputs are cut, and prompts that
     leave no room are rejected. info: more plain values for run.toml.
 
-    The same arguments give the same record, byte for byte. Raises InputError from the costs for work outside the
-    measured range, and AssertionError if Little's law does not hold over the run.
+    The same arguments give the same record, byte for byte. Raises InputError for tapes that are shorter than the
+    outputs asked for, before anything runs, and from the costs for work outside the measured range. Raises
+    AssertionError if Little's law does not hold over the run.
     """
+    if isinstance(acceptance, Tapes):
+        acceptance.check(workload.requests, max_context)
     model = CostModel(costs) if isinstance(costs, Profile) else costs
     engine = _Engine(architecture, workload, model, acceptance, seed, jitter, max_context, progress)
     engine.run()
@@ -180,7 +183,7 @@ class _Engine:
         known, position = self._known[state.id], state.emitted
         matched = min(known.matches[position], draft_length)
         left = known.output_tokens - position
-        stops = left <= matched + 1 and known.output_tokens < state.request.max_tokens
+        stops = left <= matched + 1 and known.output_tokens < state.max_tokens
         return Emission(matched, left if stops else None)
 
     # --- the life of a request --------------------------------------------------------------------------

@@ -1,7 +1,12 @@
-"""Options that several commands share, and the workload and architecture that they describe."""
+"""Options that several commands share, and the workload and architecture that they describe.
+
+None means not given, so that an option which does not apply can be refused; what then holds is resolved here.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +15,20 @@ import typer
 from engines.architecture import Architecture, load_architecture
 from engines.errors import InputError
 from engines.traces import read_trace
-from engines.workload import PROCESSES, Workload, make_workload
+from engines.workload import PROCESSES, Workload, make_workload, with_sampling
 from experiments.options import MOST_SEED, adjusted, at_least, parse_lengths, parse_slots, positive
 
 LAYOUT, LOAD = "Architecture", "Workload"
+DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"
+ARRIVALS, LENGTHS = ("process", "cv"), ("prompt_tokens", "output_tokens")
 
 ArchitectureOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--architecture", "-a", help="baseline, pd, pdv, or a .toml file that describes one.", rich_help_panel=LAYOUT
+        "--architecture", "-a", help="baseline, pd, pdv, or a .toml file that describes one \\[default: pdv].",
+        rich_help_panel=LAYOUT,
     ),
-]
+]  # fmt: skip
 DraftLengthOption = Annotated[
     str | None,
     typer.Option(help="Draft length k: 4 (fixed), 2-8 or adaptive (follows acceptance).", rich_help_panel=LAYOUT),
@@ -58,9 +66,15 @@ RateOption = Annotated[
     float | None, typer.Option("--rate", "-r", help="Open loop: arrivals per second.", rich_help_panel=LOAD)
 ]
 ProcessOption = Annotated[
-    str, typer.Option(help="Arrivals of the open loop: poisson, gamma or fixed.", rich_help_panel=LOAD)
+    str | None,
+    typer.Option(
+        help="Arrivals of the open loop: poisson, gamma or fixed \\[default: poisson].", rich_help_panel=LOAD
+    ),
 ]
-CvOption = Annotated[float, typer.Option(help="Coefficient of variation of gamma arrivals.", rich_help_panel=LOAD)]
+CvOption = Annotated[
+    float | None,
+    typer.Option(help="Coefficient of variation of gamma arrivals \\[default: 1].", rich_help_panel=LOAD),
+]
 TraceOption = Annotated[
     Path | None,
     typer.Option("--trace", help="Arrivals and lengths from a trace (.csv or .jsonl).", rich_help_panel=LOAD),
@@ -78,17 +92,49 @@ RequestsOption = Annotated[
     ),
 ]
 PromptOption = Annotated[
-    str, typer.Option(help="Prompt length in tokens: 64, 16-96 or 64~0.5[16-256].", rich_help_panel=LOAD)
+    str | None,
+    typer.Option(help="Prompt length in tokens: 64, 16-96 or 64~0.5[16-256] \\[default: 64].", rich_help_panel=LOAD),
 ]
 OutputOption = Annotated[
-    str, typer.Option(help="Output length in tokens, written the same way.", rich_help_panel=LOAD)
+    str | None,
+    typer.Option(help="Output length in tokens, written the same way \\[default: 64].", rich_help_panel=LOAD),
 ]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy; above 0 samples.", rich_help_panel=LOAD)]
-SeedOption = Annotated[int, typer.Option(help="Same seed, same workload.", rich_help_panel=LOAD)]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="0 is greedy; above 0 samples \\[default: 0].", rich_help_panel=LOAD)
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(help="Same seed, same workload and simulated durations \\[default: 0].", rich_help_panel=LOAD),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What the options of the workload say; None where one was not given."""
+
+    concurrency: int | None = None
+    rate: float | None = None
+    process: str | None = None
+    cv: float | None = None
+    trace: Path | None = None
+    max_prompt: int | None = None
+    max_output: int | None = None
+    requests: int | None = None
+    prompt_tokens: str | None = None
+    output_tokens: str | None = None
+    temperature: float | None = None
+    seed: int | None = None
+
+    def refuse(self, names: Iterable[str], remedy: str) -> None:
+        """Raises InputError for the first of these options that was given."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                raise InputError(name, str(value) if isinstance(value, Path) else value, remedy)
 
 
 def chosen_architecture(
-    name: str,
+    base: str | Architecture | None,
     draft_length: str | None,
     batch_limit: str | None,
     workers: int | None,
@@ -96,9 +142,11 @@ def chosen_architecture(
     permits: int | None,
     hybrid: int | None,
 ) -> Architecture:
-    """The architecture that the options describe. Raises InputError."""
+    """The architecture that the options describe, by its name or as they change a given one. Raises InputError."""
+    if not isinstance(base, Architecture):
+        base = load_architecture(DEFAULT_ARCHITECTURE if base is None else base)
     return adjusted(
-        load_architecture(name),
+        base,
         draft_length=draft_length,
         batch_limit=batch_limit,
         workers=workers,
@@ -108,50 +156,53 @@ def chosen_architecture(
     )
 
 
-def chosen_workload(
-    concurrency: int | None,
-    rate: float | None,
-    process: str,
-    cv: float,
-    trace: Path | None,
-    max_prompt: int | None,
-    max_output: int | None,
-    requests: int | None,
-    prompt_tokens: str,
-    output_tokens: str,
-    temperature: float,
-    seed: int,
-) -> Workload:
-    """The workload that the options describe; without any load, a closed loop of 4 clients. Raises InputError."""
-    given = {"concurrency": concurrency, "rate": rate, "trace": trace}
+def chosen_workload(load: Load) -> Workload:
+    """The workload that the options describe; without any load, a closed loop of 4 clients. Raises InputError, also
+    for options that the load has no use for."""
+    given = {"concurrency": load.concurrency, "rate": load.rate, "trace": load.trace}
     loads = {name: str(value) for name, value in given.items() if value is not None}
     if len(loads) > 1:
         raise InputError(", ".join(loads), ", ".join(loads.values()), "give one of them, since each is a load")
-    for name, value in (("max_prompt", max_prompt), ("max_output", max_output)):
-        at_least(name, value, 1)
-        if value is not None and trace is None:
-            raise InputError(name, value, "only a --trace is cut; choose --prompt-tokens and --output-tokens instead")
-    at_least("requests", requests, 1)
-    at_least("concurrency", concurrency, 1)
-    positive("rate", rate)
-    positive("cv", cv)
-    at_least("temperature", temperature, 0)
-    at_least("seed", seed, 0)
-    if seed > MOST_SEED:
-        raise InputError("seed", seed, f"use {MOST_SEED} at most")
-    if process not in PROCESSES:
-        raise InputError("process", process, f"use {', '.join(PROCESSES)}")
-    prompts, outputs = parse_lengths("prompt_tokens", prompt_tokens), parse_lengths("output_tokens", output_tokens)
-    if trace is not None:
-        return read_trace(trace, requests, max_prompt, max_output)
+    _check(load)
+    if load.trace is not None:
+        load.refuse(ARRIVALS, "a --trace has arrivals of its own; leave one of the two out")
+        load.refuse(LENGTHS, "a --trace has lengths of its own, which --max-prompt and --max-output cut")
+        trace = read_trace(load.trace, load.requests, load.max_prompt, load.max_output)
+        return with_sampling(trace, load.temperature or 0.0, load.seed or 0)
+    load.refuse(("max_prompt", "max_output"), "only a --trace is cut; choose --prompt-tokens and --output-tokens")
+    if load.rate is None:
+        load.refuse(ARRIVALS, "a closed loop has no arrivals to choose; give a --rate, or leave it out")
     return make_workload(
-        requests or 32,
-        prompts,
-        outputs,
-        concurrency=concurrency if concurrency or rate else 4,
-        rate=rate,
-        process=process,
-        cv=cv,
-        seed=seed,
-        temperature=temperature,
+        load.requests or DEFAULT_REQUESTS,
+        parse_lengths("prompt_tokens", load.prompt_tokens or DEFAULT_TOKENS),
+        parse_lengths("output_tokens", load.output_tokens or DEFAULT_TOKENS),
+        concurrency=(load.concurrency or DEFAULT_CLIENTS) if load.rate is None else None,
+        rate=load.rate,
+        process=load.process,
+        cv=load.cv,
+        seed=load.seed or 0,
+        temperature=load.temperature or 0.0,
     )
+
+
+def check_seed(seed: int | None) -> None:
+    """Raises InputError unless the seed is left out or one that all generators take."""
+    at_least("seed", seed, 0)
+    if seed is not None and seed > MOST_SEED:
+        raise InputError("seed", seed, f"use {MOST_SEED} at most")
+
+
+def _check(load: Load) -> None:
+    """Raises InputError for the first value that means nothing, whatever the load."""
+    for name in ("max_prompt", "max_output", "requests", "concurrency"):
+        at_least(name, getattr(load, name), 1)
+    positive("rate", load.rate)
+    positive("cv", load.cv)
+    at_least("temperature", load.temperature, 0)
+    check_seed(load.seed)
+    if load.process is not None and load.process not in PROCESSES:
+        raise InputError("process", load.process, f"use {', '.join(PROCESSES)}")
+    for name in LENGTHS:
+        text = getattr(load, name)
+        if text is not None:
+            parse_lengths(name, text)

@@ -13,8 +13,6 @@ from experiments.cells import load_runs
 from experiments.options import at_least
 from experiments.outputs import check_file, check_table
 from experiments.report import comparison_report, results_console
-from experiments.solo_times import with_solo_times
-from sim.costs import CostModel
 
 
 def compare(
@@ -32,7 +30,11 @@ def compare(
     """Compare simulated runs with live ones, cell by cell (architecture, load, draft length).
 
     Errors are signed, (simulated - live) / live; the spread of the live repeats stands beside them. Simulations
-    made with --replay are compared request by request as well.
+    made with --replay are compared request by request as well, with the very run that they replay.
+
+    Refused are runs of the wrong kind, of another device, pair or data type, and live runs of a cell that are no
+    repeats of one another. Where a simulation has other settings than the live run (seed, lengths, slots, batch
+    limits, ...), the tables name them in `differs`.
 
     Example: pdv compare runs simulated --profile profile --tolerance 0.1 --out comparison.csv
     """
@@ -41,10 +43,7 @@ def compare(
         check_file("out", out)
         check_table("out", comparing.paired_path(out), ("run", "quantity"))
     lives, simulations = load_runs("live", live), load_runs("simulated", simulated)
-    if profile is not None:
-        costs = CostModel(Profile.load(profile), extrapolate=True)
-        lives = [with_solo_times(run, costs) for run in lives]
-    comparison = comparing.compare(lives, simulations)
+    comparison = comparing.compare(lives, simulations, Profile.load(profile) if profile is not None else None)
     results_console().print(comparison_report(comparison))
     if out is not None:
         for path in comparison.save(out):

@@ -16,6 +16,7 @@ from experiments.commands.arguments import (
     CvOption,
     DraftLengthOption,
     HybridOption,
+    Load,
     MaxOutputOption,
     MaxPromptOption,
     OutputOption,
@@ -41,7 +42,7 @@ LIVE = "Live engine"
 
 
 def run(
-    architecture: ArchitectureOption = "pdv",
+    architecture: ArchitectureOption = None,
     pair: Annotated[
         str, typer.Option(help="`embedded`, or a folder with target/ and draft/ in it.", rich_help_panel=LIVE)
     ] = "embedded",
@@ -66,16 +67,16 @@ def run(
     ] = None,
     concurrency: ConcurrencyOption = None,
     rate: RateOption = None,
-    process: ProcessOption = "poisson",
-    cv: CvOption = 1.0,
+    process: ProcessOption = None,
+    cv: CvOption = None,
     trace: TraceOption = None,
     max_prompt: MaxPromptOption = None,
     max_output: MaxOutputOption = None,
     requests: RequestsOption = None,
-    prompt_tokens: PromptOption = "64",
-    output_tokens: OutputOption = "64",
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = 0,
+    prompt_tokens: PromptOption = None,
+    output_tokens: OutputOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
     draft_length: DraftLengthOption = None,
     batch_limit: BatchLimitOption = None,
     workers: WorkersOption = None,
@@ -94,20 +95,12 @@ def run(
     """
     number = None if slots == AUTO else slots
     layout = chosen_architecture(architecture, draft_length, batch_limit, workers, number, permits, hybrid)
-    workload = chosen_workload(
-        concurrency,
-        rate,
-        process,
-        cv,
-        trace,
-        max_prompt,
-        max_output,
-        requests,
-        prompt_tokens,
-        output_tokens,
-        temperature,
-        seed,
-    )
+    load = Load(
+        concurrency=concurrency, rate=rate, process=process, cv=cv, trace=trace, max_prompt=max_prompt,
+        max_output=max_output, requests=requests, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
+        temperature=temperature, seed=seed,
+    )  # fmt: skip
+    workload = chosen_workload(load)
     at_least("max_context", max_context, 8)
     at_least("reserve_gib", reserve_gib, 0)
     shortest = min(request.prompt_tokens for request in workload.requests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,6 @@ import typer
 
 from calibrate.profile import Profile
 from engines.architecture import Architecture
-from engines.errors import InputError
 from engines.locks import locked
 from engines.run import Run
 from experiments.commands.arguments import (
@@ -19,6 +19,7 @@ from experiments.commands.arguments import (
     CvOption,
     DraftLengthOption,
     HybridOption,
+    Load,
     MaxOutputOption,
     MaxPromptOption,
     OutputOption,
@@ -32,25 +33,27 @@ from experiments.commands.arguments import (
     TemperatureOption,
     TraceOption,
     WorkersOption,
+    check_seed,
     chosen_architecture,
     chosen_workload,
 )
 from experiments.commands.outcome import conclude
-from experiments.options import adjusted, parse_slots
 from experiments.outputs import check_record
 from experiments.predict import Prediction, parse_acceptance, predict, replayed
 from experiments.progress import bar
 
 MODEL = "Prediction"
+REPLAYED = [field.name for field in dataclasses.fields(Load) if field.name != "seed"]  # the live run has these
 
 
 def simulate(
     profile: Annotated[Path, typer.Option("--profile", "-p", help="Folder that `pdv calibrate` wrote.")],
-    architecture: ArchitectureOption = "pdv",
+    architecture: ArchitectureOption = None,
     replay: Annotated[
         Path | None,
         typer.Option(
-            help="Live run to repeat: its architecture, arrivals, lengths and tape. Settings given here change it.",
+            help="Live run to repeat: its architecture, arrivals, lengths and tape. Settings of the architecture "
+            "that are given change it, those of the workload are refused; --seed draws the durations.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -74,16 +77,16 @@ def simulate(
     ] = False,
     concurrency: ConcurrencyOption = None,
     rate: RateOption = None,
-    process: ProcessOption = "poisson",
-    cv: CvOption = 1.0,
+    process: ProcessOption = None,
+    cv: CvOption = None,
     trace: TraceOption = None,
     max_prompt: MaxPromptOption = None,
     max_output: MaxOutputOption = None,
     requests: RequestsOption = None,
-    prompt_tokens: PromptOption = "64",
-    output_tokens: OutputOption = "64",
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = 0,
+    prompt_tokens: PromptOption = None,
+    output_tokens: OutputOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
     draft_length: DraftLengthOption = None,
     batch_limit: BatchLimitOption = None,
     workers: WorkersOption = None,
@@ -99,38 +102,29 @@ def simulate(
 
     Example: pdv simulate --profile profile --architecture pdv --concurrency 5 --acceptance 0.8 --out simulated/pdv-c5
     """
-    chosen = parse_acceptance(acceptance or ("tape" if replay else "profile"))
+    if acceptance is None:
+        acceptance = "profile" if replay is None else "tape"
+    chosen = parse_acceptance(acceptance)
+    load = Load(
+        concurrency=concurrency, rate=rate, process=process, cv=cv, trace=trace, max_prompt=max_prompt,
+        max_output=max_output, requests=requests, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
+        temperature=temperature, seed=seed,
+    )  # fmt: skip
+    limits = (draft_length, batch_limit, workers, slots, permits, hybrid)
     live = Run.load(replay) if replay is not None else None
     if live is not None:
-        load = {"concurrency": concurrency, "rate": rate, "trace": trace}
-        for name, value in load.items():
-            if value is not None:
-                raise InputError(name, str(value), "a replay has the live run's load; leave one of them out")
-        layout = adjusted(
-            Architecture.from_dict(live.info["architecture"]), draft_length=draft_length, batch_limit=batch_limit,
-            workers=workers, slots=parse_slots(slots), permits=permits, hybrid=hybrid,
-        )  # fmt: skip
+        load.refuse(REPLAYED, "a replay asks what the live run was asked, when it was; leave one of the two out")
+        check_seed(seed)
         workload = replayed(live)
+        recorded = Architecture.from_dict(live.info["architecture"]) if architecture is None else None
+        layout = chosen_architecture(recorded or architecture, *limits)
     else:
-        layout = chosen_architecture(architecture, draft_length, batch_limit, workers, slots, permits, hybrid)
-        workload = chosen_workload(
-            concurrency,
-            rate,
-            process,
-            cv,
-            trace,
-            max_prompt,
-            max_output,
-            requests,
-            prompt_tokens,
-            output_tokens,
-            temperature,
-            seed,
-        )
+        layout = chosen_architecture(architecture, *limits)
+        workload = chosen_workload(load)
     check_record("out", out)
     settings = Prediction(
         Profile.load(profile), chosen, extrapolate=extrapolate, jitter=not no_jitter, contention=not no_contention,
-        seed=seed,
+        seed=seed or 0,
     )  # fmt: skip
     with locked(out):
         with bar(f"{layout.name}, simulated") as progress:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from calibrate.profile import Profile
 from engines.run import Run
+from experiments.alike import check_profile, sides
 from experiments.cells import cell_of
 from experiments.figures.acceptance import acceptance
 from experiments.figures.calibration import contention, stage_costs
@@ -30,9 +31,12 @@ __all__ = [
 
 def draw_all(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile | None, folder: Path) -> list[Path]:
     """Every figure that the given runs and profile allow. A timeline is drawn for each architecture, at its
-    busiest load, from the first live run and the simulation that belongs to it."""
+    busiest load, from the first live run and the simulation that belongs to it. Raises InputError for runs that mean
+    nothing side by side (experiments.alike), and for a profile of another device or pair."""
+    sides(lives, simulations)
     paths: list[Path] = []
     if profile is not None:
+        check_profile(profile, lives)
         costs = CostModel(profile, extrapolate=True)
         lives = [with_solo_times(run, costs) for run in lives]
         paths += stage_costs(profile, costs, folder)

@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from engines.architecture import ARCHITECTURES, Segment
 from engines.files import replaced
 from engines.run import Run
+from experiments.alike import sides, union
 from experiments.cells import cell_of
 
 COLUMN, PAGE = 3.4, 7.0
@@ -145,7 +146,8 @@ def level_axis(panel: Axes, levels: Sequence[float]) -> None:
 
 
 def source(runs: Sequence[Run] = (), profile_info: dict[str, Any] | None = None) -> str:
-    """Where the numbers come from: device, pair, date and draft length, as far as the records say."""
+    """Where the numbers come from: device, pair, date and draft length, as far as the records say, and what was
+    simulated otherwise than live."""
     infos = [*(run.info for run in runs if run.info.get("kind") == "live"), *([profile_info] if profile_info else [])]
     infos = infos or [run.info for run in runs]
 
@@ -160,8 +162,14 @@ def source(runs: Sequence[Run] = (), profile_info: dict[str, Any] | None = None)
         f"pair: {said('pair')}" if said("pair") else "",
         " to ".join(_first_and_last(str(info["date"])[:10] for info in infos if info.get("date"))),
         f"k = {', '.join(lengths)}" if lengths else "",
+        f"simulated otherwise than live: {', '.join(_differing(runs))}" if _differing(runs) else "",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _differing(runs: Sequence[Run]) -> tuple[str, ...]:
+    lives, simulations = ([run for run in runs if run.info.get("kind") == kind] for kind in ("live", "simulated"))
+    return union(side.differs for side in sides(lives, simulations))
 
 
 def _first_and_last(dates: Iterable[str]) -> list[str]:

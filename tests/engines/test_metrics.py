@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -107,6 +109,27 @@ def test_busy_lanes_and_devices_by_hand() -> None:
     assert lane_busy(run) == pytest.approx(busy)
     expected = {"running_at_least_1": 2.8 / 3, "running_at_least_2": 2 / 3, "running_at_least_3": 0.0}
     assert device_utilisation(run) == pytest.approx(expected)
+
+
+def test_devices_are_counted_apart() -> None:
+    """Two stages at once, each alone on its device, are not two stages on a device."""
+    run = run_by_hand()
+    parted = run.spans.assign(device=(run.spans["segment"] == Segment.VERIFY).astype(int))
+    one, two, three = (f"running_at_least_{n}" for n in (1, 2, 3))
+    expected = {
+        one: (2.8 / 3 + 1 / 3) / 2, two: 0.5 / 3, three: 0.0,
+        f"{one}.device_0": 2.8 / 3, f"{two}.device_0": 1.0 / 3, f"{three}.device_0": 0.0,
+        f"{one}.device_1": 1 / 3, f"{two}.device_1": 0.0, f"{three}.device_1": 0.0,
+    }  # fmt: skip
+    assert device_utilisation(dataclasses.replace(run, spans=parted)) == pytest.approx(expected)
+
+
+def test_a_device_on_which_nothing_ran_counts_as_idle() -> None:
+    run = run_by_hand()
+    lanes = [{"name": "decode", "device": 0}, {"name": "prefill", "device": 1}]
+    shares = device_utilisation(dataclasses.replace(run, info={"architecture": {"lanes": lanes}}))
+    assert shares["running_at_least_1"] == pytest.approx(2.8 / 3 / 2)
+    assert shares["running_at_least_1.device_1"] == 0.0
 
 
 def test_waits_between_groups_of_tokens_by_hand() -> None:

@@ -16,7 +16,7 @@ from engines.lengths import FixedLength, Lengths, ListedLength, LogNormalLength,
 from engines.request import Request
 from engines.run import Run
 from engines.scheduler import Scheduler
-from engines.workload import Workload, lengths_of, make_workload, replay, with_prompts
+from engines.workload import Workload, lengths_of, make_workload, replay, with_prompts, with_sampling
 from tests.driver import drive
 
 MANY = 20_000
@@ -153,6 +153,16 @@ def test_a_prompt_longer_than_any_file_is_named() -> None:
         with_prompts(workload, str.encode)
 
 
+def test_a_trace_takes_the_temperature_and_the_seed_that_are_asked_for() -> None:
+    trace = Workload((Request(0, 5, 50, 0.0), Request(1, 6, 60, 1.0)), info={"kind": "trace"})
+    sampled = with_sampling(trace, temperature=0.7, seed=3)
+    assert [(r.temperature, r.seed, r.arrival_s) for r in sampled.requests] == [(0.7, 3, 0.0), (0.7, 3, 1.0)]
+    assert sampled.info == {"kind": "trace", "temperature": 0.7, "seed": 3}
+    for wrong in ({"temperature": -1.0}, {"seed": -1}):
+        with pytest.raises(InputError):
+            with_sampling(trace, **wrong)
+
+
 def test_a_replay_asks_what_was_asked_when_it_was_asked() -> None:
     requests = [Request(7, 10, 6, 1.5), Request(3, 20, 9, 0.5), Request(5, 30, 4, 0.5)]
     recorded = drive(Scheduler(PDV), requests, cancel=[(2.0, 7)])
@@ -186,6 +196,8 @@ def test_a_replay_of_a_run_without_requests_is_refused() -> None:
         ("mean_think_s", {"mean_think_s": 1.0}),  # nobody thinks in an open loop
         ("mean_think_s", {"rate": None, "concurrency": 2, "mean_think_s": -1.0}),
         ("concurrency", {"rate": None, "concurrency": 0}),
+        ("process", {"rate": None, "concurrency": 2, "process": "poisson"}),
+        ("cv", {"rate": None, "concurrency": 2, "cv": 2.0}),
         ("concurrency, rate", {"rate": None}),
         ("concurrency, rate", {"concurrency": 3}),
     ],

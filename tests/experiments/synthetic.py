@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from calibrate.profile import ACCEPTANCE_COLUMNS, CONTENTION_COLUMNS, HOST_COLUMNS, STAGE_COST_COLUMNS, Profile
-from engines.architecture import ARCHITECTURES, Segment, Step
+from engines.architecture import ARCHITECTURES, Architecture, Segment, Step
 from engines.run import Run
 from engines.workload import UniformLength, Workload, make_workload
 from sim.acceptance import Independent
@@ -67,17 +67,47 @@ def workload(count: int = 12, concurrency: int | None = 3, rate: float | None = 
     return make_workload(count, lengths, lengths, concurrency=None if rate else concurrency, rate=rate, seed=seed)
 
 
-def simulated(architecture: str = "pdv", slower: float = 1.0, name: str = "", seed: int = 0, **load: Any) -> Run:
-    """A simulated run; alpha is 0.7."""
-    layout = ARCHITECTURES[architecture]
+def simulated(
+    architecture: str | Architecture = "pdv",
+    slower: float = 1.0,
+    name: str = "",
+    seed: int = 0,
+    asked: Workload | None = None,
+    **load: Any,
+) -> Run:
+    """A simulated run of a workload, by default `workload(**load)`; alpha is 0.7."""
+    layout = ARCHITECTURES[architecture] if isinstance(architecture, str) else architecture
     return simulate(
-        layout, workload(**load), profile(slower), Independent(0.7), seed=seed, info={"name": name or architecture}
-    )
+        layout, asked or workload(**load), profile(slower), Independent(0.7), seed=seed,
+        max_context=INFO["max_context"], info={"name": name or layout.name},
+    )  # fmt: skip
 
 
-def live(architecture: str = "pdv", name: str = "live", seed: int = 7, slower: float = 1.1, **load: Any) -> Run:
+def live(
+    architecture: str | Architecture = "pdv", name: str = "live", seed: int = 7, slower: float = 1.1, **load: Any
+) -> Run:
     """A stand-in for a live run: simulated on a device that is 10 % slower, with solo times unknown, as live ones
     are."""
     run = simulated(architecture, slower, name, seed, **load)
     facts = {key: INFO[key] for key in ("device", "pair", "dtype", "date", "max_context")}
     return dataclasses.replace(run, info={**run.info, **facts, "kind": "live"}, spans=run.spans.assign(solo_s=np.nan))
+
+
+def stretched(run: Run, factor: float, name: str, **info: object) -> Run:
+    """The run with all its times multiplied."""
+    times = [column for column in run.requests if column.endswith("_s")]
+    spans = [column for column in run.spans if column.endswith("_s")]
+    steps = ["admission_s", "queue_s", "permit_s"]
+    return dataclasses.replace(
+        run,
+        info={**run.info, "name": name, **info},
+        requests=run.requests.assign(**{c: run.requests[c] * factor for c in times}),
+        spans=run.spans.assign(**{c: run.spans[c] * factor for c in spans}),
+        steps=run.steps.assign(**{c: run.steps[c] * factor for c in steps}),
+    )
+
+
+def as_live(run: Run, factor: float = 1.0, name: str = "live", **info: object) -> Run:
+    """The run as if it had been live, with all its times multiplied."""
+    facts = {key: INFO[key] for key in ("device", "pair", "dtype", "date")}
+    return stretched(run, factor, name, **{**facts, "kind": "live", **info})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engines.run import Run
@@ -61,6 +63,13 @@ BAD_WORKLOAD = {
     "trace missing": ("--trace nowhere.csv", "trace = 'nowhere.csv'"),
     "trace without a column": ("--trace no_column.csv", "GeneratedTokens"),
     "cut without a trace": ("--max-prompt 10", "max_prompt = 10"),
+    "process of a closed loop": ("--concurrency 3 --process poisson", "process = 'poisson'"),
+    "process of the loop that is closed by default": ("--process fixed", "process = 'fixed'"),
+    "cv of a closed loop": ("--concurrency 3 --cv 2", "cv = 2.0"),
+    "process of a trace": ("--trace trace.csv --process fixed", "process = 'fixed'"),
+    "cv of a trace": ("--trace trace.csv --cv 2", "cv = 2.0"),
+    "prompts of a trace": ("--trace trace.csv --prompt-tokens 64", "prompt_tokens = '64'"),
+    "outputs of a trace": ("--trace trace.csv --output-tokens 9", "output_tokens = '9'"),
     "out is a file": ("--out no_column.csv/deep", "out = 'no_column.csv/deep'"),
     "out cannot be written": ("--out /proc/nope/x", "out = '/proc/nope/x': cannot write to /proc"),
     "not a number": ("--concurrency many", "--concurrency"),
@@ -84,11 +93,26 @@ BAD_SIMULATION = {
     "acceptance above 1": ("--profile profile --acceptance 1.2", "acceptance = '1.2'"),
     "rising rates": ("--profile profile --acceptance 0.5,0.6", "acceptance = '0.5,0.6'"),
     "impossible spread": ("--profile profile --acceptance 0.5±0.9", "0.9"),
+    "tape of the profile too short": (
+        "--profile taped --acceptance tape -n 2 --output-tokens 11",
+        "tapes = 0: it asks for 11 output tokens and its tape has 10",
+    ),
+    "tape of fewer requests": ("--profile taped --acceptance tape --output-tokens 9", "tapes = 2: no tape of this"),
     "tape without one": ("--profile profile --acceptance tape", "acceptance = 'tape'"),
     "k that was not measured": ("--profile profile --draft-length 7", "draft_length = 7"),
     "replay missing": ("--profile profile --replay nowhere", "nowhere"),
     "replay without an architecture": ("--profile profile --replay no_architecture", "architecture = None"),
-    "replay with a load": ("--profile profile --replay live/pdv-r1 --rate 3", "rate = '3.0'"),
+    "replay with a load": ("--profile profile --replay live/pdv-r1 --rate 3", "rate = 3.0"),
+    **{
+        f"replay with {option}": (f"--profile profile --replay live/pdv-r1 --{option} {value}", f"{name} = ")
+        for option, name, value in (
+            ("process", "process", "gamma"), ("cv", "cv", "2"), ("trace", "trace", "trace.csv"),
+            ("max-prompt", "max_prompt", "9"), ("max-output", "max_output", "9"), ("requests", "requests", "5"),
+            ("prompt-tokens", "prompt_tokens", "64"), ("output-tokens", "output_tokens", "64"),
+            ("temperature", "temperature", "0"), ("seed", "seed", "-1"), ("architecture", "architecture", "pvd"),
+        )
+    },
+    "replay of a simulated run": ("--profile profile --replay simulated/pdv", "replay = 'pdv': "),
     "slots of no device": ("--profile profile --slots auto", "slots = 'auto': a simulation has no device"),
     "replay's slots of no device": ("--profile profile --replay live/pdv-r1 --slots auto", "slots = 'auto'"),
     "no profile": ("", "--profile"),
@@ -101,6 +125,16 @@ BAD_OTHERS = {
     "table is a folder": ("compare live simulated --out live", "out = 'live'"),
     "table cannot be written": ("compare live simulated --out /proc/nope/x.csv", "out = '/proc/nope'"),
     "trace file is a folder": ("trace live/pdv-r1 --out live", "out = 'live'"),
+    "sides swapped": ("compare simulated live", "live = 'pdv': the record says kind = 'simulated'"),
+    "simulated on both sides": ("compare simulated simulated", "live = 'pdv'"),
+    "live on both sides": ("compare live live", "simulated = 'pdv-r1'"),
+    "profile of another device": ("compare live simulated --profile elsewhere", "profile device = 'another device'"),
+    "figures with sides swapped": ("figures simulated live", "live = 'pdv'"),
+    "figures of another device": ("figures live simulated --profile elsewhere", "profile device = 'another device'"),
+    "sweep with tapes too short": (
+        "sweep sweep.toml --profile taped --acceptance tape --out swept",
+        "tapes = 0: it asks for 11 output tokens and its tape has 10",
+    ),
     "tolerance below zero": ("compare live simulated --tolerance -1", "tolerance = -1.0"),
     "figures of nothing": ("figures nowhere simulated", "live = 'nowhere'"),
     "trace of nothing": ("trace nowhere", "nowhere"),
@@ -124,7 +158,15 @@ CASES = [
 def bad_files(work: Path) -> None:
     """The broken inputs that the cases name."""
     (work / "no_column.csv").write_text("TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.97,48\n")
+    (work / "trace.csv").write_text("timestamp,prompt_tokens,output_tokens\n0,20,9\n0.5,30,8\n")
     (work / "bad.toml").write_text('architectures = ["pd"]\nconcurrencies = [0]\n')
+    (work / "sweep.toml").write_text(
+        'architectures = ["pd"]\nconcurrencies = [1]\n[workload]\nrequests = 2\noutput_tokens = "11"\n'
+    )
+    made = synthetic.profile()
+    tapes = {request: np.array([-1, *[1] * 9], dtype=np.int8) for request in (0, 1)}
+    dataclasses.replace(made, tapes=tapes).save(work / "taped")
+    dataclasses.replace(made, info={**made.info, "device": "another device"}).save(work / "elsewhere")
     for name in ("other_schema", "truncated", "cut", "no_table"):
         shutil.copytree(work / "profile", work / name)
     toml = work / "other_schema" / "profile.toml"
@@ -257,6 +299,21 @@ def test_settings_reach_the_record(in_work: Path, tmp_path: Path) -> None:
     assert info["workload"]["concurrency"] == 2
     assert info["jitter"] is False
     assert info["name"] == "run"
+
+
+def test_a_replay_takes_the_layout_and_the_seed_that_are_given(in_work: Path, tmp_path: Path) -> None:
+    command = f"simulate -p profile --replay live/pdv-r1 --architecture pd --slots 2 --seed 9 --out {tmp_path}/run"
+    assert main(command.split()) == 0
+    run, live = Run.load(tmp_path / "run"), Run.load(Path("live/pdv-r1"))
+    assert (run.info["architecture"]["name"], run.info["architecture"]["slots"], run.info["seed"]) == ("pd", 2, 9)
+    assert run.requests["output_tokens"].tolist() == live.requests["output_tokens"].tolist()
+
+
+def test_a_trace_takes_the_temperature_and_the_seed_that_are_given(in_work: Path, tmp_path: Path) -> None:
+    command = f"simulate -p profile --trace trace.csv --temperature 0.5 --seed 4 --out {tmp_path}/run"
+    assert main(command.split()) == 0
+    info = Run.load(tmp_path / "run").info
+    assert (info["workload"]["temperature"], info["workload"]["seed"], info["seed"]) == (0.5, 4, 4)
 
 
 def test_a_run_in_which_nothing_finished_fails_with_the_first_error(

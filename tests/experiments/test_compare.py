@@ -14,24 +14,12 @@ from engines.metrics import PARTS, decompose
 from engines.run import Run
 from experiments.cells import Cell, cell_of
 from experiments.compare import THROUGHPUT, compare, pair_by_request, spread
+from experiments.identity import identity
 from experiments.report import comparison_report, verdict, write_report
 from experiments.solo_times import with_solo_times
 from sim.costs import CostModel
 from tests.experiments import synthetic
-
-
-def stretched(run: Run, factor: float, name: str, **info: object) -> Run:
-    """The run with all its times multiplied."""
-    times = [column for column in run.requests if column.endswith("_s")]
-    spans = [column for column in run.spans if column.endswith("_s")]
-    steps = ["admission_s", "queue_s", "permit_s"]
-    return dataclasses.replace(
-        run,
-        info={**run.info, "name": name, **info},
-        requests=run.requests.assign(**{c: run.requests[c] * factor for c in times}),
-        spans=run.spans.assign(**{c: run.spans[c] * factor for c in spans}),
-        steps=run.steps.assign(**{c: run.steps[c] * factor for c in steps}),
-    )
+from tests.experiments.synthetic import as_live, stretched
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +32,7 @@ def metric(table: pd.DataFrame, name: str) -> pd.Series:
 
 
 def test_error_is_signed_and_relative_to_the_mean_of_the_live_repeats(run: Run) -> None:
-    lives = [stretched(run, factor, f"live{factor}") for factor in (0.8, 1.0, 1.2)]
+    lives = [as_live(run, factor, f"live{factor}") for factor in (0.8, 1.0, 1.2)]
     comparison = compare(lives, [stretched(run, 0.9, "simulated")])
     latency = metric(comparison.metrics, "latency_s.mean")
     assert latency["error"] == pytest.approx(-0.1)
@@ -62,13 +50,13 @@ def test_quantiles_are_interpolated_linearly(run: Run) -> None:
     place = 0.95 * (len(latency) - 1)
     low = int(place)
     expected = latency[low] + (place - low) * (latency[low + 1] - latency[low])
-    rows = compare([run], [stretched(run, 2.0, "slow")]).metrics
+    rows = compare([as_live(run)], [stretched(run, 2.0, "slow")]).metrics
     assert metric(rows, "latency_s.p95")["live"] == pytest.approx(expected)
     assert metric(rows, "latency_s.p95")["error"] == pytest.approx(1.0)
 
 
 def test_every_promised_quantity_is_compared(run: Run) -> None:
-    names = set(compare([run], [run]).metrics["metric"])
+    names = set(compare([as_live(run)], [run]).metrics["metric"])
     quantities = [
         f"{q}.{s}" for q in ("ttft_s", "tpot_s", "latency_s") for s in ("mean", "median", "p90", "p95", "p99")
     ]
@@ -77,7 +65,7 @@ def test_every_promised_quantity_is_compared(run: Run) -> None:
 
 
 def test_a_run_compared_with_itself_has_no_error(run: Run) -> None:
-    table = compare([run], [run]).metrics
+    table = compare([as_live(run)], [run]).metrics
     assert (table["difference"].dropna() == 0).all()
     assert (table["error"].dropna() == 0).all()
     assert table["spread"].isna().all()  # one repeat says nothing of the spread
@@ -110,8 +98,8 @@ def test_bias_cancels_where_the_mean_absolute_error_does_not(run: Run) -> None:
 
 
 def test_replays_are_paired_and_kept_out_of_the_grid(run: Run) -> None:
-    live = stretched(run, 1.0, "live")
-    replay = stretched(run, 3.0, "replay", replays="live")
+    live = as_live(run)
+    replay = stretched(run, 3.0, "replay", replays="live", replays_id=identity(live))
     comparison = compare([live], [stretched(run, 1.1, "closed loop"), replay])
     assert metric(comparison.metrics, "latency_s.mean")["error"] == pytest.approx(0.1)
     assert comparison.paired["mape"].to_list() == pytest.approx([2.0, 2.0, 2.0])
@@ -120,7 +108,7 @@ def test_replays_are_paired_and_kept_out_of_the_grid(run: Run) -> None:
 
 
 def test_a_tolerance_names_the_cells_that_exceed_it(run: Run) -> None:
-    comparison = compare([run], [stretched(run, 1 / 1.3, "fast")])
+    comparison = compare([as_live(run)], [stretched(run, 1 / 1.3, "fast")])
     assert comparison.throughput_error == pytest.approx(0.3)
     assert comparison.exceeding(0.31) == []
     assert comparison.exceeding(0.29) == ["pdv, concurrency 3, k 4: +30.0%"]
@@ -129,8 +117,8 @@ def test_a_tolerance_names_the_cells_that_exceed_it(run: Run) -> None:
 def test_cells_are_told_apart_by_architecture_load_and_draft_length(run: Run) -> None:
     assert cell_of(run) == Cell("pdv", "4", "concurrency", 3.0)
     assert cell_of(synthetic.simulated("pd", rate=5.0)) == Cell("pd", "4", "rate", 5.0)
-    other = synthetic.simulated("pdv", concurrency=5)
-    comparison = compare([run, other], [run])
+    other = synthetic.live("pdv", concurrency=5)
+    comparison = compare([as_live(run), other], [run])
     assert comparison.unmatched == ["pdv, concurrency 5, k 4 (live only)"]
     with pytest.raises(InputError, match="no cell is on both sides"):
         compare([other], [run])
@@ -155,7 +143,8 @@ def test_contention_of_a_device_that_became_faster_is_negative() -> None:
 
 
 def test_report_and_csv_hold_the_same_numbers(run: Run, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    comparison = compare([run], [stretched(run, 1 / 1.25, "fast", replays=run.name)])
+    live = as_live(run)
+    comparison = compare([live], [stretched(run, 1 / 1.25, "fast", replays="live", replays_id=identity(live))])
     paths = comparison.save(tmp_path / "deep" / "comparison.csv")
     assert [path.name for path in paths] == ["comparison.csv", "comparison_paired.csv"]
     table = pd.read_csv(paths[0])

@@ -15,6 +15,8 @@ from experiments.config import CONFIGS, Experiment
 from experiments.options import adjusted, parse_batch_limits, parse_draft_length, parse_lengths, parse_numbers
 from experiments.predict import AcceptanceChoice, parse_acceptance
 
+OPEN: dict[str, Any] = {"concurrencies": [], "rates": [2.0]}
+TRACED: dict[str, Any] = {"concurrencies": []}
 GOOD: dict[str, Any] = {"architectures": ["pd", "pdv"], "concurrencies": [1, 4], "workload": {"requests": 6}}
 
 
@@ -57,6 +59,17 @@ def test_rates_and_traces_are_loads_too(tmp_path: Path) -> None:
     assert (point.name, point.workload.requests[0].prompt_tokens) == ("pd-trace-k4", 20)
 
 
+def test_a_trace_is_served_whole_with_the_seed_and_temperature_of_the_experiment(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "prompt_tokens": 20, "output_tokens": 10}\n' * 40)
+    config = {"architectures": ["pd"], "seed": 5, "workload": {"trace": str(trace), "temperature": 0.5}}
+    (point,) = Experiment.from_dict(config).points()
+    assert [(r.seed, r.temperature) for r in point.workload.requests] == [(5, 0.5)] * 40
+    config["workload"]["requests"] = 3  # type: ignore[index]
+    (point,) = Experiment.from_dict(config).points()
+    assert len(point.workload.requests) == 3
+
+
 def test_architectures_can_be_changed_or_described_in_place(tmp_path: Path) -> None:
     described = ARCHITECTURES["pd"].replace(name="mine").to_dict()
     changed = {"base": "pdv", "name": "wide", "batch_limit": "draft=12,verify=24", "slots": 9, "draft_length": "2-6"}
@@ -85,6 +98,13 @@ def test_architectures_can_be_changed_or_described_in_place(tmp_path: Path) -> N
         ({"workload": {"requests": "many"}}, "workload.requests"),
         ({"workload": {"output_tokens": "9-3"}}, "output_tokens"),
         ({"workload": {"process": "normal"}}, "workload.process"),
+        ({"workload": {"process": "gamma"}}, "workload.process"),  # a closed loop has no arrivals to choose
+        ({"workload": {"cv": 2.0}}, "workload.cv"),
+        ({**OPEN, "workload": {"requests_per_client": 4}}, "workload.requests_per_client"),
+        ({**TRACED, "workload": {"trace": "x.csv", "prompt_tokens": "16"}}, "workload.prompt_tokens"),
+        ({**TRACED, "workload": {"trace": "x.csv", "output_tokens": "16"}}, "workload.output_tokens"),
+        ({**TRACED, "workload": {"trace": "x.csv", "process": "fixed"}}, "workload.process"),
+        ({**TRACED, "workload": {"trace": "x.csv", "cv": 2.0}}, "workload.cv"),
         ({"workload": {"temperature": -0.5}}, "workload.temperature"),
         ({"calibration": {"budget_s": 0}}, "calibration.budget_s"),
     ],

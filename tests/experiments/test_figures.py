@@ -12,8 +12,18 @@ import pytest
 from matplotlib.figure import Figure
 
 from engines.architecture import Segment
+from engines.errors import InputError
 from engines.metrics import PARTS, steady_window
-from experiments.figures import acceptance, busiest, contention, decomposition, load_curves, stage_costs, timeline
+from experiments.figures import (
+    acceptance,
+    busiest,
+    contention,
+    decomposition,
+    draw_all,
+    load_curves,
+    stage_costs,
+    timeline,
+)
 from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
 from experiments.figures.style import PART_COLOURS, SEGMENT_COLOURS, architecture_looks, level_axis, shown, source
 from sim.acceptance import Independent, PerPosition, PerRequestSpread, Tapes
@@ -112,6 +122,20 @@ def test_the_source_names_device_pair_dates_and_draft_length() -> None:
     said = source([later, first, synthetic.simulated("pdv")])
     assert said == "device: made-up device · pair: made-up pair · 2026-01-02 to 2026-02-03 · k = 4"
     assert "2026-01-02 · k = 4" in source((), synthetic.profile().info)
+
+
+def test_the_source_says_what_was_simulated_otherwise_than_live() -> None:
+    simulated = synthetic.simulated(synthetic.ARCHITECTURES["pdv"].replace(slots=2), seed=5)
+    assert source([synthetic.live("pdv"), simulated]).endswith(" · simulated otherwise than live: slots")
+
+
+def test_figures_of_runs_that_mean_nothing_side_by_side_are_refused(tmp_path: Path) -> None:
+    live, simulated = synthetic.live("pdv"), synthetic.simulated("pdv")
+    elsewhere = dataclasses.replace(live, info={**live.info, "device": "another device"})
+    for lives, simulations in (([simulated], [simulated]), ([live], [live]), ([elsewhere], [simulated])):
+        with pytest.raises(InputError):
+            draw_all(lives, simulations, None, tmp_path / "figures")
+    assert not (tmp_path / "figures").exists()
 
 
 def test_models_are_drawn_as_their_closed_forms_say() -> None:

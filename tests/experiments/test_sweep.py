@@ -125,9 +125,8 @@ class SimulatedLaboratory:
         if len(self.served) == self.fail_at:
             raise KeyboardInterrupt
         self.served.append(point.name)
-        count, clients = len(point.workload.requests), point.workload.concurrency
         return synthetic.live(
-            point.architecture.name, seed=len(self.served), slower=1.04, count=count, concurrency=clients
+            point.architecture.name, seed=len(self.served), slower=1.04, asked=point.workload
         )
 
     def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
@@ -179,6 +178,7 @@ def test_a_demo_compares_each_cell_with_its_repeats_and_pairs_each_run(
     grid = results.comparison.grid()
     assert grid["throughput_spread"].notna().all()
     assert len(results.comparison.paired) == 8 * 3
+    assert {*results.comparison.metrics["differs"], *results.comparison.paired["differs"]} == {""}
     assert 0.0 < results.comparison.throughput_error < 0.1  # the stand-in is 4 % slower than its profile
     assert (results.comparison.paired["bias"] < 0).mean() > 0.8
 

@@ -155,10 +155,31 @@ def test_a_simulated_tape_replays_for_another_architecture_and_draft_length() ->
 def test_a_recorded_output_that_stopped_early_stops_there() -> None:
     tape = np.array([-1, 1, 1, 0, 1, 1, 1], dtype=np.int8)
     workload = Workload((Request(0, 30, 50, 0.0), Request(1, 30, 50, 0.0)))
-    done = run(PD, workload, acceptance=Tapes({0: tape, 1: tape[:1]}))
+    done = run(PD, workload, acceptance=Tapes({0: tape, 1: tape[:1]}, ended=frozenset({0, 1})))
     assert done.requests["output_tokens"].tolist() == [7, 1]
     assert done.requests["finish_reason"].tolist() == ["stop", "stop"]
     assert done.steps[done.steps["request"] == 0]["emitted"].tolist() == [1, 3, 3]
+
+
+def test_a_tape_shorter_than_the_output_is_refused_before_anything_runs() -> None:
+    """Nobody knows what would have come after the end of a tape that a limit cut."""
+    tape = np.array([-1, 1, 1, 0], dtype=np.int8)
+    workload = Workload((Request(0, 30, 4, 0.0), Request(1, 30, 5, 0.0)))
+    seen: list[tuple[int, int]] = []
+    message = r"tapes = 1: it asks for 5 output tokens and its tape has 4: ask for 4 at most, or choose an acceptance"
+    with pytest.raises(InputError, match=message):
+        run(PD, workload, acceptance=Tapes({0: tape, 1: tape}), progress=lambda *done: seen.append(done))
+    assert seen == []
+    cut = run(PD, workload, acceptance=Tapes({0: tape, 1: tape}), max_context=34)  # leaves room for four
+    assert cut.requests["finish_reason"].tolist() == ["length", "context"]
+
+
+def test_the_tapes_of_a_run_know_which_outputs_ended_by_themselves() -> None:
+    tape = np.array([-1, 1, 1, 0], dtype=np.int8)
+    workload = Workload((Request(0, 30, 9, 0.0), Request(1, 30, 4, 0.0)))
+    recorded = run(PD, workload, acceptance=Tapes({0: tape, 1: tape}, ended=frozenset({0})))
+    assert Tapes.recorded_by(recorded).ended == {0}
+    assert same(run(PD, workload, acceptance=Tapes.recorded_by(recorded)), recorded)
 
 
 def test_context_limit_cuts_outputs_and_refuses_prompts_that_leave_no_room() -> None:

@@ -1,0 +1,87 @@
+"""Replays: which live run one repeats, whatever it is called, and what is no replay."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from engines.architecture import PDV
+from engines.errors import InputError
+from engines.run import Run
+from engines.workload import FixedLength, make_workload
+from experiments.compare import compare
+from experiments.identity import identity
+from experiments.predict import AcceptanceChoice, Prediction, predict, replayed
+from tests.experiments import synthetic
+
+TAPE = AcceptanceChoice("tape")
+Namesakes = tuple[list[Run], list[Run]]
+
+
+def refused(lives: list[Run], simulations: list[Run]) -> str:
+    with pytest.raises(InputError) as caught:
+        compare(lives, simulations)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def namesakes() -> Namesakes:
+    """Two live runs of one name, the second slower, and the replay of each."""
+    lives = [synthetic.live("pdv", "run", seed=3), synthetic.live("pdv", "run", seed=4, slower=1.5)]
+    settings = Prediction(synthetic.profile(), TAPE)
+    return lives, [predict(PDV, replayed(live), settings, live=live) for live in lives]
+
+
+def test_a_replay_finds_its_live_run_among_namesakes(namesakes: Namesakes) -> None:
+    lives, replays = namesakes
+    for given in (lives, lives[::-1]):
+        paired = compare(given, replays).paired.groupby("quantity")["live_mean_s"].agg(list)
+        expected = [float((run.requests["finish_s"] - run.requests["arrival_s"]).mean()) for run in lives]
+        assert paired["latency_s"] == pytest.approx(expected)
+
+
+def test_a_replay_finds_its_live_run_under_another_name(namesakes: Namesakes, tmp_path: Path) -> None:
+    lives, replays = namesakes
+    lives[0].save(tmp_path / "elsewhere")
+    moved = Run.load(tmp_path / "elsewhere")
+    moved.info["name"] = "renamed"
+    assert set(compare([moved], replays[:1]).paired["run"]) == {"renamed"}
+
+
+def test_a_replay_whose_live_run_is_not_there_is_refused(namesakes: Namesakes) -> None:
+    (first, second), (replay, _) = namesakes
+    assert "pdv replays another run than the live one of this name" in refused([second], [replay])
+    other = dataclasses.replace(second, info={**second.info, "name": "other"})
+    assert "pdv replays a run that is not among the live ones" in refused([other], [replay])
+    assert identity(first) != identity(second)
+
+
+def test_a_replay_recorded_before_runs_had_an_identity_is_known_by_an_unambiguous_name(
+    namesakes: Namesakes,
+) -> None:
+    lives, replays = namesakes
+    old = dataclasses.replace(replays[0], info={k: v for k, v in replays[0].info.items() if k != "replays_id"})
+    assert len(compare(lives[:1], [old]).paired) == 3
+    assert "2 of the live runs have this name" in refused(lives, [old])
+    assert "at other times" in refused(lives[1:], [old])
+    other = dataclasses.replace(lives[0], info={**lives[0].info, "name": "other"})
+    assert "none of the live runs has this name" in refused([other], [old])
+
+
+def test_a_simulated_run_is_not_replayed_as_a_live_one() -> None:
+    run = synthetic.simulated("pdv")
+    settings = Prediction(synthetic.profile(), TAPE)
+    with pytest.raises(InputError, match="replay = 'pdv': the record says kind = 'simulated'; give a live run"):
+        replayed(run)
+    with pytest.raises(InputError, match="live = 'pdv': the record says kind = 'simulated'"):
+        predict(PDV, synthetic.workload(), settings, live=run)
+
+
+def test_longer_outputs_than_the_live_tapes_are_refused() -> None:
+    live = synthetic.live("pdv", asked=make_workload(3, FixedLength(20), FixedLength(10), concurrency=1))
+    longer = make_workload(3, FixedLength(20), FixedLength(11), concurrency=1)
+    with pytest.raises(InputError, match="tapes = 0: it asks for 11 output tokens and its tape has 10"):
+        predict(PDV, longer, Prediction(synthetic.profile(), TAPE), live=live)
