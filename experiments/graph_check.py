@@ -43,6 +43,7 @@ from engines.request import Request
 from engines.workload import UniformLength, Workload, make_workload
 from experiments.bench.engines import CARRIED, PACKED, free_memory
 from experiments.bench.exactness import Expected, expected_of, is_tie
+from experiments.ending import in_one_line
 from experiments.fitting import check_fits
 from experiments.options import check_file, check_live, parse_numbers
 from experiments.report import results_console
@@ -230,6 +231,7 @@ def check_all(options: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -240,11 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/graph_check.csv"))
     options = parser.parse_args(arguments)
     started = time.perf_counter()
-    try:
-        rows = check_all(options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    rows = check_all(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows.to_csv(options.out, index=False)
     results_console().print(report(rows))

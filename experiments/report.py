@@ -17,14 +17,15 @@ from engines.request import Status
 from engines.run import Run
 from experiments.cells import CELL_COLUMNS, Cell, cell_of
 from experiments.compare import Comparison
+from experiments.progress import AS_IT_IS
 
 WIDTH = 110
 
 
 def results_console() -> Console:
     """Standard output; in a file or pipe wide enough for the tables."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    console = Console(**AS_IT_IS)
+    return console if console.is_terminal else Console(**AS_IT_IS, width=WIDTH)
 
 
 def print_summary(run: Run, folder: Path) -> None:
@@ -107,7 +108,7 @@ def write_report(comparison: Comparison, path: Path) -> Path:
     """The report as plain text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        Console(file=file, width=WIDTH).print(comparison_report(comparison))
+        Console(**AS_IT_IS, file=file, width=WIDTH).print(comparison_report(comparison))
     return path
 
 

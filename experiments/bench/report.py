@@ -14,6 +14,7 @@ from rich.text import Text
 
 from engines.architecture import Stage
 from experiments.bench.whole import BenchResult
+from experiments.progress import AS_IT_IS
 
 WIDTH = 100
 
@@ -41,7 +42,7 @@ def write_bench_report(result: BenchResult, folder: Path) -> Path:
     """The report as plain text, beside the tables."""
     path = folder / "bench.txt"
     with path.open("w") as file:
-        Console(file=file, width=WIDTH, highlight=False).print(bench_report(result))
+        Console(**AS_IT_IS, file=file, width=WIDTH).print(bench_report(result))
     return path
 
 
