@@ -21,7 +21,8 @@ from engines.validation import Count, Record, Text, Whole
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
 LEAST_MS, MOST_MS = 1e-6, 1e9  # of what is timed: from less than a clock can tell to twelve days
 MOST_OF_ANY = 1e9  # tokens, requests, repeats, kernels
-HIGHEST_RATE = 1.05  # a rate against running alone can be measured a little above 1
+LEAST_RATE = 1e-4  # against running alone: what is ten thousand times as slow is an error
+HIGHEST_RATE = 1.05  # it can be measured a little above 1
 _COUNT = Column("whole", least=1, most=MOST_OF_ANY)
 _WHOLE = Column("whole", least=0, most=MOST_OF_ANY)
 _KERNELS = Column("number", least=1, most=MOST_OF_ANY)
@@ -39,7 +40,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "host_times": {"step": _STEP, "woken_ms": HOST_TIME, "going_on_ms": HOST_TIME},
     "contention": {
         "group": Column("text"), **_POINT, "solo_ms": _DURATION, "kernels": _KERNELS,
-        "rate": Column("number", above=0, most=HIGHEST_RATE),
+        "rate": Column("number", least=LEAST_RATE, most=HIGHEST_RATE),
     },
     "acceptance": {
         "position": _COUNT, "rate": _SHARE, "requests": _COUNT, "alpha_mean": _SHARE, "alpha_sd": _SHARE,

@@ -20,6 +20,7 @@ from engines.tables import Column, Table, first, read_parquet
 from engines.validation import Count, NotNegative, Positive, Record, Text, Whole, checked
 
 AGAIN = "record the run again"
+FINAL = (Status.FINISHED, Status.CANCELLED, Status.FAILED, Status.REJECTED)
 MOST_S = 1e12  # of a time: the clock of a longer run would stand still
 
 _COUNT = Column("whole", least=0)
@@ -32,7 +33,7 @@ REQUESTS = {
     "request": _COUNT, "arrival_s": _TIME, "prefill_start_s": _TIME_IF_ANY, "first_token_s": _TIME_IF_ANY,
     "finish_s": _TIME, "prompt_tokens": _ANY, "max_tokens": _ANY, "output_tokens": _COUNT, "verifications": _COUNT,
     "drafted": _COUNT, "accepted": _COUNT, "rejected": _COUNT, "discarded": _COUNT,
-    "status": Column("text", among=tuple(Status)), "finish_reason": _NAME, "error": _NAME,
+    "status": Column("text", among=FINAL), "finish_reason": _NAME, "error": _NAME,
 }  # fmt: skip
 STEPS = {
     "work": _COUNT, "request": _COUNT, "position": _COUNT, "admission_s": _WAIT, "queue_s": _WAIT, "permit_s": _WAIT,

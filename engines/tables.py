@@ -26,13 +26,12 @@ MOST_ROWS = 100_000_000  # of a table: tens of gigabytes in memory
 
 @dataclass(frozen=True)
 class Column:
-    """kind of the values; least and most: their bounds; above: what they must exceed; empty: whether a value may be
+    """kind of the values; least and most: their bounds; empty: whether a value may be
     missing; among: the texts there are, where they are known."""
 
     kind: Literal["whole", "number", "text", "flag"]
     least: float = -math.inf
     most: float = math.inf
-    above: float = -math.inf
     empty: bool = False
     among: tuple[str, ...] = ()
 
@@ -43,8 +42,7 @@ class Column:
             return f"needs one of {', '.join(self.among)}"
         if self.kind in ("text", "flag"):
             return "needs a text" if self.kind == "text" else "needs true or false"
-        bounds = [f"above {self.above:g}"] if math.isfinite(self.above) else []
-        bounds += [f"from {self.least:g}"] if math.isfinite(self.least) else []
+        bounds = [f"from {self.least:g}"] if math.isfinite(self.least) else []
         bounds += [f"up to {self.most:g}"] if math.isfinite(self.most) else []
         return f"needs a {'whole ' if self.kind == 'whole' else ''}number {' '.join(bounds)}".rstrip()
 
@@ -67,7 +65,7 @@ class Column:
         else:
             numbers = values.to_numpy()
             most = min(self.most, MOST_WHOLE) if self.kind == "whole" else self.most
-            wrong = (numbers < self.least) | (numbers > most) | (numbers <= self.above)
+            wrong = (numbers < self.least) | (numbers > most)
             if numbers.dtype.kind == "f":
                 wrong |= np.isinf(numbers)
         return first(wrong & ~missing if self.empty else wrong | missing)
