@@ -20,7 +20,6 @@ P = ParamSpec("P")
 FAILED, BAD_INPUT = 1, 2
 BUG = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130
-NO_READER = 141  # as a shell says it of a program that SIGPIPE ended
 
 
 def ended_by(work: Callable[[], object], name: str = "") -> int:
@@ -28,8 +27,8 @@ def ended_by(work: Callable[[], object], name: str = "") -> int:
     where it did not go well.
 
     0, or what the work returns as a whole number. 1: the system refused (disk full, no memory, a file that cannot be
-    written). 2: bad input. 70: a bug; its traceback is kept in a file that the line names. 130: Ctrl-C. 141: nobody
-    reads standard output any more, which needs no line.
+    written); no line where nobody reads standard output any more. 2: bad input. 70: a bug; its traceback is kept in a
+    file that the line names. 130: Ctrl-C.
     """
     try:
         _print_anything()
@@ -41,7 +40,7 @@ def ended_by(work: Callable[[], object], name: str = "") -> int:
         code = INTERRUPTED
     except BrokenPipeError:
         _print_nothing_more()
-        return NO_READER
+        return FAILED
     except OSError as error:
         _print_nothing_more()
         place = f"{error.filename}: " if error.filename is not None else ""
