@@ -71,7 +71,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     problems = {
         "folder": "this is a folder", "pipe": "a device or a pipe", "device": "a device or a pipe",
-        "loop": "cannot read the file", "dangling": "cannot read the file (No such file", "none": "cannot read the file",
+        "loop": "cannot read the file", "dangling": "cannot read the file (No such", "none": "cannot read the file",
         "a\0b": "cannot read the file",
     }  # fmt: skip
     for name, problem in problems.items():
@@ -86,7 +86,9 @@ def test_an_architecture_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     assert load_architecture(str(path)) == PD
 
 
-@pytest.mark.parametrize("value", [10**5000, [[]] * 10_000, "x" * 10_000, "a\nb\x1b[2J", {"a": 10**5000}], ids=range(5))
+@pytest.mark.parametrize(
+    "value", [10**5000, [[]] * 10_000, "x" * 10_000, "a\nb\x1b[2J", {"a": 10**5000}], ids=range(5)
+)
 def test_a_refusal_is_one_short_line_whatever_it_names(value: object) -> None:
     text = str(InputError("field\n", value, "remedy"))
     assert text.isprintable()

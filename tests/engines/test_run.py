@@ -167,7 +167,9 @@ def _with(table: pd.DataFrame, column: str, row: int, value: object) -> pd.DataF
         ("spans", "worker", None, "= None: needs a whole number"),
     ],
 )
-def test_a_cell_that_cannot_be_is_named(run: Run, folder: Path, name: str, column: str, value: object, says: str) -> None:
+def test_a_cell_that_cannot_be_is_named(
+    run: Run, folder: Path, name: str, column: str, value: object, says: str
+) -> None:
     path = folder / f"{name}.parquet"
     _with(getattr(run, name), column, 2, value).to_parquet(path)
     with pytest.raises(InputError) as caught:
