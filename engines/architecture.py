@@ -7,7 +7,6 @@ alike, so a new architecture is a new value (in Python or TOML) and no new code.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,9 +15,12 @@ from typing import Any
 
 from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
 from engines.errors import InputError, require_name, require_whole
+from engines.reading import read_toml
 
 MOST_SLOTS = 1_000_000  # far beyond any device's memory
 MOST_WORKERS = 10_000  # of a lane: far more than any device runs at once
+MOST_STREAMS, MOST_DEVICES = 10_000, 1_000  # of one host
+MOST_PRIORITY = 100  # of a stream; CUDA has -5 to 0
 
 
 class Stage(StrEnum):
@@ -97,16 +99,15 @@ class Lane:
         if not steps:
             raise InputError(f"{where}.steps", {}, "give the lane at least one step")
         for step, limit in steps.items():
-            require_whole(f"{where}.steps.{step}", limit, 1)
+            require_whole(f"{where}.steps.{step}", limit, 1, MOST_SLOTS)
         if not isinstance(self.carries_request, bool):
             raise InputError(f"{where}.carries_request", self.carries_request, "use true or false")
         if self.carries_request and max(steps.values()) > 1:
             raise InputError(f"{where}.steps", self.steps, "a lane that carries requests has batch limits of 1")
         require_whole(f"{where}.workers", self.workers, 1, MOST_WORKERS)
-        require_whole(f"{where}.stream", self.stream, 0)
-        require_whole(f"{where}.device", self.device, 0)
-        if isinstance(self.stream_priority, bool) or not isinstance(self.stream_priority, int):
-            raise InputError(f"{where}.stream_priority", self.stream_priority, "use a whole number")
+        require_whole(f"{where}.stream", self.stream, 0, MOST_STREAMS - 1)
+        require_whole(f"{where}.device", self.device, 0, MOST_DEVICES - 1)
+        require_whole(f"{where}.stream_priority", self.stream_priority, -MOST_PRIORITY, MOST_PRIORITY)
 
 
 @dataclass(frozen=True)
@@ -297,10 +298,4 @@ def load_architecture(name: str) -> Architecture:
     path = Path(name)
     if path.suffix != ".toml":
         raise InputError("architecture", name, f"use {', '.join(ARCHITECTURES)} or the path of a .toml file")
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InputError("architecture", name, f"cannot read the file ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError("architecture", name, f"not valid TOML ({error})") from error
-    return Architecture.from_dict(values)
+    return Architecture.from_dict(read_toml("architecture", path))

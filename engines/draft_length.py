@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from engines.errors import InputError, require_whole
+from engines.errors import MOST_WHOLE, InputError, require_whole
+
+MOST_DRAFTS = 1_000  # of a step: no draft model is right so often in a row
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class FixedDraftLength:
     k: int = 4
 
     def __post_init__(self) -> None:
-        require_whole("draft_length", self.k, 1)
+        require_whole("draft_length", self.k, 1, MOST_DRAFTS)
 
     @property
     def minimum(self) -> int:
@@ -51,7 +53,8 @@ class AdaptiveDraftLength:
     def __post_init__(self) -> None:
         least = {"minimum": 1, "start": 1, "maximum": 1, "window": 1, "every": 1, "short_queue": 0, "long_queue": 0}
         for name, bound in least.items():
-            require_whole(f"draft_length.{name}", getattr(self, name), bound)
+            most = MOST_DRAFTS if name in ("minimum", "start", "maximum") else MOST_WHOLE
+            require_whole(f"draft_length.{name}", getattr(self, name), bound, most)
         for name in ("raise_above", "lower_below"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

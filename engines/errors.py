@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 LONGEST_NAME = 100  # characters, and twice as many bytes: with what is added to it, a name is that of a folder
+MOST_WHOLE = 2**63 - 1  # what 64 bits hold, and so TOML files and tables
+MOST_SHOWN = 200  # characters of a value in a message
 
 
 class InputError(ValueError):
@@ -20,21 +22,35 @@ class InputError(ValueError):
         self.field, self.value, self.remedy = field, value, remedy
 
     def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.remedy}"
+        return f"{_printable(self.field)} = {_shown(self.value)}: {_printable(self.remedy)}"
 
 
-def require_whole(field: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raises InputError unless the value is a whole number of at least `least` (true and false are none) and, where
-    `most` is given, at most that."""
+def _shown(value: object) -> str:
+    """The value as Python writes it, on one line, shortened where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # whole numbers of thousands of digits, values nested as deep
+        return f"a {type(value).__name__} too large to show"
+    text = _printable(text)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _printable(text: str) -> str:
+    """On one line, and without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def require_whole(field: str, value: Any, least: int, most: int = MOST_WHOLE) -> None:
+    """Raises InputError unless the value is a whole number from `least` to `most` (true and false are none)."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(field, value, f"use a whole number of at least {least}")
-    if most is not None and value > most:
+    if value > most:
         raise InputError(field, value, f"use {most} or fewer")
 
 
 def require_positive(field: str, value: Any) -> None:
     """Raises InputError unless the value is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise InputError(field, value, "use a number above 0")
 
 

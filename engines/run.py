@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import tomli_w
 from engines.architecture import Segment
 from engines.errors import InputError
 from engines.files import finish, replace_files
+from engines.record import AGAIN, REQUESTS, SPANS, STEPS, read_settings, read_tables, read_tapes
 from engines.request import Request, RequestState, Status
 from engines.work import Work
 
@@ -29,21 +29,7 @@ SCHEMA_VERSION = 1
 TABLES = ("requests", "steps", "spans", "tapes")
 RUN_FILES = ("run.toml", *(f"{name}.parquet" for name in TABLES))
 DIGEST = "tables_sha256"  # in run.toml, of all tables: they are one record, and not parts of two
-REQUIRED = {"kind": str, "architecture": dict, "workload": dict}  # what run.toml must say
-
-REQUEST_COLUMNS = [
-    "request", "arrival_s", "prefill_start_s", "first_token_s", "finish_s", "prompt_tokens", "max_tokens",
-    "output_tokens", "verifications", "drafted", "accepted", "rejected", "discarded", "status",
-    "finish_reason", "error",
-]  # fmt: skip
-STEP_COLUMNS = [
-    "work", "request", "position", "admission_s", "queue_s", "permit_s", "draft_length", "emitted", "accepted",
-    "rejected", "discarded",
-]  # fmt: skip
-SPAN_COLUMNS = [
-    "work", "lane", "worker", "device", "stream", "step", "segment", "batch_size", "draft_length", "tokens",
-    "context_tokens", "hybrid", "dispatched_s", "start_s", "end_s", "completed_s", "solo_s",
-]  # fmt: skip
+REQUEST_COLUMNS, STEP_COLUMNS, SPAN_COLUMNS = list(REQUESTS), list(STEPS), list(SPANS)
 
 
 class SegmentTime(NamedTuple):
@@ -96,35 +82,22 @@ class Run:
 
     @staticmethod
     def load(folder: Path) -> Run:
-        """Read a record. Raises InputError if it is not there, is incomplete or has another schema version, or
-        if its tables are not those that it was saved with."""
+        """Read a record. Raises InputError if it is not there, is damaged or incomplete, contradicts itself, has
+        another schema version, or has tables that are not those that it was saved with."""
         finish(folder, RUN_FILES)
         path = folder / "run.toml"
         if not path.is_file():
             raise InputError("run", str(folder), "no run.toml there; give the folder that `pdv run` wrote")
-        try:
-            info = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError("run", str(path), f"not valid TOML ({error}); record the run again") from error
-        version, digest = info.pop("schema_version", None), info.pop(DIGEST, None)
-        if version != SCHEMA_VERSION:
-            remedy = f"this version reads {SCHEMA_VERSION}; record the run again"
-            raise InputError("run schema_version", version, remedy)
-        for key, kind in REQUIRED.items():
-            if not isinstance(info.get(key), kind):
-                remedy = f"{path} must have it, as a {'table' if kind is dict else 'text'}; record the run again"
-                raise InputError(f"run {key}", info.get(key), remedy)
-        expected = {"requests": REQUEST_COLUMNS, "steps": STEP_COLUMNS, "spans": SPAN_COLUMNS}
-        tables = {name: _read(folder / f"{name}.parquet", columns) for name, columns in expected.items()}
-        tapes = _read(folder / "tapes.parquet", ["request", "bits"])
-        bits = {
-            int(request): np.asarray(tape, dtype=np.int8)
-            for request, tape in zip(tapes["request"], tapes["bits"], strict=True)
-        }
+        info = read_settings(path, SCHEMA_VERSION)
+        digest = info.pop(DIGEST, None)
+        tables = read_tables(folder)
+        requests = tables["requests"]
+        longest = dict(zip(requests["request"].tolist(), requests["output_tokens"].tolist(), strict=True))
+        tapes = read_tapes("run", folder / "tapes.parquet", AGAIN, longest)
         if digest is not None and digest != _digest({n: (folder / n).read_bytes() for n in RUN_FILES[1:]}):
             remedy = "the tables are not those that run.toml was saved with; record the run again"
             raise InputError("run", str(folder), remedy)
-        return Run(info, **tables, tapes=bits)
+        return Run(info, **tables, tapes=tapes)
 
 
 def _parquet(table: pd.DataFrame) -> bytes:
@@ -137,17 +110,6 @@ def _digest(contents: Mapping[str, bytes]) -> str:
     """Of the files' contents, in the order of their names."""
     digests = [hashlib.sha256(content).digest() for _, content in sorted(contents.items())]
     return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError("run", str(path), "missing or damaged; record the run again") from error
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise InputError("run", str(path), f"column {missing[0]} is missing; record the run again")
-    return table
 
 
 class Recorder:

@@ -121,9 +121,9 @@ def _json_rows(path: Path, lines: list[str]) -> Iterator[tuple[int, Mapping[str,
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             where = f"trace {path.name}, line {number}"
-            raise InputError(where, _shortened(line), f"not valid JSON ({error.msg}); repair the line") from error
+            raise InputError(where, _shortened(line), f"not valid JSON ({error}); repair the line") from error
         if not isinstance(row, dict):
             raise InputError(f"trace {path.name}, line {number}", _shortened(line), "write one JSON object a line")
         yield number, row

@@ -1,4 +1,4 @@
-"""The command line `pdv`: its commands, and how errors leave it."""
+"""The command line `pdv`: its commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import typer
 
-from engines.errors import InputError
 from experiments.commands.bench import bench
 from experiments.commands.calibrate import calibrate
 from experiments.commands.compare import compare
@@ -17,9 +16,7 @@ from experiments.commands.run import run
 from experiments.commands.simulate import simulate
 from experiments.commands.sweep import sweep
 from experiments.commands.trace import trace
-from experiments.processes import TERMINATED, TerminatedError, WorkerLostError, terminable
-
-INTERRUPTED = 130
+from experiments.ending import ended_by
 
 app = typer.Typer(
     name="pdv",
@@ -40,37 +37,10 @@ for command in (run, calibrate, simulate, compare, figures, trace, sweep, bench,
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, or 1 where a comparison exceeds its tolerance, a file cannot be written or a
-    worker was killed; 2 for bad input, with one line on standard error; 130 after Ctrl-C and 143 after SIGTERM."""
+    """Run one command. Returns its exit code: 1 where a comparison exceeds its tolerance, else as
+    experiments.ending.ended_by says."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        with terminable():
-            code = app(given or ["--help"], prog_name="pdv", standalone_mode=False)
-    except InputError as error:
-        return _fail(str(error), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except TerminatedError:
-        return _fail("terminated", TERMINATED)
-    except WorkerLostError as error:
-        return _fail(str(error), 1)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        return _fail(f"{error.filename}: {error.strerror}", 1)
-    except Exception as error:
-        message = getattr(error, "format_message", None)  # of a wrong usage, such as an unknown option
-        if message is None:
-            raise
-        return _fail(f"{message()} (see pdv --help)", 2)
-    if code == INTERRUPTED:
-        return _fail("interrupted", INTERRUPTED)
-    return code if isinstance(code, int) else 0
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"pdv: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    return ended_by(lambda: app(given or ["--help"], prog_name="pdv", standalone_mode=False), "pdv")
 
 
 if __name__ == "__main__":

@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from engines.architecture import Architecture, load_architecture
 from engines.errors import InputError, require_name
+from engines.reading import read_toml
 from engines.traces import read_trace
+from engines.validation import Count, NotNegative, Positive, Settings, Whole, checked
 from engines.workload import Workload, make_workload, with_sampling
 from experiments.cells import draft_length_label
-from experiments.options import MOST_SEED, adjusted, parse_lengths
+from experiments.options import adjusted, parse_lengths
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 def _name(value: str) -> str:
-    try:
-        require_name("name", value)
-    except InputError as error:
-        raise ValueError(error.remedy) from error
+    require_name("name", value)
     return value
 
 
-class WorkloadConfig(_Table):
+class WorkloadConfig(Settings):
     """What each cell serves. Lengths in tokens, as `experiments.options.parse_lengths` reads them.
 
     requests: of a cell at least, 32 unless told otherwise (all of a trace); requests_per_client: for each client of a
@@ -49,13 +34,13 @@ class WorkloadConfig(_Table):
     file that gives arrivals and lengths. A setting that the load has no use for is refused.
     """
 
-    requests: PositiveInt | None = None
-    requests_per_client: PositiveInt = 1
+    requests: Count | None = None
+    requests_per_client: Count = 1
     prompt_tokens: str = "64"
     output_tokens: str = "64"
     process: Literal["poisson", "gamma", "fixed"] | None = None
-    cv: PositiveFloat | None = None
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    cv: Positive | None = None
+    temperature: NotNegative = 0.0
     trace: str | None = None
 
     def build(self, concurrency: int | None = None, rate: float | None = None, seed: int = 0) -> Workload:
@@ -87,16 +72,16 @@ class WorkloadConfig(_Table):
                 raise InputError(f"workload.{name}", getattr(self, name), remedy)
 
 
-class CalibrationConfig(_Table):
+class CalibrationConfig(Settings):
     """The points that are measured for the profile: batches (requests of a draft or verify), contexts (tokens of a
     request before it), prompt_tokens (of a prefill in all) and packed (prompts that share a prefill), in about
     budget_s seconds. Draft lengths are those that the architectures use."""
 
-    batches: list[PositiveInt] = [1, 2, 4, 6, 12]
-    contexts: list[PositiveInt] = [32, 256]
-    prompt_tokens: list[PositiveInt] = [16, 64, 128, 256]
-    packed: list[PositiveInt] = [1]
-    budget_s: PositiveFloat = 120.0
+    batches: list[Count] = Field(default=[1, 2, 4, 6, 12])
+    contexts: list[Count] = Field(default=[32, 256])
+    prompt_tokens: list[Count] = Field(default=[16, 64, 128, 256])
+    packed: list[Count] = Field(default=[1])
+    budget_s: Positive = 120.0
 
     def points(self, draft_lengths: list[int]) -> dict[str, list[int]]:
         """As calibrate.stage_costs.Grid takes them."""
@@ -121,7 +106,25 @@ class Point(NamedTuple):
         }
 
 
-class Experiment(_Table):
+class Changes(Settings):
+    """An architecture in a configuration, as another one with settings to change (experiments.options.adjusted)."""
+
+    base: str
+    name: str | None = None
+    draft_length: str | None = None
+    batch_limit: str | None = None
+    workers: Count | None = None
+    slots: Count | None = None
+    permits: Count | None = None
+    hybrid: Whole | None = None
+
+    def build(self) -> Architecture:
+        """The changed architecture. Raises InputError."""
+        changed = adjusted(load_architecture(self.base), **self.model_dump(exclude={"base", "name"}))
+        return changed if self.name is None else changed.replace(name=self.name)
+
+
+class Experiment(Settings):
     """The whole file. Give `concurrencies` (closed loop) or `rates` (open loop, requests a second) or a trace.
 
     architectures: names, paths of .toml files, or tables: either a whole architecture, or `base = "pdv"` with
@@ -129,16 +132,18 @@ class Experiment(_Table):
     k: draft lengths to try with every architecture, each as text: "4", "2-8", "adaptive"; empty keeps their own.
     """
 
+    model_config = ConfigDict(title="config")
+
     name: Annotated[str, AfterValidator(_name)] = "experiment"
     architectures: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
-    concurrencies: list[PositiveInt] = []
-    rates: list[PositiveFloat] = []
-    k: list[str] = []
-    repeats: PositiveInt = 1
-    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
+    concurrencies: list[Count] = Field(default=[])
+    rates: list[Positive] = Field(default=[])
+    k: list[str] = Field(default=[])
+    repeats: Count = 1
+    seed: Whole = 0
     pair: str = "embedded"
     device: str = "cpu"
-    max_context: PositiveInt | None = None
+    max_context: Count | None = None
     workload: WorkloadConfig = WorkloadConfig()
     calibration: CalibrationConfig = CalibrationConfig()
 
@@ -154,21 +159,12 @@ class Experiment(_Table):
         path = Path(path)
         if not path.suffix and (CONFIGS / f"{path}.toml").is_file():
             path = CONFIGS / f"{path}.toml"
-        try:
-            values = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise InputError("config", str(path), f"cannot read the file ({error.strerror})") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError("config", str(path), f"not valid TOML ({error})") from error
-        return Experiment.from_dict(values)
+        return Experiment.from_dict(read_toml("config", path))
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Experiment:
         """Check plain values, points included. Raises InputError with the name of the first wrong field."""
-        try:
-            experiment = Experiment.model_validate(values)
-        except ValidationError as error:
-            raise _as_input_error(error) from error
+        experiment = checked(Experiment, values)
         list(experiment.points())
         return experiment
 
@@ -199,22 +195,4 @@ def _architecture(value: str | dict[str, Any]) -> Architecture:
         return load_architecture(value)
     if "base" not in value:
         return Architecture.from_dict(value)
-    changes = dict(value)
-    base = load_architecture(str(changes.pop("base")))
-    name = changes.pop("name", base.name)
-    try:
-        return adjusted(base, **changes).replace(name=name)
-    except TypeError as error:
-        remedy = "with a base, change draft_length, batch_limit, workers, slots, permits or hybrid, and name"
-        raise InputError("architectures", value, remedy) from error
-
-
-def _as_input_error(error: ValidationError) -> InputError:
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part not in ("str", "dict[str,any]")]
-    if first["type"] == "extra_forbidden":
-        return InputError(".".join(where), first["input"], "no such setting; see experiments/configs/demo.toml")
-    shown = "config" if not where else ".".join(where)
-    value = first["input"] if where else "the whole file"
-    message = first["msg"].removeprefix("Value error, ")
-    return InputError(shown, value, message[0].lower() + message[1:])
+    return checked(Changes, value, "architectures").build()

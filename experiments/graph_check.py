@@ -44,6 +44,7 @@ from engines.request import Request
 from engines.workload import UniformLength, Workload, make_workload
 from experiments.bench.engines import CARRIED, PACKED, free_memory
 from experiments.bench.exactness import Expected, expected_of, is_tie
+from experiments.ending import in_one_line
 from experiments.fitting import check_fits
 from experiments.options import check_live, parse_numbers
 from experiments.outputs import check_file
@@ -232,6 +233,7 @@ def check_all(options: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -242,11 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/graph_check.csv"))
     options = parser.parse_args(arguments)
     started = time.perf_counter()
-    try:
-        rows = check_all(options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    rows = check_all(options)
     with replaced(options.out) as beside:
         rows.to_csv(beside, index=False)
     results_console().print(report(rows))

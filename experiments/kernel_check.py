@@ -27,11 +27,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from engines.errors import InputError, require_whole
+from engines.errors import require_whole
 from engines.live import operations
 from engines.live.attention import PackedBatch, _attend_gathered, _attend_in_place
 from engines.live.kv_cache import SlotPool
 from engines.live.utilisation import measure_ceilings
+from experiments.ending import in_one_line
 from experiments.options import check_kernels, check_shared_memory, positive
 
 if importlib.util.find_spec("triton") is not None:  # without it, main says so
@@ -224,19 +225,16 @@ def check(benches: list[tuple[int, Bench]]) -> bool:
     return all(error < LIMIT for error in errors.values())
 
 
+@in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=85.0, help="stop timing after this long")
     parser.add_argument("--processes", type=int, default=12, help="that compile")
     options = parser.parse_args(arguments)
-    try:
-        check_kernels()
-        check_shared_memory(LEAST_SHARED_BYTES)
-        positive("seconds", options.seconds)
-        require_whole("processes", options.processes, 1)
-    except InputError as refused:
-        print(refused, file=sys.stderr)
-        return 2
+    check_kernels()
+    check_shared_memory(LEAST_SHARED_BYTES)
+    positive("seconds", options.seconds)
+    require_whole("processes", options.processes, 1)
     begin = time.perf_counter()
     checked = [
         (size, Bench(shape, size, queries, layers=1))

@@ -27,6 +27,7 @@ from engines.errors import InputError, require_whole
 from engines.files import replaced
 from engines.live.pairs import load_pair
 from engines.live.streams import Stream, make_stream
+from experiments.ending import in_one_line
 from experiments.fitting import check_fits
 from experiments.options import check_kernels, check_live, parse_numbers
 from experiments.outputs import check_file
@@ -133,6 +134,7 @@ def check(options: argparse.Namespace) -> tuple[int, ...]:
     return batches
 
 
+@in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -142,13 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draft-length", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("results/kernel_profile.csv"))
     options = parser.parse_args(arguments)
-    try:
-        batches = check(options)
-        with torch.inference_mode():
-            rows = profile_pair(options.pair, batches, options.context, options.draft_length, options.device)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    batches = check(options)
+    with torch.inference_mode():
+        rows = profile_pair(options.pair, batches, options.context, options.draft_length, options.device)
     with replaced(options.out) as beside:
         rows.to_csv(beside, index=False, float_format="%.3f")
     print(report(rows))

@@ -27,6 +27,7 @@ from engines.live.utilisation import measure_ceilings
 from experiments.bench.engines import closed_loop_row, free_memory
 from experiments.bench.exactness import expected_of
 from experiments.bench.settings import BenchSettings, defaults_for
+from experiments.ending import in_one_line
 from experiments.fitting import check_fits
 from experiments.options import check_live, positive
 from experiments.outputs import check_output
@@ -79,6 +80,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"{who}  {times}  busy {busy}  exact {row['equal']}/{row['checked']}"
 
 
+@in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pair", default="embedded")
@@ -90,15 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="part of the name or study of the layouts to measure")
     parser.add_argument("--out", type=Path, default=Path("results/layouts"))
     options = parser.parse_args(arguments)
-    try:
-        settings = dataclasses.replace(
-            defaults_for(options.device), pair=options.pair, device=options.device,
-            prompt_tokens=options.prompt_tokens, output_tokens=options.output_tokens,
-        )  # fmt: skip
-        table = measure(settings, options.seconds, options.budget_s, options.out, options.only)
-    except InputError as error:
-        print(f"{error}", file=sys.stderr)
-        return 2
+    settings = dataclasses.replace(
+        defaults_for(options.device), pair=options.pair, device=options.device,
+        prompt_tokens=options.prompt_tokens, output_tokens=options.output_tokens,
+    )  # fmt: skip
+    table = measure(settings, options.seconds, options.budget_s, options.out, options.only)
     return 0 if (table["equal"] == table["checked"]).all() else 1
 
 

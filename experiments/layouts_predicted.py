@@ -25,6 +25,7 @@ from engines.files import replaced
 from engines.metrics import batch_sizes, request_times
 from engines.permutation import PREFIX, PermutationSpec, expected_tape, parse_pair
 from engines.workload import FixedLength, Workload, make_workload, with_random_prompts
+from experiments.ending import in_one_line
 from experiments.outputs import check_file
 from experiments.study import layouts
 from sim.acceptance import Tapes
@@ -112,6 +113,7 @@ def read_study(path: Path) -> pd.DataFrame:
     return table
 
 
+@in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("live", type=Path, help="layouts.csv that experiments.layouts wrote")
@@ -120,14 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-tokens", type=int, default=128)
     parser.add_argument("--out", type=Path, help="CSV file for the table")
     options = parser.parse_args(arguments)
-    try:
-        profile, study = Profile.load(options.profile), read_study(options.live)
-        if options.out:
-            check_file("out", options.out)
-        table = predicted(study, profile, options.prompt_tokens, options.output_tokens)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    profile, study = Profile.load(options.profile), read_study(options.live)
+    if options.out:
+        check_file("out", options.out)
+    table = predicted(study, profile, options.prompt_tokens, options.output_tokens)
     print(table.drop(columns="study").round(3).to_string(index=False))
     for quantity in ("tokens_per_s", "latency_p95_s"):
         mean = table[f"{quantity}_error"].abs().mean()

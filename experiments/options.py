@@ -14,7 +14,7 @@ from engines.permutation import PREFIX, parse_pair
 from engines.workload import FixedLength, Lengths, LogNormalLength, UniformLength
 
 AUTO = "auto"  # as many slots as fit the device
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")  # torch takes larger numbers for negative ones
 MOST_SEED = 2**63 - 1  # what the generators of torch take
 _WHOLE = re.compile(r"\d{1,18}")
 _RANGE = re.compile(r"(\d{1,18})-(\d{1,18})")

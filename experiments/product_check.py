@@ -27,6 +27,7 @@ from torch import Tensor
 from engines.errors import InputError, require_whole
 from engines.live.passes import Pass, Product, WidePass
 from engines.live.utilisation import measure_ceilings
+from experiments.ending import in_one_line
 from experiments.kernel_check import (
     DEVICE,
     LIMIT,
@@ -165,6 +166,7 @@ def label(launch: Launch) -> str:
     return "/".join(str(size) for size in sizes)
 
 
+@in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="8,40", help="of a product, 1 to 64")
@@ -174,20 +176,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     begin = time.perf_counter()
     names = options.shapes.split(",")
-    try:
-        check_kernels()
-        check_shared_memory(HOPPER_SHARED_BYTES)
-        positive("seconds", options.seconds)
-        require_whole("processes", options.processes, 1)
-        counts = parse_numbers("tokens", options.tokens)
-        if counts[-1] > MOST_TOKENS:
-            raise InputError("tokens", counts[-1], f"a narrow pass has {MOST_TOKENS} at most")
-        for name in names:
-            if name not in SHAPES:
-                raise InputError("shapes", name, f"use {', '.join(SHAPES)}")
-    except InputError as refused:
-        print(refused, file=sys.stderr)
-        return 2
+    check_kernels()
+    check_shared_memory(HOPPER_SHARED_BYTES)
+    positive("seconds", options.seconds)
+    require_whole("processes", options.processes, 1)
+    counts = parse_numbers("tokens", options.tokens)
+    if counts[-1] > MOST_TOKENS:
+        raise InputError("tokens", counts[-1], f"a narrow pass has {MOST_TOKENS} at most")
+    for name in names:
+        if name not in SHAPES:
+            raise InputError("shapes", name, f"use {', '.join(SHAPES)}")
     cases = list(itertools.product([SHAPES[name] for name in names], PRODUCTS, counts))
     wanted = [(*case, launch) for case in cases for launch in launches(Bench(*case, layers=1))]
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +20,10 @@ from rich.progress import (
 Report = Callable[[int, int], None]
 """What a long task calls with (done, of how many)."""
 
-console = Console(stderr=True)
+AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+"""Settings of a console that shows names as they are, whatever brackets and colons they have."""
+
+console = Console(**AS_IT_IS, stderr=True)
 """Progress and remarks; results go to standard output."""
 
 
@@ -41,7 +45,7 @@ class Bar:
 def bar(title: str) -> Iterator[Bar]:
     """A progress bar on standard error while the block runs; nothing of it stays, and none is drawn in a file."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -18,14 +18,15 @@ from engines.request import Status
 from engines.run import Run
 from experiments.cells import CELL_COLUMNS, Cell, cell_of
 from experiments.compare import Comparison
+from experiments.progress import AS_IT_IS
 
 WIDTH = 110
 
 
 def results_console() -> Console:
     """Standard output; in a file or pipe wide enough for the tables."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    console = Console(**AS_IT_IS)
+    return console if console.is_terminal else Console(**AS_IT_IS, width=WIDTH)
 
 
 def print_summary(run: Run, folder: Path) -> None:
@@ -111,7 +112,7 @@ def verdict(comparison: Comparison) -> str:
 def write_report(comparison: Comparison, path: Path) -> Path:
     """The report as plain text."""
     with replaced(path) as beside, beside.open("w", encoding="utf-8") as file:
-        Console(file=file, width=WIDTH).print(comparison_report(comparison))
+        Console(**AS_IT_IS, file=file, width=WIDTH).print(comparison_report(comparison))
     return path
 
 

@@ -30,6 +30,7 @@ from engines.live.serve import serve
 from engines.permutation import expected_output, parse_pair
 from engines.workload import UniformLength, make_workload
 from experiments.bench.engines import free_memory
+from experiments.ending import in_one_line
 from experiments.fitting import check_fits
 from experiments.options import check_live
 from experiments.outputs import check_file
@@ -130,6 +131,7 @@ def check_input(options: argparse.Namespace) -> list[Architecture]:
     return architectures
 
 
+@in_one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
@@ -138,11 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--architectures", default="pdv,pd,baseline")
     parser.add_argument("--out", type=Path, default=Path("results/soak.csv"))
     options = parser.parse_args(arguments)
-    try:
-        architectures = check_input(options)
-    except InputError as refused:
-        print(refused, file=sys.stderr)
-        return 2
+    architectures = check_input(options)
     rows = []
     for architecture in architectures:
         rows.append(soak(architecture, options.device, options.requests, options.clients))

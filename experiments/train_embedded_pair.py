@@ -28,6 +28,7 @@ from engines.corpus import is_held_out, read_utf8, stdlib_files, stdlib_root
 from engines.errors import InputError, require_whole
 from experiments.byte_level import BOS, CONTEXT, EOS, build_model, load, save
 from experiments.embedded_quality import greedy_continuation, live_positions, next_token_loss, quality
+from experiments.ending import in_one_line
 from experiments.options import positive
 from experiments.outputs import check_output
 
@@ -154,14 +155,11 @@ def check(options: argparse.Namespace) -> None:
     check_output("out", options.out, ["training.toml"])
 
 
+@in_one_line
 def main() -> int:
     """Train, save, and measure what was saved."""
     options = parse_options()
-    try:
-        check(options)
-    except InputError as refused:
-        print(refused, file=sys.stderr)
-        return 2
+    check(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     text = load_tokens(options.library, held_out=False, device=device)

@@ -99,7 +99,7 @@ def drive(
         for work in started:
             at(now + duration(work), work)
     observer.over()
-    return recorder.run({"kind": "driven", "architecture": scheduler.architecture.to_dict(), "workload": {}}, {})
+    return recorder.run({"kind": "simulated", "architecture": scheduler.architecture.to_dict(), "workload": {}}, {})
 
 
 def _matching(work: Work, member: int, matched: Matched) -> Outcome:

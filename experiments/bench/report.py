@@ -15,6 +15,7 @@ from rich.text import Text
 from engines.architecture import Stage
 from engines.files import replaced
 from experiments.bench.whole import BenchResult
+from experiments.progress import AS_IT_IS
 
 WIDTH = 100
 
@@ -42,7 +43,7 @@ def write_bench_report(result: BenchResult, folder: Path) -> Path:
     """The report as plain text, beside the tables."""
     path = folder / "bench.txt"
     with replaced(path) as beside, beside.open("w", encoding="utf-8") as file:
-        Console(file=file, width=WIDTH, highlight=False).print(bench_report(result))
+        Console(**AS_IT_IS, file=file, width=WIDTH).print(bench_report(result))
     return path
 
 

@@ -113,6 +113,7 @@ def themed(draw: Callable[P, R]) -> Callable[P, R]:
             "lines.linewidth": 1.3,
             "axes.linewidth": 0.8,
             "grid.color": "#e4e4e4",
+            "text.parse_math": False,  # names are shown as they are, whatever dollars they have
         }
         with rc_context(look):
             return draw(*args, **options)

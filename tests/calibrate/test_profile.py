@@ -73,6 +73,15 @@ def _cell(column: str, value: str, table: str = "stage_costs") -> Callable[[Path
     return _edit(f"{table}.csv", change)
 
 
+def _link(path: Path, goal: str) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(goal)
+
+
+def _tapes(folder: Path, bits: object) -> None:
+    pd.DataFrame({"request": [7], "bits": [bits]}).to_parquet(folder / "tapes.parquet")
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -103,6 +112,29 @@ def _cell(column: str, value: str, table: str = "stage_costs") -> Callable[[Path
         (_cell("rate", "0", "contention"), "line 4 column rate"),
         (_cell("rate", "0.9", "acceptance"), "cannot rise"),
         (_cell("position", "7", "acceptance"), "positions must count"),
+        (_edit("profile.toml", lambda text: text.replace("dtype", "batch_buckets = 5\ndtype")), "batch_buckets = 5"),
+        (_edit("profile.toml", lambda text: text.replace("dtype", "batch_buckets = [4, 2]\ndtype")), "rising"),
+        (_edit("profile.toml", lambda text: text.replace("dtype", "batch_buckets = [true]\ndtype")), "buckets.0"),
+        (_edit("profile.toml", lambda text: text.replace("max_context = 2048", 'max_context = "2048"')), "'2048'"),
+        (_edit("profile.toml", lambda text: text.replace("draft_length = 4", "draft_length = {a = 1}")), "{'a': 1}"),
+        (_edit("profile.toml", lambda text: text.replace("[versions]", "[other]")), "versions = None: it is"),
+        (_edit("profile.toml", lambda text: text.replace("stage_costs =", 'stage_costs = "x" #')), "rows.stage"),
+        (_edit("profile.toml", lambda text: text.replace('"made up"', "3", 1)), "device = 3"),
+        (_edit("stage_costs.csv", lambda text: text.replace("p95_ms", "p05_ms")), "column p05_ms is there twice"),
+        (_edit("stage_costs.csv", lambda text: text.replace("mean_ms", "mean_ms,mean_ms")), "mean_ms is there twice"),
+        (_edit("stage_costs.csv", lambda text: text[:-1] + ",1\n"), "= '14 cells': needs 13"),
+        (_cell("mean_ms", "1e-300"), "column mean_ms = '1e-300': needs a number from 1e-06 up to 1e+09"),
+        (_cell("mean_ms", "1e300"), "column mean_ms = '1e300'"),
+        (_cell("solo_ms", "1e300", "contention"), "column solo_ms = '1e300'"),
+        (_cell("kernels", "1e18", "contention"), "column kernels = '1e18'"),
+        (_cell("woken_ms", "1e300", "host_times"), "column woken_ms = '1e300'"),
+        (_cell("batch", "1.5"), "column batch = '1.5': needs a whole number"),
+        (_cell("batch", "9" * 400), "column batch"),
+        (lambda folder: _link(folder / "stage_costs.csv", "/dev/zero"), "a device or a pipe"),
+        (lambda folder: _link(folder / "tapes.parquet", "nowhere"), "No such file"),
+        (lambda folder: _tapes(folder, [0, 300]), "row 0 column bits = 300: a tape holds -1, 0 and 1"),
+        (lambda folder: _tapes(folder, [0, None]), "row 0 column bits = None"),
+        (lambda folder: _tapes(folder, "011"), "needs a whole number and a list of -1, 0 and 1"),
     ],
 )  # fmt: skip
 def test_a_damaged_profile_is_refused(tmp_path: Path, damage: Callable[[Path], None], says: str) -> None:
@@ -164,3 +196,16 @@ def test_a_segment_never_measured_is_refused() -> None:
     costs = made_up().stage_costs
     with pytest.raises(InputError, match="never measured"):
         made_up(stage_costs=costs[costs["segment"] != "verify"])
+
+
+def test_byte_order_marks_are_no_damage(tmp_path: Path) -> None:
+    made_up().save(tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    pd.testing.assert_frame_equal(Profile.load(tmp_path).stage_costs, made_up().stage_costs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("folder", ["demo-cpu/profile", "h100/profile-llama2-7b", "h200/profile-llama2-7b"])
+def test_the_profiles_that_ship_are_read(folder: str) -> None:
+    profile = Profile.load(Path(__file__).parents[2] / "results" / folder)
+    assert len(profile.tapes) == 12

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as parquet
 import pytest
 
 from engines.architecture import BASELINE, PDV
@@ -44,7 +45,8 @@ def test_a_record_survives_its_folder(run: Run, folder: Path) -> None:
 def test_a_record_that_never_ran_a_step_survives_its_folder(tmp_path: Path) -> None:
     recorder = Recorder()
     recorder.rejected(Request(0, 10, 6), 0.0, RuntimeError("full"))
-    loaded = Run.load(recorder.run({"kind": "driven", "architecture": {}, "workload": {}}).save(tmp_path))
+    info = {"kind": "simulated", "architecture": PDV.to_dict(), "workload": {}}
+    loaded = Run.load(recorder.run(info).save(tmp_path))
     assert loaded.requests["error"].tolist() == ["full"]
     assert loaded.spans.empty
     assert decompose(loaded).empty
@@ -92,14 +94,145 @@ def test_a_damaged_description_is_named(folder: Path, content: bytes) -> None:
 @pytest.mark.parametrize("key", ["kind", "architecture", "workload"])
 def test_a_missing_setting_is_named(run: Run, folder: Path, key: str) -> None:
     del run.info[key]
-    with pytest.raises(InputError, match=f"run {key} = None: .*record the run again"):
+    with pytest.raises(InputError, match=f"{key} = None: it is missing; record the run again"):
         Run.load(run.save(folder))
 
 
 def test_another_schema_version_is_refused(folder: Path) -> None:
     path = folder / "run.toml"
     path.write_text(path.read_text().replace("schema_version = 1", "schema_version = 7"))
-    with pytest.raises(InputError, match="run schema_version = 7: this version reads 1"):
+    with pytest.raises(InputError, match=r"run.toml schema_version = 7: this version reads 1"):
+        Run.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "says"),
+    [
+        ('kind = "simulated"', 'kind = "guessed"', "kind = 'guessed'"),
+        ('kind = "simulated"', "kind = 3", "kind = 3"),
+        ("[workload]", "[workload]\nconcurrency = \"3\"", "workload.concurrency = '3'"),
+        ("[workload]", "[workload]\nconcurrency = true", "workload.concurrency = True"),
+        ("[workload]", "[workload]\nconcurrency = {a = 1}", "workload.concurrency = {'a': 1}"),
+        ("[workload]", "[workload]\nrate = inf", "workload.rate = inf"),
+        ("[workload]", "[workload]\nseed = -1", "workload.seed = -1"),
+        ("[workload]", "[workload]\ntemperature = nan", "workload.temperature = nan"),
+        ("[workload]", "[other]", "workload = None: it is missing"),
+        ("slots = 64", "slots = []", "architecture.slots = []"),
+        ("slots = 64", "slots = 64.0", "architecture.slots = 64.0"),
+        ("draft = 6", 'draft = "6"', "architecture.lanes.decode.steps.draft = '6'"),
+        ("schema_version = 1", 'schema_version = 1\nmax_context = "2048"', "max_context = '2048'"),
+        ("schema_version = 1", "schema_version = 1\nversions = 3", "versions = 3"),
+        ("schema_version = 1", "schema_version = 1\ndevice = 2026-01-02", "device = datetime.date(2026, 1, 2)"),
+        ("schema_version = 1", "schema_version = true", "schema_version = True"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(folder: Path, text: str, other: str, says: str) -> None:
+    path = folder / "run.toml"
+    path.write_text(path.read_text().replace(text, other))
+    with pytest.raises(InputError) as caught:
+        Run.load(folder)
+    assert str(caught.value).startswith(f"run {path} ")
+    assert says in str(caught.value)
+    assert str(caught.value).endswith("; record the run again")
+
+
+def _with(table: pd.DataFrame, column: str, row: int, value: object) -> pd.DataFrame:
+    cells = table[column].tolist()
+    cells[row] = value
+    whole = value is None and isinstance(cells[0], int)
+    return table.assign(**{column: pd.array(cells, dtype="Int64") if whole else cells})
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "says"),
+    [
+        ("requests", "arrival_s", float("inf"), "= inf: needs a number"),
+        ("requests", "arrival_s", -1.0, "= -1.0: needs a number"),
+        ("requests", "arrival_s", 1e300, "= 1e+300: needs a number"),
+        ("requests", "arrival_s", None, "= None: needs a number"),
+        ("requests", "finish_s", 0.1, "= 0.1: is before"),
+        ("requests", "first_token_s", None, "= nan: a finished request has one"),
+        ("requests", "request", 0, "= 0: is there twice"),
+        ("requests", "status", "fine", "= 'fine': needs one of"),
+        ("requests", "status", "running", "= 'running': needs one of"),
+        ("requests", "output_tokens", 300, "= 300: is more than max_tokens"),
+        ("requests", "prompt_tokens", -5, "= -5: needs at least 0"),
+        ("steps", "request", 77, "= 77: requests.parquet has no such request"),
+        ("steps", "work", 777, "= 777: spans.parquet has no such work"),
+        ("steps", "queue_s", -1.0, "= -1.0: needs a number"),
+        ("spans", "segment", "decode", "= 'decode': needs one of"),
+        ("spans", "step", "[/x]", "= '[/x]': needs one of"),
+        ("spans", "end_s", 0.0, "= 0.0: is before start_s"),
+        ("spans", "start_s", float("inf"), "= inf: needs a number"),
+        ("spans", "batch_size", 0, "= 0: needs a whole number"),
+        ("spans", "worker", None, "= None: needs a whole number"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_named(
+    run: Run, folder: Path, name: str, column: str, value: object, says: str
+) -> None:
+    path = folder / f"{name}.parquet"
+    _with(getattr(run, name), column, 2, value).to_parquet(path)
+    with pytest.raises(InputError) as caught:
+        Run.load(folder)
+    assert str(caught.value).startswith(f"run {path} row ")
+    assert f" column {column} {says}" in str(caught.value)
+    assert str(caught.value).endswith("; record the run again")
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("requests", "prompt_tokens"), ("steps", "work"), ("spans", "start_s"), ("spans", "hybrid")]
+)
+def test_a_column_of_another_type_is_named(run: Run, folder: Path, name: str, column: str) -> None:
+    table = getattr(run, name)
+    for other in (table[column].astype(str), [[1]] * len(table), table[column].astype(float) + 0.5):
+        if column == "start_s" and not isinstance(other, list) and other.dtype.kind == "f":
+            continue
+        table.assign(**{column: other}).to_parquet(folder / f"{name}.parquet")
+        with pytest.raises(InputError, match=rf"{name}\.parquet row 0 column {column} = "):
+            Run.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("bits", "says"),
+    [
+        ([-1, 300], "row 0 column bits = 300: a tape holds -1, 0 and 1"),
+        ([-1, None], "row 0 column bits = None: a tape holds -1, 0 and 1"),
+        ([-1, 1, 1, 1, 1, 1, 1], "row 0 column request = 0: the request has 6 output tokens, and its tape 7 entries"),
+        (None, "needs a whole number and a list of -1, 0 and 1 in every row"),
+        (["a"], "needs a whole number and a list"),
+        ([0.5], "needs a whole number and a list"),
+        ([[1]], "needs a whole number and a list"),
+        (3, "needs a whole number and a list"),
+    ],
+)
+def test_a_tape_that_is_none_is_refused(folder: Path, bits: object, says: str) -> None:
+    pd.DataFrame({"request": [0], "bits": [bits]}).to_parquet(folder / "tapes.parquet")
+    with pytest.raises(InputError) as caught:
+        Run.load(folder)
+    assert says in str(caught.value)
+    assert "tapes.parquet" in str(caught.value)
+
+
+def test_two_tapes_of_one_request_are_refused(folder: Path) -> None:
+    pd.DataFrame({"request": [0, 0], "bits": [[-1], [-1]]}).to_parquet(folder / "tapes.parquet")
+    with pytest.raises(InputError, match="row 1 column request = 0: is there twice"):
+        Run.load(folder)
+
+
+def test_a_column_that_is_there_twice_is_refused(folder: Path) -> None:
+    table = parquet.read_table(folder / "steps.parquet")
+    parquet.write_table(table.append_column("work", table["work"]), folder / "steps.parquet")
+    with pytest.raises(InputError, match="column work is there twice"):
+        Run.load(folder)
+
+
+def test_a_table_that_is_a_folder_of_tables_is_refused(folder: Path) -> None:
+    steps = folder / "steps.parquet"
+    (folder / "parts").mkdir()
+    steps.rename(folder / "parts" / "a.parquet")
+    (folder / "parts").rename(steps)
+    with pytest.raises(InputError, match="this is a folder"):
         Run.load(folder)
 
 

@@ -84,10 +84,10 @@ def test_architectures_can_be_changed_or_described_in_place(tmp_path: Path) -> N
     [
         ({"architectures": []}, "architectures"),
         ({"architectures": ["pvd"]}, "architecture"),
-        ({"architectures": [{"base": "pd", "colour": 3}]}, "architectures"),
+        ({"architectures": [{"base": "pd", "colour": 3}]}, "architectures colour"),
         ({"architectures": [{"name": "x", "lanes": []}]}, "lanes"),
         ({"architectures": ["pd", "pd"]}, "architectures"),
-        ({"architectures": [{"base": "pd", "slots": "auto"}]}, "slots"),
+        ({"architectures": [{"base": "pd", "slots": "auto"}]}, "architectures slots"),
         ({"concurrencies": [0]}, "concurrencies.0"),
         ({"concurrencies": []}, "config"),
         ({"rates": [2.0]}, "config"),

@@ -1,0 +1,150 @@
+"""What a profile's files must hold, checked when they are read and when a profile is made: its settings and its
+tables. calibrate.profile says what they mean."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+from pydantic import AfterValidator, Field
+
+from engines.architecture import Segment, Step
+from engines.errors import InputError
+from engines.reading import read_bytes
+from engines.tables import Column, first
+from engines.validation import Count, Record, Text, Whole
+
+QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
+LEAST_MS, MOST_MS = 1e-6, 1e9  # of what is timed: from less than a clock can tell to twelve days
+MOST_OF_ANY = 1e9  # tokens, requests, repeats, kernels
+LEAST_RATE = 1e-4  # against running alone: what is ten thousand times as slow is an error
+HIGHEST_RATE = 1.05  # it can be measured a little above 1
+_COUNT = Column("whole", least=1, most=MOST_OF_ANY)
+_WHOLE = Column("whole", least=0, most=MOST_OF_ANY)
+_KERNELS = Column("number", least=1, most=MOST_OF_ANY)
+_DURATION = Column("number", least=LEAST_MS, most=MOST_MS)
+HOST_TIME = Column("number", least=0, most=MOST_MS)
+_SHARE = Column("number", least=0, most=1)
+_SEGMENT, _STEP = Column("text", among=tuple(Segment)), Column("text", among=tuple(Step))
+_CONTEXT = Column("number", least=0, most=MOST_OF_ANY)
+KEY = ["segment", "batch", "draft_length", "tokens", "context_tokens"]
+_POINT = dict(zip(KEY, (_SEGMENT, _COUNT, _WHOLE, _COUNT, _CONTEXT), strict=True))
+TABLES: dict[str, dict[str, Column]] = {
+    "stage_costs": {
+        **_POINT, "kernels": _KERNELS, "repeats": _COUNT, **dict.fromkeys(QUANTILES, _DURATION), "mean_ms": _DURATION,
+    },
+    "host_times": {"step": _STEP, "woken_ms": HOST_TIME, "going_on_ms": HOST_TIME},
+    "contention": {
+        "group": Column("text"), **_POINT, "solo_ms": _DURATION, "kernels": _KERNELS,
+        "rate": Column("number", least=LEAST_RATE, most=HIGHEST_RATE),
+    },
+    "acceptance": {
+        "position": _COUNT, "rate": _SHARE, "requests": _COUNT, "alpha_mean": _SHARE, "alpha_sd": _SHARE,
+    },
+}  # fmt: skip
+COLUMNS = {name: list(columns) for name, columns in TABLES.items()}
+STAGE_COST_COLUMNS, HOST_COLUMNS = COLUMNS["stage_costs"], COLUMNS["host_times"]
+CONTENTION_COLUMNS, ACCEPTANCE_COLUMNS = COLUMNS["contention"], COLUMNS["acceptance"]
+AGAIN = "run `pdv calibrate` again"
+MOST_CSV_BYTES = 64 << 20  # a profile of a hundred thousand points has a fifth of it
+
+
+def _rising(sizes: list[int]) -> list[int]:
+    if sizes != sorted(set(sizes)):
+        raise ValueError("needs rising whole numbers")
+    return sizes
+
+
+class ProfileSettings(Record):
+    """profile.toml without its schema version."""
+
+    device: Text
+    pair: Text
+    dtype: Text
+    date: Text
+    command: Text
+    versions: dict[str, str]
+    max_context: Count
+    draft_length: Count
+    batch_buckets: Annotated[list[Count], AfterValidator(_rising), Field(default_factory=list)]
+    fingerprint: Text | None = None
+    pooled: Count | None = None
+    rows: Annotated[dict[str, Whole], Field(default_factory=dict)]
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Every cell as text, so that a bad one can be named."""
+    content = read_bytes("profile", path, MOST_CSV_BYTES, f"the table is missing or damaged: {AGAIN}")
+    try:
+        lines = list(csv.reader(io.StringIO(content.decode(), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError("profile", str(path), f"not a readable CSV table ({error}); {AGAIN}") from error
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines or not any(lines[0]):
+        raise InputError("profile", str(path), f"not a readable CSV table (no columns); {AGAIN}")
+    if not content.endswith(b"\n"):
+        raise InputError("profile", str(path), f"the last line is cut off: the table is truncated; {AGAIN}")
+    header, *rows = lines
+    for column in header:
+        if header.count(column) > 1:
+            raise InputError("profile", str(path), f"column {column} is there twice; {AGAIN}")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise InputError(f"{path} line {number}", f"{len(row)} cells", f"needs {len(header)}; {AGAIN}")
+    return pd.DataFrame(rows, columns=header, dtype=object).replace("", None)
+
+
+def check_table(name: str, table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The table with its columns in order and every number a number."""
+    for column in TABLES[name]:
+        if column not in table:
+            raise InputError(where, ", ".join(map(str, table.columns)), f"column {column} is missing; {AGAIN}")
+    if table.empty:
+        raise InputError(where, "no rows", f"the table is empty; {AGAIN}")
+    table = table[COLUMNS[name]].reset_index(drop=True).copy()
+    for column, kind in TABLES[name].items():
+        if kind.kind == "text":
+            _refuse(where, table, column, kind.first_wrong(table[column]), kind.wanted)
+            table[column] = table[column].astype(str)
+        else:
+            table[column] = numbers(where, table, column, kind)
+    return table
+
+
+def numbers(where: str, table: pd.DataFrame, column: str, kind: Column) -> pd.Series:
+    """A column, of text or of numbers, as the numbers it must hold."""
+    numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
+    fraction = first(numbers != numbers.round()) if kind.kind == "whole" else None  # what is no number, too
+    _refuse(where, table, column, fraction, kind.wanted)
+    _refuse(where, table, column, kind.first_wrong(numbers), kind.wanted)
+    return numbers.astype(int) if kind.kind == "whole" else numbers
+
+
+def _refuse(where: str, table: pd.DataFrame, column: str, row: int | None, reason: str) -> None:
+    """Rows are counted as a person sees them in the file: the header is line 1."""
+    if row is not None:
+        raise InputError(f"{where} line {row + 2} column {column}", table[column].iloc[row], f"{reason}; {AGAIN}")
+
+
+def check_meaning(costs: pd.DataFrame, host_times: pd.DataFrame, acceptance: pd.DataFrame) -> None:
+    quantiles = costs[list(QUANTILES)].to_numpy()
+    falls = (np.diff(quantiles, axis=1) < 0).any(axis=1)
+    _refuse("stage_costs.csv", costs, "p95_ms", first(falls), "quantiles must rise")
+    _refuse("stage_costs.csv", costs, "segment", first(costs.duplicated(KEY)), "this point is there twice")
+    for segment in Segment:
+        if segment not in set(costs["segment"]):
+            raise InputError("stage_costs.csv", segment, f"the segment was never measured; {AGAIN}")
+    _refuse("host_times.csv", host_times, "step", first(host_times.duplicated("step")), "this step is there twice")
+    for step in Step:
+        if step not in set(host_times["step"]):
+            raise InputError("host_times.csv", step, f"the step was never measured; {AGAIN}")
+    positions = acceptance["position"].to_numpy()
+    expected = np.arange(1, len(positions) + 1)
+    _refuse("acceptance.csv", acceptance, "position", first(positions != expected), "positions must count 1, 2, ...")
+    rises = np.diff(acceptance["rate"].to_numpy(), prepend=1.0) > 0
+    _refuse("acceptance.csv", acceptance, "rate", first(rises), "unconditional rates cannot rise with the position")
