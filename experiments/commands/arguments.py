@@ -60,10 +60,10 @@ RateOption = Annotated[
 ProcessOption = Annotated[
     str, typer.Option(help="Arrivals of the open loop: poisson, gamma or fixed.", rich_help_panel=LOAD)
 ]
-CvOption = Annotated[float, typer.Option(help="Coefficient of variation of gamma arrivals.", rich_help_panel=LOAD)]
+CvOption = Annotated[float, typer.Option(help="Coefficient of variation of gamma arrivals (0.001 to 100).", rich_help_panel=LOAD)]
 TraceOption = Annotated[
     Path | None,
-    typer.Option("--trace", help="Arrivals and lengths from a trace (.csv or .jsonl).", rich_help_panel=LOAD),
+    typer.Option("--trace", help="Arrivals and lengths from a trace (.csv or .jsonl, plain or gzip).", rich_help_panel=LOAD),
 ]
 MaxPromptOption = Annotated[
     int | None, typer.Option(help="Cut a trace's prompts to this many tokens.", rich_help_panel=LOAD)
