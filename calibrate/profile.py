@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import tomli_w
 
+from calibrate.contention import LEAST_RATE
 from engines.architecture import Segment, Step
 from engines.errors import InputError
 
@@ -40,9 +41,20 @@ TEXT = {"group", "segment", "step"}
 KINDS: dict[str, list[str]] = {"segment": list(Segment), "step": list(Step)}
 POSITIVE = {"batch", "tokens", "kernels", "repeats", "mean_ms", "solo_ms", "position", "requests"}
 HIGHEST_RATE = 1.05  # a rate against running alone can be measured a little above 1
+SHORTEST_MS, LONGEST_MS = 1e-6, 1e9  # of a duration that can have been measured: a nanosecond, and eleven days
+MOST_KERNELS = 1e9
 LIMITS = {
     ("contention", "rate"): HIGHEST_RATE,
     **{("acceptance", c): 1.0 for c in ("rate", "alpha_mean", "alpha_sd")},
+    **{("stage_costs", c): LONGEST_MS for c in (*QUANTILES, "mean_ms")},
+    **{("host_times", c): LONGEST_MS for c in ("woken_ms", "going_on_ms")},
+    ("contention", "solo_ms"): LONGEST_MS,
+    **{(table, "kernels"): MOST_KERNELS for table in ("stage_costs", "contention")},
+}
+LEAST = {
+    ("contention", "rate"): LEAST_RATE,
+    ("contention", "solo_ms"): SHORTEST_MS,
+    **{("stage_costs", c): SHORTEST_MS for c in (*QUANTILES, "mean_ms")},
 }
 INFO_TEXT = ("device", "pair", "dtype", "date", "command")
 INFO_COUNTS = ("max_context", "draft_length")
@@ -226,8 +238,11 @@ def _check_table(name: str, table: pd.DataFrame, where: str) -> pd.DataFrame:
             continue
         numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
         _refuse(where, table, column, ~np.isfinite(numbers), "needs a number")
-        least_out = numbers <= 0 if column in POSITIVE or (name, column) == ("contention", "rate") else numbers < 0
+        least_out = numbers <= 0 if column in POSITIVE else numbers < 0
         _refuse(where, table, column, least_out, "is not positive" if column in POSITIVE else "is out of range")
+        lowest = LEAST.get((name, column))
+        if lowest is not None:
+            _refuse(where, table, column, numbers < lowest, f"is out of range: below {lowest:g}, no measurement")
         highest = LIMITS.get((name, column))
         if highest is not None:
             _refuse(where, table, column, numbers > highest, f"is above {highest:g}")
