@@ -34,6 +34,9 @@ KINDS = tuple(Segment)
 # units of rate (an error of 0.01 weighs as much as a parameter one unit off at a strength of 0.01).
 GAMMA, LOG_FILL, BETA, SPREAD = 1.0, -0.2, 0.2, 0.7
 HOLD, HOLD_KIND = 0.002, 0.01
+LEAST_RATE, MOST_RATE = 1e-4, 2.0  # of a measured rate: what is ten thousand times as slow as alone is an error
+NO_RATE = 1e-6  # below it a prediction says nothing: where this comes out, the fit is far outside its table
+KERNEL_MS = (1e-9, 1e9)  # of mean kernel durations
 
 
 class RunningSegment(NamedTuple):
@@ -68,7 +71,10 @@ class ContentionModel:
     residuals: pd.DataFrame = field(repr=False, compare=False)
 
     def rates(self, running: Sequence[RunningSegment]) -> list[float]:
-        """Each one's rate in (0, 1], in order. One alone runs at 1."""
+        """Each one's rate in (0, 1], in order. One alone runs at 1.
+
+        Raises InputError where the fit has no rate to give: one below NO_RATE.
+        """
         if len(running) < 2:
             return [1.0] * len(running)
         least, most = self.measured_ms
@@ -79,7 +85,12 @@ class ContentionModel:
             filled += weight * math.exp(self.log_fill + self.log_fill_of[segment] + self.beta * size)
             weights.append(weight)
         total = sum(weights)
-        speed = (filled / total) ** -((len(running) - 1) ** self.spread) / total
+        try:
+            speed = (filled / total) ** -((len(running) - 1) ** self.spread) / total
+        except OverflowError:  # so many streams that hardly fill the device: none slows another
+            return [1.0] * len(running)
+        if min(weights) * speed < NO_RATE:
+            raise _no_rate(running, min(weights) * speed)
         return [min(1.0, weight * speed) for weight in weights]
 
     @property
@@ -98,8 +109,10 @@ class NoContention:
 def fit_contention(table: pd.DataFrame) -> ContentionModel:
     """Least squares of the predicted against the measured rates of a profile's contention table.
 
-    Raises InputError if no group of the table has two streams or more.
+    Raises InputError if no group of the table has two streams or more, and naming its row for a rate or a kernel
+    duration (solo_ms / kernels) that cannot have been measured.
     """
+    _check_rows(table)
     together = _of_several_streams(table)
     if together.empty:
         remedy = "no two streams were measured together; calibrate again, or ask for no contention"
@@ -136,14 +149,37 @@ def leave_one_group_out(table: pd.DataFrame) -> pd.DataFrame:
     held_out = []
     for _, group in together.groupby("group", sort=False):
         model = fit_contention(together.drop(group.index))
-        kernel_ms = group["solo_ms"] / group["kernels"]
         running = [
             RunningSegment(Segment(segment), int(batch), float(tau))
-            for segment, batch, tau in zip(group["segment"], group["batch"], kernel_ms, strict=True)
+            for segment, batch, tau in zip(group["segment"], group["batch"], _kernel_ms(group), strict=True)
         ]
         predicted = np.array(model.rates(running))
         held_out.append(group.assign(predicted=predicted, error=predicted - group["rate"].to_numpy()))
     return pd.concat(held_out, ignore_index=True)
+
+
+def _check_rows(table: pd.DataFrame) -> None:
+    """Outside these ranges, which end far beyond any device, the powers of the fit leave those of a float."""
+    checked = {"rate": (table["rate"], LEAST_RATE, MOST_RATE), "solo_ms / kernels": (_kernel_ms(table), *KERNEL_MS)}
+    for name, (values, least, most) in checked.items():
+        bad = np.flatnonzero(~values.between(least, most))
+        if len(bad):
+            row = table.iloc[int(bad[0])]
+            where = f"contention line {int(bad[0]) + 2} (group {row['group']}, {row['segment']}) {name}"
+            remedy = f"needs a number from {least:g} to {most:g}; calibrate again"
+            raise InputError(where, float(values.iloc[int(bad[0])]), remedy)
+
+
+def _kernel_ms(table: pd.DataFrame) -> pd.Series:
+    """Mean kernel duration of each row when alone."""
+    return (table["solo_ms"] / table["kernels"]).astype(float)
+
+
+def _no_rate(running: Sequence[RunningSegment], rate: float) -> InputError:
+    kernel_ms = [one.kernel_ms for one in running]
+    together = f"{len(running)} streams with kernels of {min(kernel_ms):.3g} to {max(kernel_ms):.3g} ms"
+    remedy = f"the fit does not reach as far as {together}; calibrate such streams together"
+    return InputError("contention rate", rate, f"{remedy}, or simulate without contention")
 
 
 def _of_several_streams(table: pd.DataFrame) -> pd.DataFrame:
@@ -159,7 +195,7 @@ class _Data:
         self.streams = np.bincount(self.group)
         self.kind = np.array([KINDS.index(Segment(segment)) for segment in table["segment"]])
         self.rate = table["rate"].to_numpy(float)
-        tau = (table["solo_ms"] / table["kernels"]).to_numpy(float)
+        tau = _kernel_ms(table).to_numpy()
         self.typical_ms = float(np.exp(np.log(tau).mean()))
         self.measured_ms = (float(tau.min()), float(tau.max()))
         self.size = np.log(tau / self.typical_ms)

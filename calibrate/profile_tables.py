@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, Field
 
+from calibrate.contention import LEAST_RATE
 from engines.architecture import Segment, Step
 from engines.errors import InputError
 from engines.reading import read_bytes
@@ -21,7 +22,6 @@ from engines.validation import Count, Record, Text, Whole
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
 LEAST_MS, MOST_MS = 1e-6, 1e9  # of what is timed: from less than a clock can tell to twelve days
 MOST_OF_ANY = 1e9  # tokens, requests, repeats, kernels
-LEAST_RATE = 1e-4  # against running alone: what is ten thousand times as slow is an error
 HIGHEST_RATE = 1.05  # it can be measured a little above 1
 _COUNT = Column("whole", least=1, most=MOST_OF_ANY)
 _WHOLE = Column("whole", least=0, most=MOST_OF_ANY)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from scipy.special import ndtri
 
-from engines.errors import InputError, require_positive, require_whole
+from engines.errors import InputError, require_whole
+from engines.request import MOST_TOKENS
 
-MOST_TOKENS = 10_000_000  # of a prompt or an output: beyond any model's context
+MOST_SIGMA = 10.0  # of a logarithm: one such step is a factor of 22,000
 
 
 class Lengths(Protocol):
@@ -58,8 +58,8 @@ class UniformLength:
 
 @dataclass(frozen=True)
 class LogNormalLength:
-    """Lognormal around a median (tokens); sigma is the standard deviation of the logarithm. Rounded, and what
-    falls outside low..high is set to the bound."""
+    """Lognormal around a median (tokens); sigma, from 0 to MOST_SIGMA, is the standard deviation of the logarithm.
+    Rounded, and what falls outside low..high is set to the bound."""
 
     median: float
     sigma: float
@@ -68,9 +68,8 @@ class LogNormalLength:
 
     def __post_init__(self) -> None:
         _bounds(self.low, self.high)
-        require_positive("length.median", self.median)
-        if not (math.isfinite(self.sigma) and self.sigma >= 0):
-            raise InputError("length.sigma", self.sigma, "use a number of at least 0")
+        _number("length.median", self.median, 1, MOST_TOKENS)
+        _number("length.sigma", self.sigma, 0, MOST_SIGMA)
 
     def tokens(self, uniform: np.ndarray) -> np.ndarray:
         lengths = self.median * np.exp(self.sigma * ndtri(np.maximum(uniform, np.finfo(float).tiny)))
@@ -97,6 +96,11 @@ class ListedLength:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "listed", "values": len(self.values)}
+
+
+def _number(field: str, value: float, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InputError(field, value, f"use a number from {least:g} to {most:g}")
 
 
 def _bounds(low: int, high: int) -> None:

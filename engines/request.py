@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from engines.architecture import Stage
+from engines.errors import InputError, require_whole
+
+MOST_TOKENS = 10_000_000  # of a prompt or an output: beyond any model's context
+MOST_KEY = 2**63 - 1  # of ids and seeds, which key randomness: what 64 bits hold
+LATEST_S = 4e9  # of an arrival, 127 years: a clock beyond it does not resolve a microsecond any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,28 @@ class Request:
     temperature: float = 0.0
     seed: int = 0
     ignore_eos: bool = True
+
+    def check(self) -> None:
+        """Raises InputError for values that no engine serves: a request that breaks one would break all others."""
+        require_whole("id", self.id, 0, MOST_KEY)
+        require_whole("prompt_tokens", self.prompt_tokens, 1, MOST_TOKENS)
+        require_whole("max_tokens", self.max_tokens, 1, MOST_TOKENS)
+        require_whole("seed", self.seed, 0, MOST_KEY)
+        check_moment("arrival_s", 0.0 if self.arrival_s is None else self.arrival_s)
+        check_temperature(self.temperature)
+
+
+def check_moment(field: str, seconds: float) -> None:
+    """Raises InputError unless it is a number of seconds from 0 to LATEST_S."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LATEST_S:
+        raise InputError(field, seconds, f"use seconds from 0 to {LATEST_S:g}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises InputError unless it is a finite number of at least 0."""
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not number or not 0 <= temperature <= sys.float_info.max:
+        raise InputError("temperature", temperature, "use 0 (greedy) or a positive number")
 
 
 class Status(StrEnum):

@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from engines.architecture import Architecture, Lane, Stage, Step
-from engines.request import Emission, Request, RequestState, Settlement, Status, settle
+from engines.errors import require_whole
+from engines.request import MOST_TOKENS, Emission, Request, RequestState, Settlement, Status, settle
 from engines.work import Outcome, Wait, Work
 
 
@@ -85,14 +86,17 @@ class Scheduler:
     def submit(self, request: Request, now: float, max_tokens: int | None = None) -> RequestState:
         """A request arrives. `max_tokens` replaces the request's own limit (a context limit, say).
 
-        Raises QueueFullError when `queue_limit` requests already wait, ValueError for an id already here.
+        Raises InputError for values that cannot be served, QueueFullError when `queue_limit` requests already wait,
+        ValueError for an id already here. Nothing has changed then.
         """
+        request.check()
+        allowed = request.max_tokens if max_tokens is None else max_tokens
+        require_whole("max_tokens", allowed, 1, MOST_TOKENS)
         if request.id in self.requests:
             raise ValueError(f"request {request.id} is here already")
         limit = self.architecture.queue_limit
         if limit is not None and self.queue_length(Stage.PREFILL) >= limit:
             raise QueueFullError(f"{limit} requests already wait (queue_limit); try later or raise the limit")
-        allowed = request.max_tokens if max_tokens is None else max_tokens
         queue = self._queues[Stage.PREFILL]
         state = RequestState(request, allowed, now, now, next(self._order), queue.missing_s(now))
         self.requests[request.id] = state

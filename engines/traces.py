@@ -1,14 +1,14 @@
 """Recorded request traces of other systems, read as open-loop workloads.
 
 Formats, told apart by their columns: the Azure LLM inference traces, BurstGPT, Mooncake and a generic form. Each
-may be a CSV file or JSON lines.
+may be a CSV file or JSON lines, compressed by gzip or not.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
+import heapq
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InputError, require_whole
-from engines.request import Request
-from engines.workload import Workload
+from engines.request import LATEST_S, MOST_TOKENS, Request
+from engines.trace_rows import shortened, trace_rows
+from engines.workload import MOST_REQUESTS, Workload
 
 
 @dataclass(frozen=True)
@@ -62,28 +63,35 @@ def read_trace(
 
     Rows need not be in order of time; the first `limit` requests by arrival are kept. Longer prompts and outputs
     are cut to max_prompt and max_output tokens. BurstGPT rows with 0 response tokens are failed responses: they
-    are left out and counted in info["failed_left_out"]. Raises InputError with the file, line and column.
+    are left out and counted in info["failed_left_out"]. Raises InputError with the file, line and column, also for
+    times beyond LATEST_S, counts beyond MOST_TOKENS and, without a limit, more than MOST_REQUESTS requests.
     """
     path = Path(path)
     for name, value in (("limit", limit), ("max_prompt", max_prompt), ("max_output", max_output)):
         if value is not None:
             require_whole(name, value, 1)
-    kind, rows = _open(path)
-    arrivals: list[tuple[float, int, int]] = []
-    failed = 0
-    for line, row in rows:
-        at, prompt, output = _read_row(kind, row, f"trace {path.name}, line {line}")
-        if output == 0:
-            failed += 1
-        else:
-            arrivals.append((at, prompt, output))
+    rows = trace_rows(path)
+    head = next(rows, None)
+    if head is None:
+        raise _nothing_in(path)
+    kind, failed = _detect(path, head[1]), 0
+
+    def usable() -> Iterator[tuple[float, int, int]]:
+        nonlocal failed
+        for line, row in itertools.chain([head], rows):
+            at, prompt, output = _read_row(kind, row, f"trace {path.name}, line {line}")
+            if output == 0:
+                failed += 1
+            else:
+                yield at, prompt, output
+
+    arrivals = _earliest(path, usable(), limit)
     if not arrivals:
-        raise InputError("trace", str(path), "it holds no usable request; give a trace with at least one")
-    arrivals.sort(key=lambda arrival: arrival[0])
+        raise _nothing_in(path)
     first = arrivals[0][0]
     requests = tuple(  # to the microsecond: a date in seconds has no finer digits
         Request(i, _capped(prompt, max_prompt), _capped(output, max_output), round(at - first, 6))
-        for i, (at, prompt, output) in enumerate(arrivals[:limit])
+        for i, (at, prompt, output) in enumerate(arrivals)
     )
     info: dict[str, Any] = {"kind": "trace", "trace": path.name, "format": kind.name, "count": len(requests)}
     given = {"max_prompt": max_prompt, "max_output": max_output, "failed_left_out": failed or None}
@@ -96,53 +104,28 @@ def _capped(tokens: int, limit: int | None) -> int:
     return tokens if limit is None else min(tokens, limit)
 
 
-def _open(path: Path) -> tuple[_Format, Iterator[tuple[int, Mapping[str, Any]]]]:
-    """The file's format and its rows, each with its line number."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError("trace", str(path), "not a text file; give a CSV or JSON-lines trace") from error
-    except OSError as error:
-        raise InputError("trace", str(path), f"cannot read the file ({error.strerror})") from error
-    first = next((line for line in lines if line.strip()), None)
-    if first is None:
-        raise InputError("trace", str(path), "the file is empty; give a trace with at least one request")
-    if first.lstrip().startswith("{"):
-        rows = list(_json_rows(path, lines))
-        return _detect(path, rows[0][1]), iter(rows)
-    reader = csv.DictReader(lines, strict=True)
-    kind = _detect(path, dict.fromkeys(reader.fieldnames or ()))
-    return kind, _csv_rows(path, reader)
+def _nothing_in(path: Path) -> InputError:
+    return InputError("trace", str(path), "it holds no usable request; give a trace with at least one")
 
 
-def _json_rows(path: Path, lines: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            where = f"trace {path.name}, line {number}"
-            raise InputError(where, _shortened(line), f"not valid JSON ({error}); repair the line") from error
-        if not isinstance(row, dict):
-            raise InputError(f"trace {path.name}, line {number}", _shortened(line), "write one JSON object a line")
-        yield number, row
-
-
-def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        where = f"trace {path.name}, line {reader.line_num + 1}"
-        raise InputError(where, "unreadable", f"not valid CSV ({error}); repair the line") from error
+def _earliest(
+    path: Path, arrivals: Iterator[tuple[float, int, int]], limit: int | None
+) -> list[tuple[float, int, int]]:
+    """The first `limit` of them by time, or all. No more than are kept are in memory."""
+    if limit is not None:
+        return heapq.nsmallest(min(limit, MOST_REQUESTS), arrivals, key=lambda arrival: arrival[0])
+    kept = sorted(itertools.islice(arrivals, MOST_REQUESTS + 1), key=lambda arrival: arrival[0])
+    if len(kept) > MOST_REQUESTS:
+        raise InputError("trace", str(path), f"more than {MOST_REQUESTS} requests; keep the first by a limit")
+    return kept
 
 
 def _detect(path: Path, row: Mapping[str, Any]) -> _Format:
     """The format that shares most columns with the file, all of which must be there."""
     shared = [sum(column in row for column in kind.columns) for kind in FORMATS]
     if max(shared) == 0 or shared.count(max(shared)) > 1:
-        raise InputError("trace", str(path), f"unknown format with columns {', '.join(row)}; known: {KNOWN}")
+        found = shortened(", ".join(row))
+        raise InputError("trace", str(path), f"unknown format with columns {found}; known: {KNOWN}")
     kind = FORMATS[shared.index(max(shared))]
     for column in kind.columns:
         if column not in row:
@@ -157,11 +140,11 @@ def _read_row(kind: _Format, row: Mapping[str, Any], where: str) -> tuple[float,
         if row.get(column) is None:
             raise InputError(f"{where}, {column}", None, "the value is missing; complete or remove the line")
     try:
-        at = kind.seconds(row[kind.time])
-    except (TypeError, ValueError):
+        at = math.nan if isinstance(row[kind.time], bool) else kind.seconds(row[kind.time])
+    except (TypeError, ValueError, OverflowError, RecursionError):
         at = math.nan
-    if not (math.isfinite(at) and at >= 0):
-        remedy = "not a time of this format, 0 or later; repair or remove the line"
+    if not 0 <= at <= LATEST_S:
+        remedy = f"not a time of this format, from 0 to {LATEST_S:g} s; repair or remove the line"
         raise InputError(f"{where}, {kind.time}", row[kind.time], remedy)
     return at, _tokens(row, kind.prompt, where, 1), _tokens(row, kind.output, where, 1 - kind.zero_output_is_failure)
 
@@ -170,13 +153,9 @@ def _tokens(row: Mapping[str, Any], column: str, where: str, least: int) -> int:
     value = row[column]
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not (number.is_integer() and number >= least):
-        remedy = f"use a whole number of tokens, at least {least}; repair or remove the line"
+    if not (number.is_integer() and least <= number <= MOST_TOKENS):
+        remedy = f"use a whole number of tokens, at least {least} and at most {MOST_TOKENS}; repair the line"
         raise InputError(f"{where}, {column}", value, remedy)
     return int(number)
-
-
-def _shortened(line: str) -> str:
-    return line if len(line) <= 80 else f"{line[:77]}..."

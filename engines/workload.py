@@ -8,7 +8,6 @@ function of its number.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -20,7 +19,7 @@ from scipy.special import gammaincinv
 from engines.corpus import held_out_prompt
 from engines.errors import InputError, require_positive, require_whole
 from engines.lengths import FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
-from engines.request import Request
+from engines.request import LATEST_S, MOST_KEY, Request, check_moment, check_temperature
 from engines.run import Run
 
 MOST_REQUESTS = 10_000_000  # of a workload, and so of its clients
@@ -31,6 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 PROCESSES = ("poisson", "gamma", "fixed")
+LEAST_CV, MOST_CV = 1e-3, 100.0  # below, gaps are all but fixed; above, nearly all of them are 0
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class Workload:
     requests are submitted at time 0 in order, and whenever a request ends (whatever its status) its client submits
     the next unsent one, think_s[i] seconds later for request i (at once where think_s is empty).
     info: how it was made, plain values for run.toml.
+
+    Raises InputError for requests that no engine serves (Request.check), and for arrivals or pauses so far off that
+    a clock has no microseconds there.
     """
 
     requests: tuple[Request, ...]
@@ -51,12 +54,17 @@ class Workload:
     def __post_init__(self) -> None:
         if not self.requests:
             raise InputError("requests", (), "give the workload at least one request")
+        for request in self.requests:
+            request.check()
         if len({request.id for request in self.requests}) < len(self.requests):
             raise InputError("requests", f"{len(self.requests)} requests", "give every request an id of its own")
         if self.concurrency is not None:
             require_whole("concurrency", self.concurrency, 1, MOST_REQUESTS)
             if self.think_s and len(self.think_s) != len(self.requests):
                 raise InputError("think_s", f"{len(self.think_s)} values", "give one think time a request, or none")
+            for seconds in self.think_s:
+                check_moment("think_s", seconds)
+            check_moment("think_s of a client, in all", sum(self.think_s) / self.concurrency)
             return
         if self.think_s:
             raise InputError("think_s", f"{len(self.think_s)} values", "only the clients of a closed loop think")
@@ -95,14 +103,14 @@ def make_workload(
 
     Give either `concurrency` (closed loop, with exponential think times of mean `mean_think_s` seconds) or `rate`
     (open loop, requests per second, the first at 0). process, of an open loop only: "poisson" (where none is given),
-    "gamma" with coefficient of variation `cv` of the gaps (above 1 is burstier than Poisson; 1 where none is given),
-    or "fixed" gaps. Raises InputError.
+    "gamma" with coefficient of variation `cv` of the gaps (LEAST_CV to MOST_CV; above 1 is burstier than Poisson; 1
+    where none is given), or "fixed" gaps. Raises InputError.
     """
     require_whole("count", count, 1, MOST_REQUESTS)
-    require_whole("seed", seed, 0)
+    require_whole("seed", seed, 0, MOST_KEY)
     if (concurrency is None) == (rate is None):
         raise InputError("concurrency, rate", (concurrency, rate), "give exactly one of them")
-    _require_temperature(temperature)
+    check_temperature(temperature)
     prompts = prompt_lengths.tokens(_uniform(seed, _Purpose.PROMPT_LENGTH, count)).tolist()
     outputs = output_lengths.tokens(_uniform(seed, _Purpose.OUTPUT_LENGTH, count)).tolist()
     info = {
@@ -122,9 +130,7 @@ def make_workload(
         if mean_think_s:
             raise InputError("mean_think_s", mean_think_s, "only the clients of a closed loop think")
         process, cv = process or "poisson", 1.0 if cv is None else cv
-        gaps = _gaps(_uniform(seed, _Purpose.ARRIVAL, count), rate, process, cv)
-        gaps[0] = 0.0
-        arrivals = np.cumsum(gaps).tolist()
+        arrivals = _arrivals(_uniform(seed, _Purpose.ARRIVAL, count), rate, process, cv)
         info |= {"rate": rate, "process": process, "cv": {"poisson": 1.0, "gamma": cv, "fixed": 0.0}[process]}
     requests = tuple(
         Request(i, prompt, output, arrival, temperature=temperature, seed=seed, ignore_eos=ignore_eos)
@@ -136,7 +142,7 @@ def make_workload(
 def with_sampling(workload: Workload, temperature: float = 0.0, seed: int = 0) -> Workload:
     """The workload (a trace, say) with every request at this temperature and seed, from which its prompts are keyed
     too. Raises InputError."""
-    _require_temperature(temperature)
+    check_temperature(temperature)
     require_whole("seed", seed, 0)
     requests = tuple(
         dataclasses.replace(request, temperature=temperature, seed=seed) for request in workload.requests
@@ -211,18 +217,26 @@ class _Purpose(IntEnum):
     THINK = 3
 
 
-def _require_temperature(temperature: float) -> None:
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise InputError("temperature", temperature, "use 0 (greedy) or a positive number")
-
-
 def _uniform(seed: int, purpose: _Purpose, count: int) -> np.ndarray:
     return np.random.default_rng([seed, purpose]).random(count)
 
 
+def _arrivals(uniform: np.ndarray, rate: float, process: str, cv: float) -> list[float | None]:
+    """Seconds after the start, the first at 0."""
+    require_positive("rate", rate)
+    if rate * LATEST_S < 1:
+        raise InputError("rate", rate, f"use at least {1 / LATEST_S:g} requests per second")
+    gaps = _gaps(uniform, rate, process, cv)
+    gaps[0] = 0.0
+    arrivals = np.cumsum(gaps)
+    if arrivals[-1] > LATEST_S:
+        remedy = f"the last of {len(arrivals)} requests would arrive after {arrivals[-1]:.3g} s, at most {LATEST_S:g}"
+        raise InputError("rate", rate, f"{remedy} can be told apart; use a higher rate or fewer requests")
+    return arrivals.tolist()
+
+
 def _gaps(uniform: np.ndarray, rate: float, process: str, cv: float) -> np.ndarray:
     """Seconds between arrivals, one a request."""
-    require_positive("rate", rate)
     if process not in PROCESSES:
         raise InputError("process", process, f"use {', '.join(PROCESSES)}")
     if process != "gamma" and cv != 1.0:
@@ -231,15 +245,15 @@ def _gaps(uniform: np.ndarray, rate: float, process: str, cv: float) -> np.ndarr
         return np.full(len(uniform), 1 / rate)
     if process == "poisson":
         return -np.log1p(-uniform) / rate
-    require_positive("cv", cv)
+    if isinstance(cv, bool) or not isinstance(cv, int | float) or not LEAST_CV <= cv <= MOST_CV:
+        raise InputError("cv", cv, f"use a number from {LEAST_CV:g} to {MOST_CV:g}")
     shape = 1 / cv**2
     return gammaincinv(shape, uniform) / (shape * rate)
 
 
 def _think_times(uniform: np.ndarray, mean_s: float, concurrency: int) -> tuple[float, ...]:
     """Exponential pauses; none before a client's first request."""
-    if not (math.isfinite(mean_s) and mean_s >= 0):
-        raise InputError("mean_think_s", mean_s, "use a number of at least 0 (seconds)")
+    check_moment("mean_think_s", mean_s)
     if mean_s == 0:
         return ()
     pauses = -mean_s * np.log1p(-uniform)

@@ -26,8 +26,8 @@ class RequestAcceptance(NamedTuple):
     """What a source knows of one request.
 
     output_tokens: how many it will have if no limit cuts it. matches[p]: drafts that agree in a step that begins at
-    output position p, were k unlimited. tape: one entry an output token, as in engines.run.Run; None where whether
-    a draft is right depends on more than its position.
+    output position p, were k unlimited, as far as was asked for. tape: one entry an output token, as in
+    engines.run.Run; None where whether a draft is right depends on more than its position.
     """
 
     output_tokens: int
@@ -38,7 +38,10 @@ class RequestAcceptance(NamedTuple):
 class AcceptanceSource(Protocol):
     """Anything that can say which drafts of a request would be right."""
 
-    def acceptance(self, request: Request, seed: int) -> RequestAcceptance: ...
+    def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
+        """What is known of the first `tokens` output positions, as many as can be emitted at most (by default all
+        that the request asks for). More positions never change the earlier ones, and fewer only cut off the matches
+        that reach beyond them, which no request that ends there can tell."""
 
     def describe(self) -> dict[str, Any]:
         """Plain values for run.toml."""
@@ -83,12 +86,13 @@ class Tapes:
             raise InputError("tapes", request.id, "the tape is empty: the request had no output in the recorded run")
         return tape
 
-    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
+    def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
         tape = self._tape(request)
-        right = np.asarray(tape) == 1
+        known = np.asarray(tape)[:tokens]
+        right = known == 1
         if self.unknown > 0:
-            right |= (np.asarray(tape) == UNKNOWN) & (_uniform(seed, request, len(tape)) < self.unknown)
-        return _from_bits(right)
+            right |= (known == UNKNOWN) & (_uniform(seed, request, len(known)) < self.unknown)
+        return _from_bits(right, len(tape))
 
     def describe(self) -> dict[str, Any]:
         return {"source": "tapes", "unknown": self.unknown}
@@ -103,8 +107,9 @@ class Independent:
     def __post_init__(self) -> None:
         _probability("alpha", self.alpha)
 
-    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
-        return _from_bits(_uniform(seed, request, request.max_tokens) < self.alpha)
+    def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
+        uniform = _uniform(seed, request, _positions(request, tokens))
+        return _from_bits(uniform < self.alpha, request.max_tokens)
 
     def describe(self) -> dict[str, Any]:
         return {"source": "independent", "alpha": self.alpha}
@@ -128,19 +133,15 @@ class PerPosition:
         if list(self.rates) != sorted(self.rates, reverse=True):
             raise InputError("rates", self.rates, "unconditional rates cannot rise with the position")
 
-    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
+    def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
         before = (1.0, *self.rates[:-1])
         conditional = [rate / last if last else 0.0 for rate, last in zip(self.rates, before, strict=True)]
-        uniform = _uniform(seed, request, request.max_tokens)
-        matches = np.zeros(request.max_tokens, dtype=int)
-        going = np.ones(request.max_tokens, dtype=bool)
-        for index in range(request.max_tokens):
-            going = going[: request.max_tokens - index]
-            going &= uniform[index:] < conditional[min(index, len(conditional) - 1)]
-            if not going.any():
-                break
-            matches[: len(going)] += going
-        return RequestAcceptance(request.max_tokens, matches.tolist(), None)
+        uniform = _uniform(seed, request, _positions(request, tokens))
+        found = matches(uniform < conditional[-1])  # of drafts that are all beyond the last entry
+        for rate in conditional[-2::-1]:
+            following = np.append(found[1:], 0)
+            found = np.where(uniform < rate, 1 + following, 0)
+        return RequestAcceptance(request.max_tokens, found.tolist(), None)
 
     def describe(self) -> dict[str, Any]:
         return {"source": "per position", "rates": list(self.rates)}
@@ -171,8 +172,9 @@ class PerRequestSpread:
         quantile = _generator(seed, request, _ALPHA).random()
         return float(betaincinv(self.mean * total, (1 - self.mean) * total, quantile))
 
-    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
-        return _from_bits(_uniform(seed, request, request.max_tokens) < self.alpha(request, seed))
+    def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
+        uniform = _uniform(seed, request, _positions(request, tokens))
+        return _from_bits(uniform < self.alpha(request, seed), request.max_tokens)
 
     def describe(self) -> dict[str, Any]:
         return {"source": "per-request spread", "mean": self.mean, "sd": self.sd}
@@ -189,15 +191,15 @@ class Markov:
         _probability("after_right", self.after_right)
         _probability("after_wrong", self.after_wrong)
 
-    def acceptance(self, request: Request, seed: int) -> RequestAcceptance:
-        uniform = _uniform(seed, request, request.max_tokens)
+    def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
+        uniform = _uniform(seed, request, _positions(request, tokens))
         leaving = 1 - self.after_right + self.after_wrong
         right = bool(uniform[0] * leaving < self.after_wrong)  # the chain's long-run probability
         bits = []
         for number in uniform.tolist():
             right = number < (self.after_right if right else self.after_wrong)
             bits.append(right)
-        return _from_bits(np.array(bits))
+        return _from_bits(np.array(bits), request.max_tokens)
 
     def describe(self) -> dict[str, Any]:
         return {"source": "markov", "after_right": self.after_right, "after_wrong": self.after_wrong}
@@ -210,10 +212,14 @@ def matches(right: np.ndarray) -> np.ndarray:
     return np.minimum.accumulate(wrong[::-1])[::-1] - places
 
 
-def _from_bits(right: np.ndarray) -> RequestAcceptance:
+def _positions(request: Request, tokens: int | None) -> int:
+    return request.max_tokens if tokens is None else min(tokens, request.max_tokens)
+
+
+def _from_bits(right: np.ndarray, output_tokens: int) -> RequestAcceptance:
     tape = right.astype(np.int8)
     tape[0] = UNKNOWN  # the first token comes from prefill: nothing was drafted there
-    return RequestAcceptance(len(right), matches(right).tolist(), tape)
+    return RequestAcceptance(output_tokens, matches(right).tolist(), tape)
 
 
 def _generator(seed: int, request: Request, purpose: int) -> np.random.Generator:

@@ -21,6 +21,7 @@ from engines.errors import InputError
 
 TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
 REMEDY = "calibrate over a wider range, or ask for extrapolation"
+ONE_VALUE = "a single value does not say how costs go on; calibrate at two or more"
 
 
 class SegmentCost(NamedTuple):
@@ -64,9 +65,10 @@ class CostModel:
     """Durations of a profile.
 
     Raises InputError for what lies outside the measured range: a draft length below or above it, or a batch,
-    prompt or context more than 10% above it. extrapolate=True goes on along the last line instead (a dimension
-    that was measured at one value only stays flat). Below the smallest measured batch, prompt or context the first
-    line goes on, kept between a constant cost and a proportional one.
+    prompt or context more than 10% above it. extrapolate=True goes on along the last line instead; a line that falls
+    holds its last value, and what was measured at one value only is refused still. Below the smallest measured
+    batch, prompt or context (and draft length, where it is given) the first line goes on, kept between a constant
+    cost and a proportional one.
 
     contention: None fits the profile's table; NoContention() switches the slowdown off.
     """
@@ -159,19 +161,27 @@ class _Grid:
             i, part = _place(self.axes[axis], asked)
             if len(self.axes[axis]) == 1:
                 values, spread = values[0], spread[0]
-            else:
-                values = values[i] * (1 - part) + values[i + 1] * part
-                spread = spread[i + (part > 0.5)]
+                continue
+            low, high = values[i], values[i + 1]
+            values = low * (1 - part) + high * part
+            if part > 1:
+                values = np.maximum(values, high)
+            elif part < 0:
+                values = np.clip(values, low * asked / self.axes[axis][0], low)
+            spread = spread[i + (part > 0.5)]
         return _Line(self, values, spread)
 
     def check(self, axis: int, asked: float) -> None:
-        """Raises InputError for a value outside the measured range, unless extrapolation was asked for."""
+        """Raises InputError for a value outside the measured range, unless extrapolation was asked for and there is
+        a line to go on along."""
         low, high = self.measured[axis]
         if axis != 0 and asked <= high * (1 + TOLERANCE):
             return
-        if not (low <= asked <= high or self.extrapolate):
-            measured = f"the profile measured {self.segment} at {self.names[axis]} {low:g} to {high:g}"
-            raise InputError(f"{self.segment} {self.names[axis]}", asked, f"{measured}; {REMEDY}")
+        if low <= asked <= high or (self.extrapolate and low < high):
+            return
+        values, remedy = (f"{low:g} to {high:g}", REMEDY) if low < high else (f"{low:g} only", ONE_VALUE)
+        measured = f"the profile measured {self.segment} at {self.names[axis]} {values}"
+        raise InputError(f"{self.segment} {self.names[axis]}", asked, f"{measured}; {remedy}")
 
 
 class _Line:
@@ -195,6 +205,8 @@ class _Line:
             low, high = self._costs[i], self._costs[i + 1]
             duration_s = low[0] + (high[0] - low[0]) * part
             kernel_ms = low[1] + (high[1] - low[1]) * part
+            if part > 1:
+                duration_s, kernel_ms = max(duration_s, high[0]), max(kernel_ms, high[1])
         if quantile is not None:
             duration_s *= self._jitter[i + (part > 0.5)].ratio(quantile)
         return SegmentCost(duration_s, kernel_ms)
@@ -203,14 +215,16 @@ class _Line:
 class _Jitter:
     """Duration as a ratio to the mean, as a piecewise-linear function of the quantile whose mean is 1.
 
-    Its knots are the measured quantiles, the lowest line going on to quantile 0. The value at quantile 1 makes up
-    what the mean still lacks, so rare long executions show; where nothing lacks, the whole curve is scaled.
+    Its knots are the measured quantiles, the lowest line going on to quantile 0, but not to nothing. The value at
+    quantile 1 makes up what the mean still lacks, so rare long executions show; where nothing lacks, the whole curve
+    is scaled.
     """
 
     PLACES = (0.0, *QUANTILES.values(), 1.0)
 
     def __init__(self, ratios: Sequence[float]) -> None:
-        low = max(0.0, ratios[0] - (ratios[1] - ratios[0]) * self.PLACES[1] / (self.PLACES[2] - self.PLACES[1]))
+        fall = (ratios[1] - ratios[0]) * self.PLACES[1] / (self.PLACES[2] - self.PLACES[1])
+        low = max(ratios[0] / 1e3, ratios[0] - fall)
         known = [low, *ratios]
         tail = self.PLACES[-1] - self.PLACES[-2]
         lacking = 1.0 - float(np.trapezoid(known, self.PLACES[:-1]))

@@ -19,7 +19,7 @@ from calibrate.contention import RunningSegment
 from calibrate.profile import Profile
 from engines.architecture import Architecture, Lane, Segment, Step
 from engines.errors import InputError, require_whole
-from engines.request import Emission, Request, RequestState
+from engines.request import MOST_KEY, Emission, Request, RequestState
 from engines.run import Recorder, Run, SegmentTime
 from engines.scheduler import QueueFullError, Scheduler
 from engines.work import Outcome, Work
@@ -53,9 +53,10 @@ def simulate(
     leave no room are rejected. info: more plain values for run.toml.
 
     The same arguments give the same record, byte for byte. Raises InputError for tapes that are shorter than the
-    outputs asked for, before anything runs, and from the costs for work outside the measured range. Raises
-    AssertionError if Little's law does not hold over the run.
+    outputs asked for, before anything runs, from the costs for work outside the measured range and from the device
+    for work too short to be seen on its clock. Raises AssertionError if Little's law does not hold over the run.
     """
+    require_whole("seed", seed, 0, MOST_KEY)
     if isinstance(acceptance, Tapes):
         acceptance.check(workload.requests, max_context)
     model = CostModel(costs) if isinstance(costs, Profile) else costs
@@ -221,19 +222,18 @@ class _Engine:
         now = self._environment.now
         try:
             allowed = self._output_limit(request)
-            self._scheduler.submit(request, now, allowed)
+            state = self._scheduler.submit(request, now, allowed)
         except (QueueFullError, InputError) as error:
             self._recorder.rejected(request, now, error)
             self._count_ended()
             return False
-        self._known[request.id] = self._acceptance.acceptance(request, self._seed)
+        self._known[request.id] = self._acceptance.acceptance(request, self._seed, state.max_tokens)
         self._population.enter(now)
         self._dispatch()
         return True
 
     def _output_limit(self, request: Request) -> int:
         """Output tokens that fit. Raises InputError for a prompt that leaves no room."""
-        require_whole("max_tokens", request.max_tokens, 1)
         if self._max_context is None:
             return request.max_tokens
         room = self._max_context - request.prompt_tokens

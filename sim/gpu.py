@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import simpy
 
 from calibrate.contention import RunningSegment
+from engines.errors import InputError
 from engines.run import SegmentTime
 from sim.costs import Contention
 
@@ -36,7 +37,11 @@ class Piece:
         return self.segments[len(self.times)][0]
 
     def begin_segment(self, now: float) -> None:
+        """Raises InputError for a duration, other than 0, that does not move the clock: time would stand still."""
         self.start_s, self.left_s = now, self.segments[len(self.times)][1]
+        if self.left_s != 0 and not now + self.left_s > now:
+            remedy = f"it does not move a clock that stands at {now:g} s; calibrate again, or simulate a shorter load"
+            raise InputError(f"duration of {self.current.segment} (s)", self.left_s, remedy)
 
     def end_segment(self, now: float) -> bool:
         """Book the segment that ran; whether there is no other."""

@@ -73,11 +73,15 @@ ProcessOption = Annotated[
 ]
 CvOption = Annotated[
     float | None,
-    typer.Option(help="Coefficient of variation of gamma arrivals \\[default: 1].", rich_help_panel=LOAD),
+    typer.Option(
+        help="Coefficient of variation of gamma arrivals, 0.001 to 100 \\[default: 1].", rich_help_panel=LOAD
+    ),
 ]
 TraceOption = Annotated[
     Path | None,
-    typer.Option("--trace", help="Arrivals and lengths from a trace (.csv or .jsonl).", rich_help_panel=LOAD),
+    typer.Option(
+        "--trace", help="Arrivals and lengths from a trace (.csv or .jsonl, plain or gzip).", rich_help_panel=LOAD
+    ),
 ]
 MaxPromptOption = Annotated[
     int | None, typer.Option(help="Cut a trace's prompts to this many tokens.", rich_help_panel=LOAD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,52 @@ def test_no_contention_only_when_asked() -> None:
     assert NoContention().rates(two) == [1.0, 1.0]
     with pytest.raises(InputError, match="no two streams were measured together"):
         fit_contention(contention({"alone": [(Segment.DRAFT, 0.02, 1.0)]}))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("rate", 1e-15, "rate = 1e-15"),
+        ("rate", float("nan"), "rate = nan"),
+        ("rate", float("inf"), "rate = inf"),
+        ("solo_ms", 1e-300, "solo_ms / kernels = "),
+        ("solo_ms", float("inf"), "solo_ms / kernels = inf"),
+        ("solo_ms", -1.0, "solo_ms / kernels = -"),
+        ("kernels", 1e300, "solo_ms / kernels = "),
+        ("kernels", 0, "solo_ms / kernels = inf"),
+    ],
+)
+def test_what_cannot_have_been_measured_is_refused_with_its_row(column: str, value: float, says: str) -> None:
+    table = fair_shares(1.2)
+    table[column] = table[column].astype(float)
+    table.loc[2, column] = value
+    with pytest.raises(InputError) as refused:
+        fit_contention(table)
+    group, segment = table["group"][2], table["segment"][2]
+    assert str(refused.value).startswith(f"contention line 4 (group {group}, {segment}) {says}")
+
+
+def test_the_widest_tables_that_are_taken_can_be_fitted() -> None:
+    rng = np.random.default_rng(3)
+    for size in (2, 3, 12):
+        kernel_ms, rates = 10 ** rng.uniform(-9, 9, size), 10 ** rng.uniform(-4, 0, size)
+        kinds = [list(Segment)[i % len(Segment)] for i in range(size)]
+        streams = list(zip(kinds, kernel_ms.tolist(), rates.tolist(), strict=True))
+        model = fit_contention(contention({"all": streams}))
+        assert np.isfinite(model.mean_absolute_error)
+
+
+def test_where_the_fit_has_no_rate_to_give_it_says_so() -> None:
+    hindering = replace(fit_contention(fair_shares(0.8)), log_fill=0.5, spread=2.0)
+    draft = RunningSegment(Segment.DRAFT, 4, 0.02)
+    assert hindering.rates([draft] * 3)[0] > 0
+    with pytest.raises(InputError, match=r"contention rate = .*calibrate such streams together, or simulate without"):
+        hindering.rates([draft] * 8)
+
+
+def test_any_number_of_streams_that_hardly_fill_the_device_runs_at_full_speed() -> None:
+    model = replace(fit_contention(fair_shares(1.9)), log_fill=-3.0, spread=3.0)
+    assert model.rates([RunningSegment(Segment.DRAFT, 4, 0.02)] * 200) == [1.0] * 200
 
 
 @pytest.mark.skipif(not H100.is_file(), reason="../shared/contention-h100.csv is not here")

@@ -1,12 +1,17 @@
-"""How a target pass is booked."""
+"""Which requests are served at all, and how a target pass is booked."""
 
 from __future__ import annotations
 
 import itertools
+import math
+from typing import Any
 
 import pytest
 
-from engines.request import Emission, Settlement, settle
+from engines.architecture import PDV
+from engines.errors import InputError
+from engines.request import LATEST_S, MOST_TOKENS, Emission, Request, Settlement, settle
+from engines.scheduler import Scheduler
 from tests.engines.invariants import settle_token_by_token
 
 CASES = [
@@ -16,6 +21,40 @@ CASES = [
     for remaining in range(1, 9)
     for stop_after in (None, *range(1, matched + 2))
 ]
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("id", [-1, 1.5, "7", True, 2**63]),
+        ("prompt_tokens", [0, 5.5, "7", True, None, 10**13, 2**40, MOST_TOKENS + 1]),
+        ("max_tokens", [0, -1, 5.5, "7", True, None, 10**13, 2**40, MOST_TOKENS + 1]),
+        ("arrival_s", [-1.0, math.nan, math.inf, 1e300, "now", True, 2 * LATEST_S]),
+        ("temperature", [-1.0, math.nan, math.inf, "warm", None, True, 10**400]),
+        ("seed", [-1, 0.5, 2**63]),
+    ],
+)
+def test_a_request_that_no_engine_can_serve_never_enters_the_scheduler(field: str, values: list[Any]) -> None:
+    scheduler = Scheduler(PDV)
+    other = scheduler.submit(Request(1, 10, 5), 0.0)
+    for value in values:
+        with pytest.raises(InputError) as refused:
+            scheduler.submit(Request(**{"id": 7, "prompt_tokens": 10, "max_tokens": 5, field: value}), 0.0)
+        assert refused.value.field == field
+    assert scheduler.requests == {1: other}
+    assert [work.members for work in scheduler.dispatch(0.0)] == [[other]]
+
+
+@pytest.mark.parametrize("limit", [0, 2.5, 10**13])
+def test_a_limit_that_is_no_count_never_enters_the_scheduler(limit: Any) -> None:
+    scheduler = Scheduler(PDV)
+    with pytest.raises(InputError, match="max_tokens"):
+        scheduler.submit(Request(0, 10, 5), 0.0, max_tokens=limit)
+    assert scheduler.idle
+
+
+def test_the_widest_request_is_taken() -> None:
+    Request(2**63 - 1, MOST_TOKENS, MOST_TOKENS, LATEST_S, temperature=1e308, seed=2**63 - 1).check()
 
 
 def test_settling_equals_walking_through_the_tokens_in_every_small_case() -> None:

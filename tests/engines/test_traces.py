@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -108,11 +111,39 @@ def test_dates_may_carry_a_zone_and_files_a_byte_order_mark(tmp_path: Path) -> N
         (GENERIC.replace("1.5", "-1.5"), r"line 3, timestamp = -1.5: not a time"),
         (GENERIC.replace("1.5", "NaN"), r"line 3, timestamp = nan: not a time"),
         (GENERIC.replace("1.5", "[]"), r"line 3, timestamp = \[\]: not a time"),
+        (GENERIC.replace("1.5", "true"), r"line 3, timestamp = True: not a time"),
+        (GENERIC.replace("1.5", "1e300"), r"line 3, timestamp = 1e\+300: not a time of .* from 0 to 4e\+09 s"),
+        (GENERIC.replace("1.5", "1e999"), r"line 3, timestamp = inf: not a time"),
+        (GENERIC.replace("1.5", "9" * 400), r"line 3, timestamp = 9+: not a time"),
+        (MOONCAKE.replace("3500", "1e15"), r"line 2, timestamp = 1000000000000000.0: not a time"),
+        (AZURE.replace("2023", "0001"), r"line 2, TIMESTAMP = .*: not a time"),
+        (AZURE.replace("2023", "9999"), r"line 2, TIMESTAMP = .*: not a time"),
+        (GENERIC.replace("396", "10000001"), r"line 3, prompt_tokens = 10000001: .* at most 10000000"),
+        (AZURE.replace(",8", ",1e13"), r"line 3, GeneratedTokens = '1e13': .* at most 10000000"),
+        (GENERIC.replace("396", "9" * 400), r"line 3, prompt_tokens = 9+: use a whole number"),
+        (GENERIC.replace("396", "9" * 5000), r"line 3 = .*: not valid JSON \(Exceeds the limit"),
+        (AZURE.replace("3180", "9" * 5000), r"line 3, ContextTokens = '9+': use a whole number"),
+        (GENERIC.replace("396", "[" * 100_000), r"line 3 = .*: it is nested too deep"),
+        (AZURE.replace("3180", "31\x0080"), r"line 3 = .*: it holds a NUL"),
+        (AZURE.encode("utf-16-le"), r"line 1 = .*: it holds a NUL"),
+        (AZURE.replace("GeneratedTokens", "ContextTokens"), "column ContextTokens is there twice; remove one"),
+        (GENERIC.replace('"output_tokens": 109', '"timestamp": 3'), r"line 3 = .*: not valid .* \(timestamp is"),
+        (AZURE + "2023-11-16 18:17:05,7,8,9\n", r"line 4 = '4 values': there are 3 columns"),
+        (BURSTGPT.replace(",API log", ""), r"line 4, Log Type = None: the value is missing"),
+        (GENERIC + "x" * 1_000_001, r"line 4 = 'x+...': the line has more than 1000000 characters"),
+        (AZURE + '2023-11-16 18:17:05,7,"8' + "\n" * 200_000, r"line 4 = 'unreadable': not valid CSV"),
+        (",".join(map(str, range(999))) + "\n" + ",".join("1" * 999), "unknown format with columns .{80}; known"),
+        (gzip.compress(AZURE.encode())[:-12], "cannot decompress the file"),
+        (gzip.compress(AZURE.encode()) + b"more", "cannot decompress the file"),
+        (b"\x1f\x8b" + AZURE.encode(), "cannot decompress the file"),
+        (gzip.compress(b""), "the file is empty"),
+        (gzip.compress(b"PAR1\xff"), "not a text file"),
         (GENERIC.replace("396", "3.5"), r"line 3, prompt_tokens = 3.5: use a whole number"),
         (GENERIC.replace("396", "true"), r"line 3, prompt_tokens = True: use a whole number"),
         (GENERIC[:-10], r"line 3 = .*: not valid JSON"),
         (GENERIC + "[1, 2]", r"line 4 = '\[1, 2\]': write one JSON object a line"),
     ],
+    ids=lambda part: repr(part)[-40:],
 )
 def test_a_bad_trace_is_refused_with_its_place(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
@@ -121,11 +152,46 @@ def test_a_bad_trace_is_refused_with_its_place(tmp_path: Path, text: str | bytes
     assert "trace.txt" in str(caught.value)
 
 
+def test_a_compressed_trace_is_read_as_what_it_holds(tmp_path: Path) -> None:
+    for text in (AZURE, GENERIC):
+        assert _read(tmp_path, gzip.compress(text.encode())).requests == _read(tmp_path, text).requests
+
+
+def test_blank_lines_and_any_line_ends_are_fine(tmp_path: Path) -> None:
+    for end in ("\n\n", "\r\n", "\r", "\n  \n"):
+        text = f" {end}{GENERIC_CSV}".replace("\n", end)
+        assert _read(tmp_path, text).requests == _read(tmp_path, GENERIC).requests
+
+
+def test_equal_arrivals_keep_their_order_with_and_without_a_limit(tmp_path: Path) -> None:
+    text = GENERIC_CSV + "".join(f"0.25,{number},1\n" for number in range(1, 50))
+    whole = _read(tmp_path, text)
+    assert [request.prompt_tokens for request in whole.requests[:50]] == [374, *range(1, 50)]
+    assert _read(tmp_path, text, limit=30).requests == whole.requests[:30]
+
+
+def test_a_long_trace_of_which_little_is_kept_takes_little_memory(tmp_path: Path) -> None:
+    text = gzip.compress((GENERIC_CSV + "1.5,396,109\n" * 30_000).encode())
+    tracemalloc.start()
+    try:
+        assert len(_read(tmp_path, text, limit=10).requests) == 10
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(InputError, match="it is a folder, a device or a pipe"):
+            read_trace(path)
+
+
 def test_bad_limits_and_paths_are_named(tmp_path: Path) -> None:
     for name in ("limit", "max_prompt", "max_output"):
         with pytest.raises(InputError, match=f"{name} = 0"):
             _read(tmp_path, AZURE, **{name: 0})
-    for path in (tmp_path / "none.csv", tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path, Path("no\0name"), Path("x" * 5000)):
         with pytest.raises(InputError, match="cannot read the file"):
             read_trace(path)
 

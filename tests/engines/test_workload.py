@@ -16,7 +16,17 @@ from engines.lengths import FixedLength, Lengths, ListedLength, LogNormalLength,
 from engines.request import Request
 from engines.run import Run
 from engines.scheduler import Scheduler
-from engines.workload import Workload, lengths_of, make_workload, replay, with_prompts, with_sampling
+from engines.workload import (
+    LEAST_CV,
+    MOST_CV,
+    Workload,
+    lengths_of,
+    make_workload,
+    replay,
+    with_prompts,
+    with_sampling,
+)
+from engines.workload import _gaps as quantiles_of_gaps
 from tests.driver import drive
 
 MANY = 20_000
@@ -39,6 +49,20 @@ def test_gaps_have_the_asked_rate_and_coefficient_of_variation(process: str, cv:
     gaps = _gaps(_open(process=process, cv=cv))
     assert gaps.mean() == pytest.approx(1 / 4, rel=4 * expected / math.sqrt(MANY))
     assert gaps.std() / gaps.mean() == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("cv", [LEAST_CV, 0.03, 30.0, MOST_CV])
+def test_the_spread_of_gaps_is_right_in_all_the_range_that_is_taken(cv: float) -> None:
+    uniform = (np.arange(1_000_000) + 0.5) / 1_000_000
+    gaps = quantiles_of_gaps(uniform, 4.0, "gamma", cv)
+    assert gaps.mean() == pytest.approx(1 / 4, rel=0.01)
+    assert gaps.std() == pytest.approx(cv / 4, rel=0.02)
+    assert (np.diff(gaps) >= 0).all()
+
+
+def test_the_widest_lengths_stay_within_their_bounds() -> None:
+    lengths = _lengths(LogNormalLength(5_000, 10.0, 3, 10_000_000))
+    assert (lengths.min(), lengths.max()) == (3, 10_000_000)
 
 
 def test_fixed_gaps_are_all_alike_and_the_first_arrival_is_at_zero() -> None:
@@ -188,11 +212,23 @@ def test_a_replay_of_a_run_without_requests_is_refused() -> None:
         ("rate", {"rate": 0}),
         ("rate", {"rate": math.nan}),
         ("rate", {"rate": "fast"}),
+        ("rate", {"rate": 1e-15}),  # the second arrival would be where a clock has no microseconds
+        ("rate", {"rate": 5e-324}),
+        ("rate", {"rate": 1e-8, "count": 1000}),
         ("process", {"process": "bursty"}),
         ("cv", {"process": "gamma", "cv": 0.0}),
         ("cv", {"process": "poisson", "cv": 2.0}),
+        ("cv", {"process": "gamma", "cv": 1e-8}),
+        ("cv", {"process": "gamma", "cv": 1e8}),
+        ("cv", {"process": "gamma", "cv": math.nan}),
+        ("cv", {"process": "gamma", "cv": "bursty"}),
         ("seed", {"seed": -1}),
+        ("seed", {"seed": 2**63}),
         ("temperature", {"temperature": -0.1}),
+        ("temperature", {"temperature": "warm"}),
+        ("temperature", {"temperature": 10**400}),
+        ("mean_think_s", {"rate": None, "concurrency": 2, "mean_think_s": 1e300}),
+        ("think_s of a client, in all", {"rate": None, "concurrency": 1, "mean_think_s": 2e8, "count": 50}),
         ("mean_think_s", {"mean_think_s": 1.0}),  # nobody thinks in an open loop
         ("mean_think_s", {"rate": None, "concurrency": 2, "mean_think_s": -1.0}),
         ("concurrency", {"rate": None, "concurrency": 0}),
@@ -217,9 +253,20 @@ def test_a_bad_setting_is_named(field: str, settings: dict[str, Any]) -> None:
         ("length.high", lambda: UniformLength(6, 7.5)),  # type: ignore[arg-type]
         ("length.median", lambda: LogNormalLength(0, 1, 1, 5)),
         ("length.sigma", lambda: LogNormalLength(5, -1, 1, 5)),
+        ("length.sigma", lambda: LogNormalLength(5, 1e9, 1, 5)),
+        ("length.median", lambda: LogNormalLength(1e300, 1, 1, 5)),
+        ("length", lambda: FixedLength(10**13)),
         ("length.values", lambda: ListedLength(())),
         ("length.values", lambda: ListedLength((3, 0))),
         ("requests", lambda: Workload(())),
+        ("max_tokens", lambda: Workload((Request(0, 1, 10**13),), 1)),
+        ("prompt_tokens", lambda: Workload((Request(0, 5.5, 1),), 1)),  # type: ignore[arg-type]
+        ("arrival_s", lambda: Workload((Request(0, 1, 1, 0.0), Request(1, 1, 1, 1e300)))),
+        ("arrival_s", lambda: Workload((Request(0, 1, 1, 0.0), Request(1, 1, 1, math.inf)))),
+        ("arrival_s", lambda: Workload((Request(0, 1, 1, -1.0),))),
+        ("arrival_s", lambda: Workload((Request(0, 1, 1, math.nan),))),
+        ("think_s", lambda: Workload((Request(0, 1, 1),), 1, (math.inf,))),
+        ("think_s", lambda: Workload((Request(0, 1, 1),), 1, (-1.0,))),
         ("requests", lambda: Workload((Request(0, 1, 1, 0.0), Request(0, 1, 1, 0.0)))),
         ("arrival_s", lambda: Workload((Request(0, 1, 1),))),
         ("arrival_s", lambda: Workload((Request(0, 1, 1, 2.0), Request(1, 1, 1, 1.0)))),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ SOURCES: list[AcceptanceSource] = [
     PerRequestSpread(0.7, 0.15),
     Markov(0.9, 0.4),
 ]
+TAPE = np.random.default_rng(2).integers(-1, 2, 80).astype(np.int8)
 
 
 def request(number: int, tokens: int = 200) -> Request:
@@ -38,6 +41,34 @@ def test_more_output_never_changes_what_came_before(source: AcceptanceSource) ->
     assert [min(m, 50 - p) for p, m in enumerate(long.matches[:50])] == short.matches
     assert source.acceptance(request(5), 1).matches != source.acceptance(request(5), 0).matches
     assert source.acceptance(request(6), 0).matches != source.acceptance(request(5), 0).matches
+
+
+@pytest.mark.parametrize("source", [*SOURCES, PerPosition((1.0,)), Tapes({5: TAPE}, 0.5), Tapes({5: TAPE})], ids=str)
+def test_fewer_positions_only_cut_off_what_reaches_beyond_them(source: AcceptanceSource) -> None:
+    whole = source.acceptance(request(5, 80), 0)
+    for tokens in (1, 2, 30, 79, 80, 500):
+        known = source.acceptance(request(5, 80), 0, tokens)
+        size = min(tokens, 80)
+        assert known.output_tokens == whole.output_tokens
+        assert known.matches == [min(matched, size - p) for p, matched in enumerate(whole.matches[:size])]
+        if whole.tape is not None:
+            assert known.tape is not None
+            assert known.tape.tolist() == whole.tape[:size].tolist()
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: type(s).__name__)
+def test_only_what_can_be_emitted_takes_memory(source: AcceptanceSource) -> None:
+    tracemalloc.start()
+    try:
+        source.acceptance(request(5, 10_000_000), 0, 100)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_drafts_that_are_always_right_take_no_longer_than_others() -> None:
+    known = PerPosition((1.0,)).acceptance(request(5, 300_000), 0)
+    assert known.matches[:2] == [300_000, 299_999]
 
 
 def test_independent_meets_the_closed_form() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calibrate.contention import NoContention
 from calibrate.profile import Profile
 from engines.architecture import Segment, Step
 from engines.errors import InputError
@@ -71,7 +72,6 @@ def test_batches_are_padded_to_their_bucket() -> None:
         (Segment.DRAFT, 4, 1, 4, 512, "draft_length"),
         (Segment.DRAFT, 4, 4, 16, 2300, "context_tokens"),
         (Segment.PREFILL_TARGET, 1, 0, 1200, 0, "mean prompt tokens"),
-        (Segment.PREFILL_DRAFT, 2, 0, 64, 0, "batch"),
     ],
 )
 def test_what_was_not_measured_is_refused_unless_asked(
@@ -83,8 +83,90 @@ def test_what_was_not_measured_is_refused_unless_asked(
     assert "measured" in refused.value.remedy
     assert "extrapolation" in refused.value.remedy
     beyond = CostModel(made_up(), extrapolate=True).cost(segment, batch, k, tokens, context)
-    if batch != 2:  # prefill was measured at one batch size only, so it stays flat there
-        assert beyond.duration_s == pytest.approx(duration_ms(segment, batch, k, tokens, context) / 1e3)
+    assert beyond.duration_s == pytest.approx(duration_ms(segment, batch, k, tokens, context) / 1e3)
+
+
+@pytest.mark.parametrize("extrapolate", [False, True])
+@pytest.mark.parametrize(
+    ("segment", "batch", "k", "context", "says"),
+    [
+        (Segment.DRAFT, 4, 16, 512, "draft_length 4 only"),
+        (Segment.VERIFY, 4, 16, 512, "draft_length 4 only"),
+        (Segment.DRAFT, 4, 2, 512, "draft_length 4 only"),
+        (Segment.VERIFY, 8, 4, 512, "batch 4 only"),
+        (Segment.VERIFY, 4, 4, 1024, "context_tokens 512 only"),
+        (Segment.PREFILL_TARGET, 2, 0, 0, "batch 1 only"),
+    ],
+)
+def test_what_was_measured_at_one_value_is_never_extrapolated(
+    extrapolate: bool, segment: Segment, batch: int, k: int, context: float, says: str
+) -> None:
+    costs = stage_costs(batches=(4,), lengths=(4,))
+    decodes = costs["segment"].isin([Segment.DRAFT, Segment.VERIFY])
+    costs = costs[~decodes | (costs["context_tokens"] == 512)]
+    model = CostModel(made_up(stage_costs=costs), extrapolate)
+    with pytest.raises(InputError) as refused:
+        model.cost(segment, batch, k, tokens_of(segment, batch, k, 64), context)
+    assert says in refused.value.remedy
+    assert "calibrate at two or more" in refused.value.remedy
+    assert "extrapolation" not in refused.value.remedy
+
+
+def test_below_the_one_value_that_was_measured_a_cost_stays() -> None:
+    model = CostModel(made_up(stage_costs=stage_costs(batches=(4,), lengths=(4,))))
+    assert model.cost(Segment.VERIFY, 1, 4, 5, 512) == model.cost(Segment.VERIFY, 4, 4, 20, 512)
+
+
+def falling(column: str, least: float) -> CostModel:
+    """Costs whose last line over `column` falls to half of what they were at its middle point."""
+    costs = stage_costs(lengths=(2, 4, 8))
+    last = (costs[column] > least) & (costs["segment"] == "verify")
+    costs.loc[last, [c for c in costs if c.endswith("_ms")]] /= 2 * costs[column].max()
+    return CostModel(made_up(stage_costs=costs), extrapolate=True)
+
+
+@pytest.mark.parametrize(
+    ("column", "last", "beyond"),
+    [
+        ("draft_length", (4, 8, 512), (4, 80, 512)),
+        ("batch", (16, 4, 512), (17, 4, 512)),
+        ("batch", (16, 4, 512), (900, 4, 512)),
+        ("context_tokens", (4, 4, 2048), (4, 4, 2200)),
+        ("context_tokens", (4, 4, 2048), (4, 4, 10**6)),
+    ],
+)
+def test_costs_that_fall_hold_their_last_value(
+    column: str, last: tuple[int, int, int], beyond: tuple[int, int, int]
+) -> None:
+    model = falling(column, {"draft_length": 4, "batch": 4, "context_tokens": 512}[column])
+    held, measured = (
+        model.cost(Segment.VERIFY, batch, k, batch * (k + 1), context) for batch, k, context in (beyond, last)
+    )
+    assert held == pytest.approx(measured)
+
+
+def test_drafts_shorter_than_measured_cost_between_a_proportional_and_the_same_time() -> None:
+    costs = stage_costs(lengths=(4, 8))
+    longer = (costs["segment"] == "draft") & (costs["draft_length"] == 8)
+    costs.loc[longer, [c for c in costs if c.endswith("_ms")]] *= 100  # its first line falls far below zero
+    model = CostModel(made_up(stage_costs=costs), extrapolate=True)
+    four = model.cost(Segment.DRAFT, 4, 4, 16, 512).duration_s
+    assert model.cost(Segment.DRAFT, 4, 1, 4, 512).duration_s == pytest.approx(four / 4)
+
+
+def test_no_time_is_ever_nothing_or_less() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(6):
+        costs = stage_costs(lengths=(2, 4, 8))
+        times = [c for c in costs if c.endswith("_ms")]
+        costs[times] = costs[times].mul(10 ** rng.uniform(-2, 2, len(costs)), axis=0)
+        costs["p05_ms"] /= 1e3
+        model = CostModel(made_up(stage_costs=costs), extrapolate=True, contention=NoContention())
+        for batch, k, context in zip(*(rng.integers(1, most, 30).tolist() for most in (99, 33, 9000)), strict=True):
+            for quantile in (None, 0.0, 1e-12, 0.5, 1.0):
+                cost = model.cost(Segment.VERIFY, batch, k, batch * (k + 1), context, quantile)
+                assert cost.duration_s > 0
+                assert cost.kernel_ms > 0
 
 
 def test_a_little_past_the_edge_goes_on_along_the_line(model: CostModel) -> None:

@@ -9,6 +9,7 @@ import simpy
 
 from calibrate.contention import NoContention, RunningSegment
 from engines.architecture import Segment
+from engines.errors import InputError
 from engines.run import SegmentTime
 from sim.costs import Contention
 from sim.gpu import Gpu
@@ -76,6 +77,16 @@ def test_without_contention_streams_do_not_feel_each_other() -> None:
     jobs = [(0.3 * n, n, [(DRAFT, 1.0 + n)]) for n in range(4)]
     for (at, _, segments), (time,) in zip(jobs, play(jobs, NoContention()), strict=True):
         assert time.end_s - at == pytest.approx(segments[0][1])
+
+
+@pytest.mark.parametrize(("at", "duration_s"), [(1e9, 1e-9), (1e15, 0.01), (0.0, float("nan"))])
+def test_a_clock_that_would_stand_still_is_an_error(at: float, duration_s: float) -> None:
+    with pytest.raises(InputError, match=r"duration of draft .* does not move a clock"):
+        play([(at, 0, [(DRAFT, duration_s)])], Fixed())
+
+
+def test_work_that_takes_no_time_is_no_error() -> None:
+    assert play([(2.0, 0, [(DRAFT, 0.0), (VERIFY, 1.0)])], Fixed())[0][1].end_s == 3.0
 
 
 def test_work_is_conserved() -> None:

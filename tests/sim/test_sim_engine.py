@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from engines.metrics import PARTS, decompose, summary
 from engines.request import Request, RequestState
 from engines.run import Run
 from engines.workload import FixedLength, UniformLength, Workload, make_workload
-from sim.acceptance import Independent, PerPosition, Tapes
+from sim.acceptance import (
+    AcceptanceSource,
+    Independent,
+    Markov,
+    PerPosition,
+    PerRequestSpread,
+    RequestAcceptance,
+    Tapes,
+)
 from sim.costs import CostModel
 from sim.engine import simulate
 from sim.population import Population
@@ -188,6 +197,55 @@ def test_context_limit_cuts_outputs_and_refuses_prompts_that_leave_no_room() -> 
     assert done["output_tokens"].tolist() == [34, 4, 0]
     assert done["finish_reason"].tolist() == ["context", "context", "rejected"]
     assert "64" in done["error"][2]
+
+
+BITS = np.random.default_rng(3).integers(-1, 2, (60, 60)).astype(np.int8)
+SOURCES: list[AcceptanceSource] = [
+    Independent(0.9),
+    PerPosition((0.9, 0.8)),
+    Markov(0.9, 0.5),
+    PerRequestSpread(0.8, 0.1),
+    Tapes({r.id: BITS[r.id, : max(1, r.max_tokens - 9)] for r in CLOSED.requests}, 0.7),
+]
+
+
+@dataclass(frozen=True)
+class Uncut:
+    """A source that knows everything of a request, whatever can be emitted of it."""
+
+    source: AcceptanceSource
+
+    def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
+        return self.source.acceptance(request, seed)
+
+    def describe(self) -> dict[str, Any]:
+        return self.source.describe()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: type(s).__name__)
+def test_what_a_context_limit_cuts_off_is_never_missed(architecture: Architecture, source: AcceptanceSource) -> None:
+    cut, uncut = (run(architecture, acceptance=given, max_context=220) for given in (source, Uncut(source)))
+    assert (cut.requests["finish_reason"] == "context").any()
+    assert same(cut, uncut)
+    assert {i: tape.tolist() for i, tape in cut.tapes.items()} == {i: t.tolist() for i, t in uncut.tapes.items()}
+
+
+def test_outputs_that_are_cut_take_the_memory_of_what_is_emitted() -> None:
+    workload = make_workload(2, FixedLength(20), FixedLength(10_000_000), concurrency=2)
+    tracemalloc.start()
+    try:
+        done = run(PD, workload, max_context=100)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert done.requests["output_tokens"].tolist() == [80, 80]
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, 2**63])
+def test_a_seed_is_a_whole_number_of_64_bits(seed: Any) -> None:
+    with pytest.raises(InputError, match="seed"):
+        run(PD, seed=seed)
 
 
 @pytest.mark.parametrize("workload", [OPEN, CLOSED, thinking(0.01)], ids=["open", "closed", "thinking"])
