@@ -52,6 +52,12 @@ def _leave() -> None:
     os._exit(TERMINATED)
 
 
+def silence_trackers() -> None:
+    """Keep the processes that clear up what killed workers leave from remarking on it on standard error."""
+    rules = [rule for rule in os.environ.get("PYTHONWARNINGS", "").split(",") if rule]
+    os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys([*rules, "ignore:resource_tracker"]))
+
+
 def end_with(parent: int) -> None:
     """In a worker process: end soon after the parent, of which nothing else tells if it was killed, and leave Ctrl-C,
     which a terminal sends to all, to it."""

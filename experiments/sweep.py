@@ -16,7 +16,7 @@ from engines.run import Run
 from experiments.cells import cell_folder, fingerprint, keep, kept
 from experiments.config import Experiment, Point
 from experiments.predict import Prediction, check, predict
-from experiments.processes import WorkerLostError, end_with
+from experiments.processes import WorkerLostError, end_with, silence_trackers
 from experiments.progress import Report
 
 
@@ -61,6 +61,7 @@ def _simulated(
     """The runs as they are finished, each with the index that its cell came with. Raises WorkerLostError."""
     processes = min(jobs, max(len(cells), 1))
     together = {"initializer": end_with, "initargs": (os.getpid(),)} if processes > 1 else {}
+    silence_trackers()
     work = Parallel(n_jobs=processes, return_as="generator_unordered", **together)
     try:
         with warnings.catch_warnings():

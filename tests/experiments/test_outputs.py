@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import InputError
-from engines.run import RUN_FILES
+from engines.run import RUN_FILES, Run
 from experiments.cells import cell_folder, keep
 from experiments.cli import main
 from experiments.outputs import check_file, check_output, check_record, check_table
@@ -153,3 +154,22 @@ def test_simulate_refuses_before_work_and_compare_its_second_table(
         assert says in line
     assert Path("taken/requests.parquet").read_text() == "mine"
     assert not Path("c.csv").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_old_record_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic.profile().save(tmp_path / "profile")
+    synthetic.simulated(name="old").save(tmp_path / "record")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main(f"simulate -p {tmp_path}/profile -n 2 --out {tmp_path}/record".split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"pdv: {tmp_path}/record/")
+    assert line.endswith("No space left on device")
+    assert Run.load(tmp_path / "record").name == "old"
+    assert sorted(path.name for path in (tmp_path / "record").iterdir()) == sorted(RUN_FILES)
