@@ -18,7 +18,9 @@ pytestmark = pytest.mark.live
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short live run of the embedded pair, and the profile of a device that is not this one."""
     folder = tmp_path_factory.mktemp("live")
-    synthetic.profile().save(folder / "profile")
+    profile = synthetic.profile()
+    profile.stage_costs["draft_length"] = profile.stage_costs["draft_length"].replace(4, 3)
+    profile.save(folder / "profile")
     load = "--concurrency 2 --requests 4 --prompt-tokens 16-32 --output-tokens 8-16"
     assert main(f"run --architecture pdv {load} --draft-length 3 --out {folder}/run".split()) == 0
     return folder
