@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InputError, require_whole
+from engines.reading import require_file
 from engines.request import Request
 from engines.workload import Workload
+
+MOST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def _capped(tokens: int, limit: int | None) -> int:
 
 def _open(path: Path) -> tuple[_Format, Iterator[tuple[int, Mapping[str, Any]]]]:
     """The file's format and its rows, each with its line number."""
+    require_file("trace", path, MOST_BYTES)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

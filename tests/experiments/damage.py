@@ -29,6 +29,9 @@ DIGITS, DEPTH = "9" * 5000, 2000
 
 def damage(path: Path, others: list[Path], random: Random) -> str:
     """Damage one file of a folder, whose other files are `others`; what was done, in words."""
+    others = [other for other in others if other.is_file()]
+    if not path.is_file():
+        return f"{path.name}: nothing left to damage"
     kinds: list[Callable[..., None]] = [_place, _bytes]
     kinds += [_BY_SUFFIX[path.suffix]] * 6
     kind = random.choice(kinds)
