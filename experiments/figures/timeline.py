@@ -15,6 +15,9 @@ from experiments.figures import style
 WORKS_SHOWN = 40
 """About as many works as a page can show with readable batch sizes."""
 
+MOST_INCHES = 120.0
+"""Of the whole figure's height: larger pictures cannot be written."""
+
 
 @style.themed
 def timeline(
@@ -30,9 +33,8 @@ def timeline(
         length_s = float(ends.nsmallest(WORKS_SHOWN).max()) - start_s if len(ends) else 1.0
     rows = [_rows(run.spans) for run in runs]
     heights = [max(len(names), 1) for names in rows]
-    figure, axes = style.canvas(
-        1, len(runs), width=9.0, height=0.9 + 0.38 * sum(heights) / len(runs), sharex=True, height_ratios=heights
-    )
+    height = min(0.9 + 0.38 * sum(heights) / len(runs), MOST_INCHES / len(runs))
+    figure, axes = style.canvas(1, len(runs), width=9.0, height=height, sharex=True, height_ratios=heights)
     for panel, run, names in zip(axes[:, 0], runs, rows, strict=True):
         _draw(panel, run, names, start_s, start_s + length_s)
     axes[-1, 0].set_xlabel("time since the start of the run (s)")
