@@ -42,7 +42,7 @@ def require_file(field: str, path: Path, most: int, remedy: str = "give another 
         raise InputError(field, str(path), f"cannot read the file ({reason}); {remedy}") from error
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or a pipe"
-        raise InputError(field, str(path), f"this is {kind}, not a file; {remedy}")
+        raise InputError(field, str(path), f"cannot read the file (it is {kind}); {remedy}")
     if found.st_size > most:
         raise _too_large(field, path, most)
 

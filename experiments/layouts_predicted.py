@@ -24,6 +24,7 @@ from engines.errors import InputError, require_whole
 from engines.files import replaced
 from engines.metrics import batch_sizes, request_times
 from engines.permutation import PREFIX, PermutationSpec, expected_tape, parse_pair
+from engines.reading import require_file
 from engines.workload import FixedLength, Workload, make_workload, with_random_prompts
 from experiments.ending import in_one_line
 from experiments.outputs import check_file
@@ -33,6 +34,7 @@ from sim.costs import CostModel
 from sim.engine import simulate
 
 SEEDS = 5
+MOST_STUDY_BYTES = 64 << 20  # of a table of a line a cell
 REQUIRED = ("layout", "clients", "requests", "overall_tokens_per_s", "latency_p95_s", "batch_size.verify")
 
 
@@ -96,6 +98,7 @@ def acceptance_of(spec: PermutationSpec, workload: Workload) -> Tapes:
 
 def read_study(path: Path) -> pd.DataFrame:
     """What experiments.layouts wrote. Raises InputError for anything else."""
+    require_file("live", path, MOST_STUDY_BYTES)
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:

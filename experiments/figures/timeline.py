@@ -17,6 +17,9 @@ from experiments.figures import style
 WORKS_SHOWN = 36
 """About as many works as a page can show with readable batch sizes."""
 
+MOST_INCHES = 120.0
+"""Of the whole figure's height: larger pictures cannot be written."""
+
 
 @style.themed
 def timeline(
@@ -39,9 +42,8 @@ def timeline(
         length_s = float(ends.nsmallest(WORKS_SHOWN).max()) - starts[0] if len(ends) else 1.0
     rows = [_rows(run.spans) for run in runs]
     heights = [max(len(names), 1) for names in rows]
-    figure, axes = style.canvas(
-        1, len(runs), height=0.62 + 0.27 * sum(heights) / len(runs), sharex=True, height_ratios=heights
-    )
+    height = min(0.62 + 0.27 * sum(heights) / len(runs), MOST_INCHES / len(runs))
+    figure, axes = style.canvas(1, len(runs), height=height, sharex=True, height_ratios=heights)
     for panel, run, names, start in zip(axes[:, 0], runs, rows, starts, strict=True):
         _draw(panel, run, names, start, length_s, start if steady else 0.0)
     since = "all clients were served" if steady else "the start of the run"

@@ -70,7 +70,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("nowhere")
     problems = {
-        "folder": "this is a folder", "pipe": "a device or a pipe", "device": "a device or a pipe",
+        "folder": "it is a folder", "pipe": "a device or a pipe", "device": "a device or a pipe",
         "loop": "cannot read the file", "dangling": "cannot read the file (No such", "none": "cannot read the file",
         "a\0b": "cannot read the file",
     }  # fmt: skip

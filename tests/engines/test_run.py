@@ -232,7 +232,7 @@ def test_a_table_that_is_a_folder_of_tables_is_refused(folder: Path) -> None:
     (folder / "parts").mkdir()
     steps.rename(folder / "parts" / "a.parquet")
     (folder / "parts").rename(steps)
-    with pytest.raises(InputError, match="this is a folder"):
+    with pytest.raises(InputError, match="it is a folder"):
         Run.load(folder)
 
 

@@ -29,12 +29,15 @@ DIGITS, DEPTH = "9" * 5000, 2000
 
 def damage(path: Path, others: list[Path], random: Random) -> str:
     """Damage one file of a folder, whose other files are `others`; what was done, in words."""
+    others = [other for other in others if other.is_file()]
+    if not path.is_file():
+        return f"{path.name}: nothing left to damage"
     kinds: list[Callable[..., None]] = [_place, _bytes]
     kinds += [_BY_SUFFIX[path.suffix]] * 6
     kind = random.choice(kinds)
     try:
         kind(path, random, others) if kind is _place else kind(path, random)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, pa.ArrowException) as error:
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, pa.ArrowException) as error:
         # an earlier damage has left nothing that this one could work on, or no such file can be written
         return f"{path.name}: {kind.__name__} not possible ({type(error).__name__})"
     return f"{path.name}: {kind.__name__}"
@@ -43,6 +46,12 @@ def damage(path: Path, others: list[Path], random: Random) -> str:
 def value(random: Random) -> Any:
     """A value that hardly belongs where it is put."""
     return random.choice(random.choice((TEXTS, NUMBERS, ODD)))
+
+
+def scaled(number: float, random: Random) -> float:
+    """A number that may still belong there: the same kind, another size, but no more work than a test can wait for."""
+    larger = number * random.choice((0, 0.001, 0.5, 2, 50))
+    return int(larger) if isinstance(number, int) else larger
 
 
 def _place(path: Path, random: Random, others: list[Path]) -> None:
@@ -109,7 +118,9 @@ def _toml(path: Path, random: Random) -> None:
     elif how == "rename":
         table[random.choice(("name", "x", "a b"))] = table.pop(key)
     elif how == "value":
-        table[key] = value(random)
+        old = table[key]
+        numeric = isinstance(old, int | float) and not isinstance(old, bool) and random.random() < 0.5
+        table[key] = scaled(old, random) if numeric else value(random)
     else:
         table[key] = mark
     written = {
@@ -129,7 +140,9 @@ def _csv(path: Path, random: Random) -> None:
     row, column = random.randrange(len(rows)), random.randrange(len(rows[0]))
     rarer = ("drop row", "row twice", "drop column", "column twice", "rename", "shorten")
     how = random.choice(("cell",) * len(rarer) + rarer)
-    if how == "cell":
+    if how == "cell" and random.random() < 0.5 and rows[row][column].replace(".", "", 1).isdecimal():
+        rows[row][column] = f"{scaled(float(rows[row][column]), random):g}"
+    elif how == "cell":
         rows[row][column] = random.choice((*TEXTS, *map(str, (*NUMBERS[:9], *NUMBERS[10:], *ODD)), DIGITS))
     elif how == "drop row":
         del rows[row]
@@ -189,6 +202,8 @@ def _cell(old: Any, random: Random) -> Any:
     """A value of the same kind, so that the column can still hold it, but not one that belongs there."""
     if isinstance(old, bool):
         return not old
+    if isinstance(old, int | float) and random.random() < 0.5:
+        return scaled(old, random)
     if isinstance(old, int):
         return random.choice([n for n in NUMBERS if isinstance(n, int) and abs(n) < 2**63])
     if isinstance(old, list):

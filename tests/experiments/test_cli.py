@@ -77,6 +77,7 @@ BAD_WORKLOAD = {
 }
 BAD_LIVE = {
     "no such device kind": ("--device tpu", "device = 'tpu'"),
+    "device number beyond what torch can read": ("--device cuda:999999999999", "device = 'cuda:999999999999'"),
     "CUDA on this machine": ("--device cuda:77", "device = 'cuda:77'"),
     "model folder missing": ("--pair ./nowhere", "pair = './nowhere'"),
     "target folder missing": ("--target ./nowhere --draft ./nowhere", "target = './nowhere'"),

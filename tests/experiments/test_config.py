@@ -107,6 +107,14 @@ def test_architectures_can_be_changed_or_described_in_place(tmp_path: Path) -> N
         ({**TRACED, "workload": {"trace": "x.csv", "cv": 2.0}}, "workload.cv"),
         ({"workload": {"temperature": -0.5}}, "workload.temperature"),
         ({"calibration": {"budget_s": 0}}, "calibration.budget_s"),
+        ({"repeats": True}, "repeats"),
+        ({"concurrencies": ["3"]}, "concurrencies.0"),
+        ({"concurrencies": 3}, "concurrencies"),
+        ({"rates": [float("inf")]}, "rates.0"),
+        ({"workload": 5}, "workload"),
+        ({"workload": {"cv": float("nan")}}, "workload.cv"),
+        ({"architectures": [{"base": "pd", "batch_limit": 3}]}, "architectures batch_limit"),
+        ({"architectures": [{"base": "pd", "slots": [1]}]}, "architectures slots"),
     ],
 )
 def test_a_wrong_setting_is_named(change: dict[str, Any], field: str) -> None:

@@ -170,3 +170,14 @@ def test_the_busiest_shared_load_is_shown() -> None:
     assert [(live.name, simulated.name) for live, simulated in busiest(lives, simulations)] == [
         ("live3", "simulated3")
     ]
+
+
+def test_a_timeline_of_many_workers_is_no_larger_than_a_picture_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("experiments.figures.style.save", lambda figure, *_: figures.append(figure))
+    live = synthetic.live("pd")
+    live.spans = live.spans.loc[np.zeros(900, dtype=int)].assign(worker=np.arange(900)).reset_index(drop=True)
+    timeline([live], tmp_path)
+    assert figures[0].get_figheight() * 200 < 2**16
