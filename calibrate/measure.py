@@ -132,18 +132,16 @@ def prompts_for(pair: Pair, workload: Workload, seed: int) -> Workload:
 
 
 def host_times(runs: Sequence[Run]) -> pd.DataFrame:
-    """The table `host_times` of a profile: medians over the works of all runs. A worker goes on if it was given the
-    work at the very moment at which it ended the one before. Where one of the two was never seen, it is taken to be
-    as long as the other."""
+    """The table `host_times` of a profile: medians over the works of all runs, apart for workers that came straight
+    from the work before. Where one of the two was never seen, it is taken to be as long as the other."""
     rows = []
     for run in runs:
         spans = run.spans.assign(device_s=run.spans["end_s"] - run.spans["start_s"])
         works = spans.groupby("work").agg(
-            lane=("lane", "first"), worker=("worker", "first"), step=("step", "first"), device_s=("device_s", "sum"),
+            step=("step", "first"), back_to_back=("back_to_back", "first"), device_s=("device_s", "sum"),
             start_s=("dispatched_s", "first"), end_s=("completed_s", "first"),
-        ).sort_values("start_s")  # fmt: skip
-        before_s = works.groupby(["lane", "worker"])["end_s"].shift()
-        kind = np.where(works["start_s"] == before_s, "going_on_ms", "woken_ms")
+        )  # fmt: skip
+        kind = np.where(works["back_to_back"], "going_on_ms", "woken_ms")
         host_ms = 1e3 * (works["end_s"] - works["start_s"] - works["device_s"])
         rows.append(pd.DataFrame({"step": works["step"], "kind": kind, "host_ms": host_ms.clip(lower=0.0)}))
     table = pd.concat(rows).pivot_table(index="step", columns="kind", values="host_ms", aggfunc="median")

@@ -43,8 +43,9 @@ SPANS = {
     "work": _COUNT, "lane": _NAME, "worker": _COUNT, "device": _COUNT, "stream": _COUNT,
     "step": Column("text", among=tuple(Step)), "segment": Column("text", among=tuple(Segment)),
     "batch_size": Column("whole", least=1), "draft_length": _COUNT, "tokens": _COUNT,
-    "context_tokens": Column("number", least=0, most=MOST_S), "hybrid": Column("flag"), "dispatched_s": _TIME,
-    "start_s": _TIME, "end_s": _TIME, "completed_s": _TIME, "solo_s": _TIME_IF_ANY,
+    "context_tokens": Column("number", least=0, most=MOST_S), "hybrid": Column("flag"),
+    "back_to_back": Column("flag"), "dispatched_s": _TIME, "start_s": _TIME, "end_s": _TIME, "completed_s": _TIME,
+    "solo_s": _TIME_IF_ANY,
 }  # fmt: skip
 
 
@@ -87,25 +88,38 @@ class RunSettings(Record):
     versions: Annotated[dict[str, str], Field(default_factory=dict)]
 
 
-def read_settings(path: Path, version: int) -> dict[str, Any]:
-    """run.toml as plain values, checked, without the schema version. Raises InputError."""
+def read_settings(path: Path, newest: int) -> tuple[int, dict[str, Any]]:
+    """The schema version, `newest` at most, and the rest of run.toml as plain values, checked. Raises InputError."""
     info = read_toml("run", path, AGAIN)
     found = info.pop("schema_version", None)
-    if type(found) is not int or found != version:
-        raise InputError(f"run {path} schema_version", found, f"this version reads {version}; {AGAIN}")
+    if type(found) is not int or not 1 <= found <= newest:
+        raise InputError(f"run {path} schema_version", found, f"this version reads 1 to {newest}; {AGAIN}")
     checked(RunSettings, info, f"run {path}", AGAIN)
-    return info
+    return found, info
 
 
-def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """requests, steps and spans, checked by themselves and against one another. Raises InputError."""
+def read_tables(folder: Path, version: int) -> dict[str, pd.DataFrame]:
+    """requests, steps and spans of a record of that schema version, checked by themselves and against one another.
+    Raises InputError."""
     files = {name: Table("run", folder / f"{name}.parquet", AGAIN) for name in ("requests", "steps", "spans")}
-    kinds: dict[str, Mapping[str, Column]] = {"requests": REQUESTS, "steps": STEPS, "spans": SPANS}
+    spans = {name: kind for name, kind in SPANS.items() if version > 1 or name != "back_to_back"}
+    kinds: dict[str, Mapping[str, Column]] = {"requests": REQUESTS, "steps": STEPS, "spans": spans}
     tables = {name: file.read(kinds[name]) for name, file in files.items()}
     _check_requests(files["requests"], tables["requests"])
     _check_spans(files["spans"], tables["spans"])
     _check_steps(files["steps"], **tables)
+    if version == 1:
+        tables["spans"] = _with_back_to_back(tables["spans"])[list(SPANS)]
     return tables
+
+
+def _with_back_to_back(spans: pd.DataFrame) -> pd.DataFrame:
+    """Records of version 1 do not say whether a worker came straight from the work before; their times do, where
+    both moments are the same number."""
+    works = spans.drop_duplicates("work").sort_values("dispatched_s", kind="stable")
+    before_s = works.groupby(["lane", "worker"])["completed_s"].shift()
+    known = pd.Series((works["dispatched_s"] == before_s).to_numpy(), index=works["work"])
+    return spans.assign(back_to_back=spans["work"].map(known).astype(bool))
 
 
 def _check_requests(file: Table, requests: pd.DataFrame) -> None:

@@ -25,7 +25,7 @@ from engines.record import AGAIN, REQUESTS, SPANS, STEPS, read_settings, read_ta
 from engines.request import Request, RequestState, Status
 from engines.work import Work
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TABLES = ("requests", "steps", "spans", "tapes")
 RUN_FILES = ("run.toml", *(f"{name}.parquet" for name in TABLES))
 DIGEST = "tables_sha256"  # in run.toml, of all tables: they are one record, and not parts of two
@@ -88,9 +88,9 @@ class Run:
         path = folder / "run.toml"
         if not path.is_file():
             raise InputError("run", str(folder), "no run.toml there; give the folder that `pdv run` wrote")
-        info = read_settings(path, SCHEMA_VERSION)
+        version, info = read_settings(path, SCHEMA_VERSION)
         digest = info.pop(DIGEST, None)
-        tables = read_tables(folder)
+        tables = read_tables(folder, version)
         requests = tables["requests"]
         longest = dict(zip(requests["request"].tolist(), requests["output_tokens"].tolist(), strict=True))
         tapes = read_tapes("run", folder / "tapes.parquet", AGAIN, longest)
@@ -137,7 +137,8 @@ class Recorder:
             self._spans.append(
                 (work.id, work.lane.name, work.worker, work.lane.device, work.lane.stream, str(work.step),
                  str(segment), size, longest, through.get(segment, tokens),
-                 context / size, work.hybrid, work.dispatched_s, start_s, end_s, completed_s, solo_s)
+                 context / size, work.hybrid, work.back_to_back, work.dispatched_s, start_s, end_s, completed_s,
+                 solo_s)
             )  # fmt: skip
 
     def ended(self, state: RequestState) -> None:

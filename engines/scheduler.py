@@ -7,6 +7,9 @@ happened and when, and asks what to start:
     for work in scheduler.dispatch(now):    start everything that can start
         ...                                 run it
     scheduler.complete(work, outcomes, now) tell what came out
+
+What happens at one moment, a completion and the submissions and starts that follow from it, has one `now`: a worker
+that is given its next work at the moment at which it ended the last one comes straight from it.
 """
 
 from __future__ import annotations
@@ -78,6 +81,7 @@ class Scheduler:
         self._queues = {step.stage: _Queue(lane, step) for lane in architecture.lanes for step in lane.steps}
         self._idle = {lane.name: list(range(lane.workers)) for lane in architecture.lanes}  # heaps
         self._carried: dict[tuple[str, int], RequestState] = {}  # what each carrying worker holds
+        self._completed_s: dict[tuple[str, int], float] = {}  # when each worker's last work was over
         self._order = itertools.count()
         self._work_ids = itertools.count()
 
@@ -109,6 +113,7 @@ class Scheduler:
         Members that go on join the tail of their next queue, in batch order.
         """
         del self.running[work.id]
+        self._completed_s[work.lane.name, work.worker] = now
         self.permits[work.lane.device] += 1
         if not work.lane.carries_request:
             heapq.heappush(self._idle[work.lane.name], work.worker)
@@ -211,7 +216,8 @@ class Scheduler:
         if hybrid:
             step = Step.DRAFT_VERIFY
         members = [carried] if carried else self._take(queue)
-        work = Work(next(self._work_ids), lane, worker, step, members, now, hybrid)
+        back_to_back = self._completed_s.get((lane.name, worker)) == now
+        work = Work(next(self._work_ids), lane, worker, step, members, now, hybrid, back_to_back)
         for state in members:
             work.waits.append(self._wait(state, queue, now))
             state.status = Status.RUNNING

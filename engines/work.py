@@ -25,6 +25,7 @@ class Wait(NamedTuple):
 class Work:
     """A batch that a worker of a lane has started.
 
+    back_to_back: the worker comes straight from the batch before, and need not be woken.
     draft_lengths: k of each member (0 for prefill). waits: what each member waited for before this work.
     settlements: filled in by Scheduler.complete, one a member; None for members that failed, were cancelled
     or had nothing to settle (draft).
@@ -37,6 +38,7 @@ class Work:
     members: list[RequestState]
     dispatched_s: float
     hybrid: bool = False
+    back_to_back: bool = False
     draft_lengths: list[int] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
     settlements: list[Settlement | None] = field(default_factory=list)

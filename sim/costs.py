@@ -53,9 +53,9 @@ class Costs(Protocol):
     ) -> SegmentCost:
         """The cost of one execution. quantile: where in the measured spread it falls, None for the mean."""
 
-    def host_s(self, step: Step, going_on: bool) -> float:
-        """What a work of this step spends outside the device, around it. going_on: its worker comes from another
-        work, and need not be woken."""
+    def host_s(self, step: Step, back_to_back: bool) -> float:
+        """What a work of this step spends outside the device, around it. back_to_back: its worker comes straight from
+        another work, and need not be woken."""
 
     def describe(self) -> dict[str, object]:
         """Plain values for run.toml."""
@@ -107,9 +107,9 @@ class CostModel:
             line = self._lines[key] = self._grids[segment].line(batch, key[2])
         return line.at(tokens / batch if prefill else context_tokens, quantile)
 
-    def host_s(self, step: Step, going_on: bool) -> float:
+    def host_s(self, step: Step, back_to_back: bool) -> float:
         woken_s, going_on_s = self._host_s[step]
-        return going_on_s if going_on else woken_s
+        return going_on_s if back_to_back else woken_s
 
     def describe(self) -> dict[str, object]:
         contention = "none" if isinstance(self.contention, NoContention) else "measured"

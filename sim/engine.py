@@ -129,15 +129,15 @@ class _Engine:
     def _worker(self, lane: Lane, worker: int) -> Story:
         """Wait for a batch, occupy the device, report what came out, repeat."""
         environment, gpu = self._environment, self._gpus[lane.device]
-        next_work, ended_s = self._seat(lane, worker), -1.0
+        next_work = self._seat(lane, worker)
         while True:
             work = yield next_work
             segments = self._segments(work)
-            host_s = self._costs.host_s(work.step, going_on=environment.now == ended_s)
+            host_s = self._costs.host_s(work.step, work.back_to_back)
             yield environment.timeout(host_s / 2)
             times = yield gpu.run(lane.stream, segments)
             yield environment.timeout(host_s / 2)
-            next_work, ended_s = self._seat(lane, worker), environment.now  # the report may bring the next batch
+            next_work = self._seat(lane, worker)  # the report may bring the next batch
             self._report(work, times)
 
     def _seat(self, lane: Lane, worker: int) -> simpy.Event:

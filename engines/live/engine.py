@@ -106,6 +106,7 @@ class LiveEngine:
         self.on_end: Callable[[Handle], None] = lambda handle: None
         self.recorder = Recorder()
         self._origin_s = time.perf_counter()
+        self._completing_s: float | None = None  # the moment of the completion that is being reported, if one is
         self._closing = self._paused = False
         self._crash: BaseException | None = None
         self._graphs = pair.device.type == "cuda" if graphs is None else graphs
@@ -174,7 +175,7 @@ class LiveEngine:
         """Take a request. One that cannot be served gets a handle that is done and carries the error."""
         handle = Handle(request)
         with self.lock:
-            now = self.now()
+            now = self.now() if self._completing_s is None else self._completing_s
             try:
                 if self._closing or self._crash is not None:
                     raise RuntimeError("the engine is shut down")
@@ -263,6 +264,7 @@ class LiveEngine:
         does not wait for them."""
         with self.lock:
             now, origin_s = self.now(), self._origin_s
+            self._completing_s = now
             ended = self.scheduler.complete(work, [f.outcome for f in found], now)
             booked = list(zip(work.members, found, work.settlements, work.draft_lengths, strict=True))
             for member in booked:
@@ -271,6 +273,7 @@ class LiveEngine:
             for state in ended:
                 self._end(state)
             self._dispatch(now)
+            self._completing_s = None
             for member in booked:
                 if not member[0].ended:
                     self._book(*member)

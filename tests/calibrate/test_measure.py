@@ -222,14 +222,14 @@ def test_host_time_is_what_a_work_spends_off_the_device() -> None:
     assert table.to_numpy() == pytest.approx(250.0)
 
 
-def test_a_worker_goes_on_where_its_next_work_comes_at_once() -> None:
+def test_host_times_tell_workers_that_were_woken_from_those_that_came_straight_from_other_work() -> None:
     """Of three works of one worker the second follows the first without a gap; the third comes later."""
-    columns = ["work", "lane", "worker", "step", "dispatched_s", "start_s", "end_s", "completed_s"]
+    columns = ["work", "lane", "worker", "step", "dispatched_s", "start_s", "end_s", "completed_s", "back_to_back"]
     spans = [
-        (0, "decode", 0, "draft", 0.0, 0.1, 0.2, 0.3),
-        (1, "decode", 0, "draft", 0.3, 0.31, 0.4, 0.42),
-        (2, "decode", 0, "draft", 0.5, 0.6, 0.7, 0.8),
-        (3, "verify", 0, "verify", 0.3, 0.4, 0.5, 0.6),  # another's end: this worker was woken
+        (0, "decode", 0, "draft", 0.0, 0.1, 0.2, 0.3, False),
+        (1, "decode", 0, "draft", 0.3, 0.31, 0.4, 0.42, True),
+        (2, "decode", 0, "draft", 0.5, 0.6, 0.7, 0.8, False),
+        (3, "verify", 0, "verify", 0.3, 0.4, 0.5, 0.6, False),  # another's end: this worker was woken
     ]
     run = Run({}, pd.DataFrame(), pd.DataFrame(), pd.DataFrame(spans, columns=columns))
     table = host_times([run]).set_index("step")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -193,3 +195,33 @@ def test_a_step_that_must_emit_and_does_not_is_an_error_of_the_caller() -> None:
     (prefill,) = scheduler.dispatch(0.0)
     with pytest.raises(ValueError, match="needs an Emission"):
         scheduler.complete(prefill, [None], 1.0)
+
+
+def test_a_worker_comes_straight_from_other_work_only_at_the_moment_at_which_it_ended() -> None:
+    """Two requests of two tokens: the decode lane waits for each prefill of 3 s, and drafts twice in between."""
+    scheduler = Scheduler(PD.replace(draft_length=FixedDraftLength(1)))
+    record = drive(
+        scheduler,
+        [Request(0, 10, 3, 0.0), Request(1, 10, 3, 7.0)],
+        lambda work: 3.0 if work.step is Step.PREFILL else 1.0,
+        matched=lambda request, position, k: 0,
+    )
+    works = record.spans.drop_duplicates("work")[["dispatched_s", "step", "back_to_back"]]
+    assert [tuple(row) for row in works.itertuples(index=False)] == [
+        (0.0, "prefill", False),
+        (3.0, "draft+verify", False),
+        (4.0, "draft+verify", True),
+        (7.0, "prefill", False),
+        (10.0, "draft+verify", False),
+        (11.0, "draft+verify", True),
+    ]
+
+
+def test_a_request_that_is_submitted_in_a_completion_is_prefilled_straight_away() -> None:
+    """One worker, two clients without pauses: after its first work it is never woken again."""
+    (worker,) = BASELINE.lanes
+    alone = BASELINE.replace(lanes=(dataclasses.replace(worker, workers=1),))
+    record = drive(Scheduler(alone), _requests(6), concurrency=2)
+    works = record.spans.drop_duplicates("work")
+    assert works["back_to_back"].tolist() == [False] + [True] * (len(works) - 1)
+    assert (works["step"] == "prefill").sum() == 6

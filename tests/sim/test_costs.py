@@ -31,10 +31,10 @@ def test_every_measured_point_is_met(model: CostModel) -> None:
         assert cost.kernel_ms == pytest.approx(row.mean_ms / row.kernels)
 
 
-def test_a_worker_that_goes_on_needs_no_waking(model: CostModel) -> None:
+def test_a_worker_that_comes_straight_from_other_work_needs_no_waking(model: CostModel) -> None:
     for step in Step:
-        assert model.host_s(step, going_on=False) == pytest.approx(1e-4)
-        assert model.host_s(step, going_on=True) == pytest.approx(5e-5)
+        assert model.host_s(step, back_to_back=False) == pytest.approx(1e-4)
+        assert model.host_s(step, back_to_back=True) == pytest.approx(5e-5)
 
 
 @pytest.mark.parametrize("segment", [Segment.DRAFT, Segment.VERIFY])

@@ -46,7 +46,7 @@ class Server:
         assert quantile is not None
         return SegmentCost(self._service(quantile) if segment is Segment.PREFILL_TARGET else 0.0, 1.0)
 
-    def host_s(self, step: Step, going_on: bool) -> float:
+    def host_s(self, step: Step, back_to_back: bool) -> float:
         return 0.0
 
     def describe(self) -> dict[str, object]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines.architecture import PD  # noqa: E402
+from engines.architecture import BASELINE, PD  # noqa: E402
 from engines.live.engine import LiveEngine  # noqa: E402
 from engines.live.pairs import Pair, load_pair  # noqa: E402
 from engines.live.serve import serve  # noqa: E402
@@ -64,3 +66,17 @@ def test_the_next_batch_is_handed_out_before_the_books_are_kept(pair: Pair, monk
     assert len(finishes) > 2
     for here in finishes:
         assert order[here : here + 3] == ["finish", "dispatch", "book"]
+
+
+def test_a_client_that_goes_on_in_a_completion_finds_the_worker_awake(pair: Pair) -> None:
+    """One worker that two clients keep busy is woken once; its next prefill comes at the moment at which a request
+    ended, as in a simulation."""
+    (worker,) = BASELINE.lanes
+    alone = BASELINE.replace(lanes=(dataclasses.replace(worker, workers=1),), slots=2)
+    workload = make_workload(6, FixedLength(4), FixedLength(6), concurrency=2)
+    with LiveEngine(alone, pair, 64) as engine:
+        run = serve(engine, with_random_prompts(workload, pair.vocabulary))
+    works = run.spans.drop_duplicates("work").sort_values("dispatched_s")
+    assert works["back_to_back"].tolist() == [False] + [True] * (len(works) - 1)
+    ends = set(run.requests["finish_s"])
+    assert set(run.requests.sort_values("arrival_s")["arrival_s"][2:]) <= ends
