@@ -18,6 +18,7 @@ from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLen
 from engines.errors import InputError, require_whole
 
 MOST_SLOTS = 1_000_000  # far beyond any device's memory
+MOST_NUMBER = 2**31 - 1  # of a device, a stream or a priority: CUDA's ints
 MOST_WORKERS = 10_000  # of a lane: far more than any device runs at once
 
 
@@ -103,10 +104,9 @@ class Lane:
         if self.carries_request and max(steps.values()) > 1:
             raise InputError(f"{where}.steps", self.steps, "a lane that carries requests has batch limits of 1")
         require_whole(f"{where}.workers", self.workers, 1, MOST_WORKERS)
-        require_whole(f"{where}.stream", self.stream, 0)
-        require_whole(f"{where}.device", self.device, 0)
-        if isinstance(self.stream_priority, bool) or not isinstance(self.stream_priority, int):
-            raise InputError(f"{where}.stream_priority", self.stream_priority, "use a whole number")
+        require_whole(f"{where}.stream", self.stream, 0, MOST_NUMBER)
+        require_whole(f"{where}.device", self.device, 0, MOST_NUMBER)
+        require_whole(f"{where}.stream_priority", self.stream_priority, -MOST_NUMBER, MOST_NUMBER)
 
 
 @dataclass(frozen=True)

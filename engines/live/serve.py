@@ -116,7 +116,7 @@ def serve_once(
 ) -> Run:
     """Start an engine, ready for samples if the workload asks for any, serve the workload, stop the engine.
     max_context, reserve: as LiveEngine's."""
-    sampling = any(request.temperature > 0 for request in workload.requests)
+    sampling = any(request.temperature != 0 for request in workload.requests)
     with LiveEngine(architecture, pair, max_context, sampling=sampling, reserve=reserve) as engine:
         return serve(engine, workload, progress)
 

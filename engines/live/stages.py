@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engines.context import context_of
 from engines.live import steps
 from engines.live.attention import Layout, PackedBatch
-from engines.live.kv_cache import SlotPool, context_of
+from engines.live.kv_cache import SlotPool
 from engines.live.pairs import Pair
 from engines.live.steps import Candidates, Tables
 from engines.live.verification import pick
