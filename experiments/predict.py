@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from calibrate.contention import NoContention
 from calibrate.profile import COLUMNS, Profile
 from engines.architecture import Architecture
+from engines.context import context_of
 from engines.errors import InputError
 from engines.run import Run
 from engines.workload import Workload, replay
@@ -113,7 +114,10 @@ def predict(
     live: the run whose tapes the acceptance "tape" replays (without one, the profile's). A workload that is
     `replayed(live)` is marked so that a comparison pairs the two by request. Raises InputError.
     """
-    limits = settings.profile.info if live is None else live.info
+    if live is None:
+        limit = context_of(settings.profile.info["max_context"], architecture.draft_length.maximum)
+    else:
+        limit = live.info.get("max_context")
     run = simulate(
         architecture,
         workload,
@@ -121,7 +125,7 @@ def predict(
         _source(settings, live),
         seed=settings.seed,
         jitter=settings.jitter,
-        max_context=limits.get("max_context"),
+        max_context=limit,
         progress=progress,
     )
     if live is not None and workload.info.get("kind") == "replay":

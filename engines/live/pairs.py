@@ -74,7 +74,7 @@ def find_device(name: str | torch.device) -> torch.device:
     if device.type != "cuda":
         raise InputError("device", str(name), "use cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
+    if str(device) != str(name) or (device.index or 0) >= count:  # torch counts devices in a byte, which wraps
         raise InputError("device", str(name), f"this machine has {count} CUDA devices; use cpu or one that is there")
     return torch.device("cuda", device.index or 0)
 

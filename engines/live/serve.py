@@ -129,6 +129,7 @@ def describe(engine: LiveEngine, workload: Workload) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device_name(pair.device),
         "pair": pair.name,
+        "pair_models": pair.origins.describe(),
         "dtype": str(pair.dtype).removeprefix("torch."),
         "max_context": engine.max_context,
         "architecture": engine.architecture.to_dict(),
