@@ -89,7 +89,8 @@ def _of_folder(role: str, folder: Path, within: str) -> Origin:
             digest.update(path.name.encode())
             _add_weights(digest, path)
     except OSError as error:
-        raise InputError(role, str(folder), f"cannot be read ({error.strerror or error}); give a model folder") from error
+        remedy = f"cannot be read ({error.strerror or error}); give a model folder"
+        raise InputError(role, str(folder), remedy) from error
     except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
         raise InputError(role, str(path), "its weights are damaged; fetch the file again") from error
     return Origin(within + folder.resolve().name, digest.hexdigest(), str(folder.resolve()))

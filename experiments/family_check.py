@@ -72,8 +72,10 @@ VARIANTS = (
     Variant("llama", "longrope", {"rope_parameters": LONGROPE}),
     Variant("llama", "dynamic", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}}),
     Variant("llama", "linear", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}}),
+    Variant("lfm2", "conv and attention", {"layer_types": ["conv", "full_attention"]}),
     Variant("mistral", "window of 16", {"sliding_window": 16}),
     Variant("mistral", "no window", {"sliding_window": None}),
+    Variant("nemotron", "heads of 16", {"head_dim": 16, "num_key_value_heads": 2}),
     Variant("phi3", "longrope", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
     Variant("phi3", "no window", {"sliding_window": None}),
     Variant("qwen2", "window of 16", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}),
@@ -179,7 +181,7 @@ def summary(rows: list[Row], seconds: float) -> str:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())[:200]
+    return " ".join(text.split())[:160]
 
 
 def main(arguments: list[str] | None = None) -> int:

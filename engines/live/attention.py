@@ -185,13 +185,15 @@ def slot_pool_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packed_batch: PackedBatch,
+    packed_batch: PackedBatch | None = None,
     scaling: float | None = None,
     **asked: Any,
 ) -> tuple[Tensor, None]:
     """Write and attend. query: [1, heads, tokens, head_dim]; key, value: [1, kv_heads, tokens, head_dim].
-    Returns [1, tokens, heads, head_dim] and no weights. Raises UnservedAttention for a model that asks for more than
-    causal attention over the whole sequence, once a layer."""
+    Returns [1, tokens, heads, head_dim] and no weights. Raises UnservedAttentionError for a model that asks for more
+    than causal attention over the whole sequence, once a layer."""
+    if packed_batch is None:
+        raise UnservedAttentionError("its layers do not hand on which sequences a call is about")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     _refuse_unserved(packed_batch, layer, {**asked, "attention_mask": attention_mask})
     keys, values = packed_batch.pool.keys[layer], packed_batch.pool.values[layer]
@@ -202,7 +204,7 @@ def slot_pool_attention(
     return attend(query[0].transpose(0, 1), keys, values, packed_batch, scale)[None], None
 
 
-class UnservedAttention(ValueError):
+class UnservedAttentionError(ValueError):
     """A model wants of its attention what the slot pool does not do."""
 
 
@@ -216,7 +218,7 @@ HARMLESS = frozenset(
 
 def _refuse_unserved(batch: PackedBatch, layer: int, asked: dict[str, Any]) -> None:
     if layer in batch.attended:
-        raise UnservedAttention(f"layer {layer} attends twice in one pass")
+        raise UnservedAttentionError(f"layer {layer} attends twice in one pass")
     batch.attended.add(layer)
     for name, value in asked.items():
         if value is None or name in HARMLESS:
@@ -226,7 +228,7 @@ def _refuse_unserved(batch: PackedBatch, layer: int, asked: dict[str, Any]) -> N
             "sliding_window": name == "sliding_window" and value >= batch.pool.positions,
         }.get(name, False)  # fmt: skip
         if not served:
-            raise UnservedAttention(f"its attention wants {name}")
+            raise UnservedAttentionError(f"its attention wants {name}")
 
 
 AttentionInterface.register(NAME, slot_pool_attention)

@@ -30,7 +30,6 @@ from engines.run import Recorder, SegmentTime
 from engines.scheduler import Scheduler
 from engines.work import Work
 
-
 MOST_KEY = 2**63 - 1  # of what a request's randomness is keyed by
 MOST_TEMPERATURE = 1e6  # logits are divided by it in float32, and far below it nothing but noise is left
 

@@ -2,9 +2,9 @@
 
 transformers has more than a hundred families of decoders, and attention is not all in which they differ: some look
 ahead, cap or add to their scores, keep a state beside keys and values, or hold these in shapes of their own. So a few
-random sequences go through the pool in the ways of the stages (prompts of different lengths packed into one call, then
-several tokens, two and one at a time, at different places of the sequences), and every logit is set against a plain
-call of the same model with its own attention, over one sequence at a time.
+random sequences go through the pool in the ways of the stages (prompts of different lengths packed into one call,
+then several tokens, two and one at a time, at different places of the sequences), and every logit is set against a
+plain call of the same model with its own attention, over one sequence at a time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def expected_logits(role: str, model: PreTrainedModel) -> list[Tensor]:
 
 @torch.inference_mode()
 def check_served(role: str, model: PreTrainedModel, forward: Forward, expected: list[Tensor]) -> None:
-    """Raise InputError, naming the role, unless `forward` over a pool gives the expected logits. No memory is kept."""
+    """Raise InputError, naming the role, unless `forward` over a pool gives the expected logits. Keeps no memory."""
     tolerance = TOLERANCES.get(model.dtype, TOLERANCES[torch.bfloat16])
     try:
         with lane_settings(model.device):
@@ -57,7 +57,8 @@ def check_served(role: str, model: PreTrainedModel, forward: Forward, expected: 
     if model.device.type == "cuda":
         torch.cuda.empty_cache()  # whoever sizes a pool should see that all this is gone
     if not worst <= tolerance:
-        said = f"through the slot pool its logits differ from its own by {worst:.2g}, and rounding explains {tolerance:g}"
+        said = f"through the slot pool its logits differ from its own by {worst:.2g}"
+        said += f", and rounding explains {tolerance:g}"
         raise _refusal(role, model, ValueError(said))
 
 

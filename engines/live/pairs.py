@@ -32,8 +32,8 @@ class Pair:
     """Two decoders on one device, ready to serve.
 
     target_forward, draft_forward: one pass of each over a packed batch, which is how the stages run them.
-    origins: which models they are. end_tokens: the tokens that end an output. encode, decode: text to token ids and back, None if the pair came
-    without a tokenizer. max_context: tokens that both models can position.
+    end_tokens: the tokens that end an output. origins: which models they are. encode, decode: text to token ids and
+    back, None if the pair came without a tokenizer. max_context: tokens that both models can position.
     """
 
     name: str
@@ -203,8 +203,8 @@ def _load(role: str, folder: Path, device: torch.device, dtype: torch.dtype, tru
 
 
 def _check_weights(role: str, folder: Path, found: Mapping[str, Any]) -> None:
-    """Raise InputError unless the files had all weights of the model, of the right shapes, and no others: transformers
-    takes random ones for those that are missing."""
+    """Raise InputError unless the files had all weights of the model, of the right shapes, and no others:
+    transformers takes random ones for those that are missing."""
     mismatched = [each if isinstance(each, str) else each[0] for each in found.get("mismatched_keys", ())]
     kinds = {
         "missing": found.get("missing_keys", ()), "of another shape": mismatched,

@@ -13,5 +13,5 @@ def test_drafts_that_run_past_the_end_need_room() -> None:
     assert context_of(2048, 4, 100) == 100
     with pytest.raises(InputError, match="max_context = 2044: use 2 to 2043"):
         context_of(2048, 4, 2044)
-    with pytest.raises(InputError, match="draft_length = 2046: .*use at most 2045"):
+    with pytest.raises(InputError, match=r"draft_length = 2046: .*use at most 2045"):
         context_of(2048, 2046)

@@ -69,5 +69,5 @@ def test_damaged_weights_are_refused(folder: Path, damage: bytes) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="target = .*cannot be read"):
+    with pytest.raises(InputError, match=r"target = .*cannot be read"):
         origins_of(tmp_path, tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers import MistralConfig
 
 from engines.errors import InputError
-from engines.live.attention import PackedBatch, UnservedAttention, forward, slot_pool_attention
+from engines.live.attention import PackedBatch, UnservedAttentionError, forward, slot_pool_attention
 from engines.live.kv_cache import SlotPool, layer_shape, positions_of
 from engines.live.load_check import check_served, expected_logits
 from engines.live.pairs import load_pair, make_pair
@@ -73,7 +72,7 @@ def test_a_model_in_half_precision_is_not_refused_for_its_rounding() -> None:
 
 
 @pytest.fixture
-def call() -> Iterator[Any]:
+def call() -> Any:
     """A call of the attention function with one sequence of three tokens, and what else a model may ask for."""
     config = MistralConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64
@@ -88,7 +87,7 @@ def call() -> Iterator[Any]:
         batch.attended.clear()
         slot_pool_attention(module, query, key, key, mask, packed_batch=batch, scaling=0.3, **asked)
 
-    yield attend
+    return attend
 
 
 @pytest.mark.parametrize(
@@ -100,12 +99,12 @@ def call() -> Iterator[Any]:
     ids=lambda asked: next(iter(asked)),
 )  # fmt: skip
 def test_attention_refuses_what_it_does_not_apply(call: Any, asked: dict[str, Any]) -> None:
-    with pytest.raises(UnservedAttention, match=next(iter(asked))):
+    with pytest.raises(UnservedAttentionError, match=next(iter(asked))):
         call(**asked)
 
 
 def test_attention_refuses_a_mask_and_a_second_call_of_a_layer(call: Any) -> None:
-    with pytest.raises(UnservedAttention, match="attention_mask"):
+    with pytest.raises(UnservedAttentionError, match="attention_mask"):
         call(torch.zeros(1))
 
 
@@ -139,7 +138,7 @@ def test_weights_that_are_missing_or_unknown_or_of_another_shape_are_refused(emb
     weights = load_file(path)
     norm = "model.layers.0.input_layernorm.weight"
     changed = {
-        "1 weights are missing .model.layers.0.input_layernorm.weight.": {n: w for n, w in weights.items() if n != norm},
+        "1 weights are missing .model.layers.0.input_layernorm": {n: w for n, w in weights.items() if n != norm},
         r"1 weights are unknown to the model .model.extra": {**weights, "model.extra.weight": torch.ones(2)},
         "1 weights are of another shape .model.layers.0.input_layernorm.weight.": {**weights, norm: torch.ones(3)},
     }
@@ -155,7 +154,7 @@ def test_a_damaged_tokenizer_is_refused(embedded: Path) -> None:
     path = embedded / "target" / "tokenizer.json"
     whole = path.read_text()
     path.write_text(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="tokenizer = .*cannot be used"):
+    with pytest.raises(InputError, match=r"tokenizer = .*cannot be used"):
         load_pair(embedded)
     tokens = json.loads(whole)
     name, _ = max(tokens["model"]["vocab"].items(), key=lambda item: item[1])
