@@ -41,10 +41,10 @@ from experiments.tiny_decoders import families, save_pair, tiny_config, tiny_mod
 
 EXACT, REFUSED, NOT_MADE, WRONG, FAILED = "exact", "refused at load", "not made", "WRONG", "FAILED"
 ARCHITECTURES = tuple(layout.replace(slots=4, draft_length=FixedDraftLength(3)) for layout in (BASELINE, PDV))
-REQUESTS, LONGEST_PROMPT, LONGEST_OUTPUT, CLIENTS = 8, 24, 20, 4
+REQUESTS, LONGEST_PROMPT, LONGEST_OUTPUT, CLIENTS = 8, 30, 30, 4
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * 8, "long_factor": [3.0] * 8,
-    "original_max_position_embeddings": 32, "factor": 4.0,
+    "original_max_position_embeddings": 40, "factor": 3.0,
 }  # fmt: skip
 FULL = ["full_attention"] * 2
 
@@ -60,7 +60,10 @@ class Variant:
 
 VARIANTS = (
     Variant("bert", "as a decoder", {"is_decoder": True}),
-    Variant("gemma2", "all layers full, softcap", {"layer_types": FULL, "sliding_window": 4096}),
+    Variant(
+        "gemma2", "all layers full, softcap",
+        {"layer_types": FULL, "sliding_window": 4096, "attn_logit_softcapping": 0.5},
+    ),
     Variant(
         "gemma2", "all layers full, no softcap",
         {"layer_types": FULL, "sliding_window": 4096, "attn_logit_softcapping": None},
@@ -76,7 +79,7 @@ VARIANTS = (
     Variant("mistral", "window of 16", {"sliding_window": 16}),
     Variant("mistral", "no window", {"sliding_window": None}),
     Variant("nemotron", "heads of 16", {"head_dim": 16, "num_key_value_heads": 2}),
-    Variant("phi3", "longrope", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
+    Variant("phi3", "longrope", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 40}),
     Variant("phi3", "no window", {"sliding_window": None}),
     Variant("qwen2", "window of 16", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}),
 )  # fmt: skip

@@ -114,6 +114,7 @@ def predict(
     live: the run whose tapes the acceptance "tape" replays (without one, the profile's). A workload that is
     `replayed(live)` is marked so that a comparison pairs the two by request. Raises InputError.
     """
+    limit: int | None
     if live is None:
         limit = context_of(settings.profile.info["max_context"], architecture.draft_length.maximum)
     else:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -192,14 +192,15 @@ def _load(role: str, folder: Path, device: torch.device, dtype: torch.dtype, tru
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust}
     try:
         with _quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
                 **options,
             )  # fmt: skip
     except Exception as error:  # transformers raises a dozen kinds for a bad folder
         raise InputError(role, str(folder), f"cannot be loaded ({_first_line(error)})") from error
+    model, found = loaded
     _check_weights(role, folder, found)
-    return model.to(device)  # type: ignore[arg-type]
+    return cast(PreTrainedModel, model.to(device))
 
 
 def _check_weights(role: str, folder: Path, found: Mapping[str, Any]) -> None:
