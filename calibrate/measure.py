@@ -18,6 +18,7 @@ from calibrate.profile import HOST_COLUMNS, Profile
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
 from calibrate.together import default_groups, loads_by_lane, measure_contention, widths_of
 from engines.architecture import BASELINE, PD, PDV, Architecture, Step
+from engines.context import context_of
 from engines.draft_length import FixedDraftLength
 from engines.live.engine import LiveEngine
 from engines.live.graphs import BATCHES, sizes_up_to
@@ -50,8 +51,9 @@ def calibrate(
     """
     grid = grid or Grid()
     grid.check(pair.max_context)
-    settings = {"pair": pair.name, "device": device_name(pair.device), "grid": asdict(grid), "budget_s": budget_s}
-    parts = Parts(keep, {**settings, "seed": seed})
+    device, dtype = device_name(pair.device), str(pair.dtype).removeprefix("torch.")
+    settings = {"pair": pair.name, "models": pair.origins.key(), "device": device, "dtype": dtype}
+    parts = Parts(keep, {**settings, "grid": asdict(grid), "budget_s": budget_s, "seed": seed})
     costs = parts.get(
         "stage_costs",
         lambda: measure_stage_costs(pair, grid, budget_s * SHARES["stage_costs"], _scaled(progress, "stage_costs")),
@@ -66,9 +68,10 @@ def calibrate(
     tapes = runs[0].tapes
     k = grid.draft_lengths[-1]
     info = {
-        "device": settings["device"],
+        "device": device,
         "pair": pair.name,
-        "dtype": str(pair.dtype).removeprefix("torch."),
+        "pair_models": pair.origins.describe(),
+        "dtype": dtype,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "versions": {name: version(name) for name in ("torch", "transformers")}
@@ -102,7 +105,7 @@ def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Ru
     handed over to another thread; the same with draft and verify as one step; and one worker that two clients keep
     going from each step to the next, and from a request to the next one's prefill."""
     prompt = min(128, grid.prompt_tokens[-1], pair.max_context // 2)
-    output = min(OUTPUT_TOKENS, pair.max_context - prompt - grid.draft_lengths[-1] - 1)
+    output = min(OUTPUT_TOKENS, context_of(pair.max_context, grid.draft_lengths[-1]) - prompt)
     (worker,) = BASELINE.lanes
     alone = BASELINE.replace(lanes=(replace(worker, workers=1),))
     loads = [(PDV.replace(hybrid_at_or_below=0), REQUESTS, 1), (PD, HOST_REQUESTS, 1), (alone, HOST_REQUESTS, 2)]

@@ -9,7 +9,7 @@ import pandas as pd
 from calibrate.profile import KEY, Profile
 from engines.errors import InputError
 
-SAME = ("device", "pair", "dtype", "draft_length")
+SAME = ("device", "pair", "pair_models", "dtype", "draft_length")
 
 
 def pooled(profiles: Sequence[Profile]) -> Profile:

@@ -112,6 +112,12 @@ def _digest(contents: Mapping[str, bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
+def _recordable(value: Any) -> int:
+    """A whole number that a table can hold; -1 for anything else (the error of the request says what it was)."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    return value if whole else -1
+
+
 class Recorder:
     """Collects what the driver of a scheduler reports and makes the Run of it."""
 
@@ -150,11 +156,11 @@ class Recorder:
         )  # fmt: skip
 
     def rejected(self, request: Request, now: float, error: Exception) -> None:
-        """A request that was refused at the door."""
+        """A request that was refused at the door, perhaps because of what it asked for."""
+        id_, prompt, limit = (_recordable(n) for n in (request.id, request.prompt_tokens, request.max_tokens))
         self._requests.append(
-            (request.id, now, None, None, now, request.prompt_tokens, request.max_tokens, 0, 0, 0, 0, 0, 0,
-             str(Status.REJECTED), "rejected", str(error))
-        )  # fmt: skip
+            (id_, now, None, None, now, prompt, limit, 0, 0, 0, 0, 0, 0, str(Status.REJECTED), "rejected", str(error))
+        )
 
     def run(self, info: Mapping[str, Any], tapes: Mapping[int, np.ndarray] | None = None) -> Run:
         """The record, ordered by request and by work."""

@@ -17,7 +17,7 @@ from engines.errors import InputError
 from engines.run import Run
 from experiments.cells import Cell, cell_of
 
-MEASURED_ON = ("device", "pair", "dtype")
+MEASURED_ON = ("device", "pair", "pair_models", "dtype")
 REPEATS_MAY_DIFFER = {"seed"}  # repeats with other random numbers are repeats
 REPLAYS_MAY_DIFFER = {"seed", "requests", "lengths"}  # each asks what its live run finished
 NAMES_ONLY = {"kind", "of", "count", "prompt_seed", "trace_digest"}  # of a workload: said otherwise, or no setting
@@ -117,7 +117,7 @@ def _refuse_others(what: str, info: Mapping[str, Any], live: Run, remedy: str) -
 
 
 def _measured_on(run: Run) -> dict[str, Any]:
-    """Device, pair and type: a live run's own, a simulated one's of its profile."""
+    """Device, pair, its models and type: a live run's own, a simulated one's of its profile."""
     info = run.info if run.info.get("kind") == "live" else run.info.get("costs", {})
     return {name: info.get(name) for name in MEASURED_ON}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from calibrate.parts import check_parts, remove_parts
 from calibrate.pooling import pooled
@@ -18,6 +18,7 @@ from engines.errors import InputError
 from engines.files import holds
 from engines.locks import locked
 from engines.metrics import summary
+from engines.origin import origins_of
 from engines.run import Run
 from experiments.cells import cell_folder, cell_of, fingerprint, keep, kept
 from experiments.compare import Comparison, compare
@@ -66,6 +67,7 @@ class Demo:
     def __init__(self, experiment: Experiment, folder: Path, laboratory: Laboratory) -> None:
         self.experiment, self.folder, self.laboratory = experiment, folder, laboratory
         self.points = list(experiment.points())
+        self.models = origins_of(experiment.pair).key()
 
     def run(self) -> Results:
         """All steps in order. Each round of live cells is followed by a part of the calibration, since machines
@@ -121,8 +123,8 @@ class Demo:
 
     def _live(self, point: Point, repeat: int, progress: Report, done: int, total: int) -> Run:
         folder = self.folder / "runs" / f"{point.name}-r{repeat}"
-        settings = {"pair": self.experiment.pair, "device": self.experiment.device, "repeat": repeat}
-        settings["max_context"] = self.experiment.max_context
+        settings: dict[str, Any] = {"pair": self.experiment.pair, "device": self.experiment.device, "repeat": repeat}
+        settings |= {"models": self.models, "max_context": self.experiment.max_context}
         digest = fingerprint({**point.describe(), **settings})
         progress(done, total)
         run = kept(folder, digest)
@@ -138,7 +140,7 @@ class Demo:
         folder = self.folder / "profile" / f"part-{part}"
         points = _calibration_points(self.experiment)
         budget_s = self.experiment.calibration.budget_s / self.experiment.repeats
-        where = {"pair": self.experiment.pair, "device": self.experiment.device}
+        where = {"pair": self.experiment.pair, "models": self.models, "device": self.experiment.device}
         digest = fingerprint({**points, **where, "budget_s": budget_s, "schema_version": SCHEMA_VERSION})
         with suppress(InputError):  # not there, damaged or of another version: it is measured again
             profile = Profile.load(folder)

@@ -17,6 +17,7 @@ import sim
 from calibrate.contention import NoContention
 from calibrate.profile import COLUMNS, Profile
 from engines.architecture import Architecture
+from engines.context import context_of
 from engines.errors import InputError
 from engines.run import Run
 from engines.workload import Workload, replay
@@ -135,9 +136,12 @@ def predict(
     live: the run whose tapes the acceptance "tape" replays (without one, the profile's). A workload that is
     `replayed(live)` is marked so that a comparison pairs the two by request. Raises InputError.
     """
-    if live is not None:
+    limit: int | None
+    if live is None:
+        limit = _context(architecture, settings)
+    else:
         check_kind("live", [live], "live")
-    limits = settings.profile.info if live is None else live.info
+        limit = live.info.get("max_context")
     run = simulate(
         architecture,
         workload,
@@ -145,7 +149,7 @@ def predict(
         _source(settings, live),
         seed=settings.seed,
         jitter=settings.jitter,
-        max_context=limits.get("max_context"),
+        max_context=limit,
         progress=progress,
     )
     if live is not None and workload.info.get("kind") == "replay":
@@ -154,11 +158,16 @@ def predict(
     return run
 
 
-def check(workload: Workload, settings: Prediction) -> None:
+def check(architecture: Architecture, workload: Workload, settings: Prediction) -> None:
     """Raises InputError for outputs that the profile's tapes, if they are asked for, do not hold."""
     source = _source(settings, None)
     if isinstance(source, sources.Tapes):
-        source.check(workload.requests, settings.profile.info["max_context"])
+        source.check(workload.requests, _context(architecture, settings))
+
+
+def _context(architecture: Architecture, settings: Prediction) -> int:
+    """Tokens of prompt and output that a live engine with these models would take."""
+    return context_of(settings.profile.info["max_context"], architecture.draft_length.maximum)
 
 
 def _source(settings: Prediction, live: Run | None) -> sources.AcceptanceSource:

@@ -37,7 +37,7 @@ def sweep(
     """
     points = list(experiment.points())
     for point in points:
-        check(point.workload, settings)
+        check(point.architecture, point.workload, settings)
     folders = [cell_folder(folder, point.name) for point in points]
     with locked(folder):
         settings.costs()  # fitted here once, and not again in every process

@@ -75,7 +75,8 @@ class CostModel:
 
     def __init__(self, profile: Profile, extrapolate: bool = False, contention: Contention | None = None) -> None:
         self.contention: Contention = fit_contention(profile.contention) if contention is None else contention
-        self._info = {name: profile.info[name] for name in ("device", "pair", "dtype", "date")}
+        known = ("device", "pair", "pair_models", "dtype", "date")
+        self._info = {name: profile.info[name] for name in known if name in profile.info}
         self._extrapolate = extrapolate
         times = profile.host_times
         seconds = (times[["woken_ms", "going_on_ms"]] / 1e3).to_numpy().tolist()

@@ -7,7 +7,8 @@ untouched: any decoder that asks `ALL_ATTENTION_FUNCTIONS` for its attention wor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -74,6 +75,7 @@ class PackedBatch:
         self.layout = layout if isinstance(layout, Layout) else None
         self.longest = layout.longest if isinstance(layout, Layout) else layout
         self.positions, self.rows = places or _places(pool, slots, first, layout)
+        self.attended: set[int] = set()  # layers of a model that calls slot_pool_attention
 
     @property
     def uniform(self) -> bool:
@@ -190,21 +192,65 @@ def slot_pool_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float,
-    packed_batch: PackedBatch,
-    **unused: Any,
+    packed_batch: PackedBatch | None = None,
+    scaling: float | None = None,
+    **asked: Any,
 ) -> tuple[Tensor, None]:
     """Write and attend. query: [1, heads, tokens, head_dim]; key, value: [1, kv_heads, tokens, head_dim].
-    Returns [1, tokens, heads, head_dim] and no weights."""
+    Returns [1, tokens, heads, head_dim] and no weights. Raises UnservedAttentionError for a model that asks for more
+    than causal attention over the whole sequence, once a layer."""
+    if packed_batch is None:
+        raise UnservedAttentionError("its layers do not hand on which sequences a call is about")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    _refuse_unserved(packed_batch, layer, {**asked, "attention_mask": attention_mask})
     keys, values = packed_batch.pool.keys[layer], packed_batch.pool.values[layer]
     keys.flatten(0, 1).index_copy_(0, packed_batch.rows, key[0].transpose(0, 1))
     values.flatten(0, 1).index_copy_(0, packed_batch.rows, value[0].transpose(0, 1))
     attend = _attend_in_place if _has_flash(query) else _attend_gathered
-    return attend(query[0].transpose(0, 1), keys, values, packed_batch, scaling)[None], None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(query[0].transpose(0, 1), keys, values, packed_batch, scale)[None], None
+
+
+class UnservedAttentionError(ValueError):
+    """A model wants of its attention what the slot pool does not do."""
+
+
+# What may be handed to an attention function and changes nothing here: where tokens are is the batch's to say, and
+# the rest is about what else a model returns.
+HARMLESS = frozenset(
+    {"cache_position", "layer_idx", "logits_to_keep", "output_attentions", "output_hidden_states",
+     "output_router_logits", "position_embeddings", "position_ids", "return_dict", "use_cache"}
+)  # fmt: skip
+
+
+def _refuse_unserved(batch: PackedBatch, layer: int, asked: dict[str, Any]) -> None:
+    if layer in batch.attended:
+        raise UnservedAttentionError(f"layer {layer} attends twice in one pass")
+    batch.attended.add(layer)
+    for name, value in asked.items():
+        if value is None or name in HARMLESS:
+            continue
+        served = {
+            "dropout": value == 0.0, "is_causal": value is True,
+            "sliding_window": name == "sliding_window" and value >= batch.pool.positions,
+        }.get(name, False)  # fmt: skip
+        if not served:
+            raise UnservedAttentionError(f"its attention wants {name}")
 
 
 AttentionInterface.register(NAME, slot_pool_attention)
+
+
+@contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The model with transformers' own attention; captured graphs keep what they were captured with."""
+    before = model.config._attn_implementation
+    if before == NAME:
+        model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", True) else "eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def attends_fully(config: PretrainedConfig) -> bool:

@@ -20,21 +20,18 @@ progress function. Such a stop costs time, so a checked run is not one to time.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from engines.live.attention import PackedBatch
+from engines.live.attention import PackedBatch, plain_attention
 from engines.live.engine import LiveEngine
 from engines.live.kv_cache import SlotPool
 from engines.live.pairs import Forward, Pair
 from engines.live.stages import Stages
-
-PLAIN_ATTENTION = "sdpa"
 
 
 @dataclass(frozen=True)
@@ -166,17 +163,6 @@ def check_engine(
                 greedy=request.temperature == 0, reference=reference,
             )  # fmt: skip
         return reports
-
-
-@contextmanager
-def plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model with transformers' own attention; captured graphs keep what they were captured with."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(PLAIN_ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _recompute(model: PreTrainedModel, sequence: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:

@@ -6,7 +6,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engines.architecture import Architecture
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
 from engines.live.eager import EagerRunner
 from engines.live.executor import Executor, Found
 from engines.live.graphs import GraphRunner, plan_for
@@ -27,8 +27,11 @@ from engines.live.streams import make_stream
 from engines.live.tape import TapeBuilder
 from engines.request import Emission, Request, RequestState, Settlement, Status
 from engines.run import Recorder, SegmentTime
-from engines.scheduler import QueueFullError, Scheduler
+from engines.scheduler import Scheduler
 from engines.work import Work
+
+MOST_KEY = 2**63 - 1  # of what a request's randomness is keyed by
+MOST_TEMPERATURE = 1e6  # logits are divided by it in float32, and far below it nothing but noise is left
 
 
 class RequestError(RuntimeError):
@@ -136,19 +139,21 @@ class LiveEngine:
         self.close()
 
     def close(self) -> None:
-        """Cancel what waits, let running steps end, stop the threads."""
-        with self.lock:
-            self._closing = True
-            for request_id in list(self.scheduler.requests):
-                self.cancel(request_id)
-            while self.scheduler.running and self._crash is None:
-                self.news.wait()
+        """Cancel what waits, let running steps end, stop the threads, whatever else goes wrong."""
+        try:
+            with self.lock:
+                self._closing = True
+                for request_id in list(self.scheduler.requests):
+                    self.cancel(request_id)
+                while self.scheduler.running and self._crash is None:
+                    self.news.wait()
+        finally:
             for inbox in self._inboxes.values():
                 inbox.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._threads.clear()
-        self._settings.close()
+            for thread in self._threads:
+                thread.join()
+            self._threads.clear()
+            self._settings.close()
 
     def now(self) -> float:
         """Seconds since the recording began."""
@@ -172,7 +177,8 @@ class LiveEngine:
     # --- clients ----------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> Handle:
-        """Take a request. One that cannot be served gets a handle that is done and carries the error."""
+        """Take a request. One that cannot be served gets a handle that is done and carries the error; it is known to
+        be sound, and what it needs is there, before the scheduler hears of it."""
         handle = Handle(request)
         with self.lock:
             now = self.now() if self._completing_s is None else self._completing_s
@@ -180,14 +186,14 @@ class LiveEngine:
                 if self._closing or self._crash is not None:
                     raise RuntimeError("the engine is shut down")
                 self._check(request)
-                room = self.max_context - request.prompt_tokens
-                handle.state = self.scheduler.submit(request, now, min(request.max_tokens, room))
-            except (InputError, QueueFullError, RuntimeError, ValueError) as error:
+                limit = min(request.max_tokens, self.max_context - request.prompt_tokens)
+                tape = TapeBuilder(limit, self.stages.max_draft_length + 1)
+                handle.state = self.scheduler.submit(request, now, limit)
+            except Exception as error:
                 self.recorder.rejected(request, now, error)
                 self._release(handle, str(error))
                 return handle
-            self._handles[request.id] = handle
-            self._tapes[request.id] = TapeBuilder(request.max_tokens, self.stages.max_draft_length + 1)
+            self._handles[request.id], self._tapes[request.id] = handle, tape
             self._dispatch(now)
         return handle
 
@@ -201,18 +207,23 @@ class LiveEngine:
                 self._dispatch(now)
 
     def _check(self, request: Request) -> None:
-        prompt = request.prompt
-        if not prompt or len(prompt) != request.prompt_tokens:
-            raise InputError("prompt", len(prompt or ()), f"give {max(request.prompt_tokens, 1)} token ids")
+        require_whole("id", request.id, -MOST_KEY - 1, MOST_KEY)
+        require_whole("seed", request.seed, -MOST_KEY - 1, MOST_KEY)
+        require_whole("max_tokens", request.max_tokens, 1)
+        require_whole("prompt_tokens", request.prompt_tokens, 1)
+        temperature, prompt = request.temperature, request.prompt
+        number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+        if not number or not 0 <= temperature <= MOST_TEMPERATURE:
+            raise InputError("temperature", temperature, f"use 0 (greedy) to {MOST_TEMPERATURE:g}")
         if request.prompt_tokens >= self.max_context:
             raise InputError("prompt_tokens", request.prompt_tokens, f"max_context is {self.max_context}; shorten it")
-        if request.max_tokens < 1:
-            raise InputError("max_tokens", request.max_tokens, "ask for at least one token")
-        if request.temperature < 0:
-            raise InputError("temperature", request.temperature, "use 0 (greedy) or more")
-        unknown = next((t for t in prompt if not 0 <= t < self.pair.vocabulary), None)
-        if unknown is not None:
-            raise InputError("prompt", unknown, f"no such token; the vocabulary has {self.pair.vocabulary}")
+        if not isinstance(prompt, Sequence) or len(prompt) != request.prompt_tokens:
+            given = len(prompt) if isinstance(prompt, Sequence) else prompt
+            raise InputError("prompt", given, f"give {request.prompt_tokens} token ids")
+        for token in prompt:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.pair.vocabulary:
+                remedy = f"no such token; use whole numbers below {self.pair.vocabulary}, the size of the vocabulary"
+                raise InputError("prompt", token, remedy)
 
     def sequence(self, request_id: int) -> list[int]:
         """Prompt and output so far of a request that waits or runs."""

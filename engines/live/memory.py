@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from engines.architecture import Architecture, Step
+from engines.context import context_of
 from engines.errors import InputError
 from engines.live.host_memory import all_host_bytes, free_host_bytes
-from engines.live.kv_cache import bytes_per_token, context_of, layer_shape, positions_of
+from engines.live.kv_cache import bytes_per_token, count_of, layer_shape, positions_of
 
 GIB = 1 << 30
 RESERVE_SHARE, RESERVE_LIMIT = 0.1, 4 * GIB
@@ -153,11 +154,13 @@ def _pass_bytes(config: PretrainedConfig, dtype: torch.dtype, tokens: int, rows:
     """One pass at its widest moment: hidden states, the gated MLP or attention, then logits of `rows` tokens.
     gathered: tokens whose keys and values are copied out of the pool."""
     _, kv_heads, head_dim = layer_shape(config)
-    attention = 2 * (config.num_attention_heads + kv_heads) * head_dim
-    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size  # of models that do not say
-    layer = 4 * config.hidden_size + max(3 * intermediate, attention)
+    attention = 2 * (count_of(config, "num_attention_heads") + kv_heads) * head_dim
+    hidden = count_of(config, "hidden_size")
+    intermediate = getattr(config, "intermediate_size", None)
+    widest = max(intermediate) if isinstance(intermediate, list | tuple) else intermediate or 4 * hidden
+    layer = 4 * hidden + max(3 * widest, attention)
     inside = (tokens * layer + 2 * gathered * kv_heads * head_dim) * dtype.itemsize
-    return max(inside, rows * config.vocab_size * (dtype.itemsize + SAMPLING_BYTES))
+    return max(inside, rows * count_of(config, "vocab_size") * (dtype.itemsize + SAMPLING_BYTES))
 
 
 def _gib(size: int) -> str:

@@ -116,7 +116,7 @@ def serve_once(
 ) -> Run:
     """Start an engine, ready for samples if the workload asks for any, serve the workload, stop the engine.
     max_context, reserve: as LiveEngine's."""
-    sampling = any(request.temperature > 0 for request in workload.requests)
+    sampling = any(request.temperature != 0 for request in workload.requests)
     with LiveEngine(architecture, pair, max_context, sampling=sampling, reserve=reserve) as engine:
         return serve(engine, workload, progress)
 
@@ -129,6 +129,7 @@ def describe(engine: LiveEngine, workload: Workload) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device_name(pair.device),
         "pair": pair.name,
+        "pair_models": pair.origins.describe(),
         "dtype": str(pair.dtype).removeprefix("torch."),
         "max_context": engine.max_context,
         "architecture": engine.architecture.to_dict(),

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engines.context import context_of
 from engines.live import steps
 from engines.live.attention import Layout, PackedBatch, packed_places
 from engines.live.host import to_device
-from engines.live.kv_cache import SlotPool, context_of
+from engines.live.kv_cache import SlotPool
 from engines.live.pairs import Pair
 from engines.live.steps import Candidates, Tables
 from engines.live.verification import pick

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from engines.live.cache_check import plain_attention
+from engines.live.attention import plain_attention
 from engines.live.pairs import Pair
 from engines.live.verification import gumbel, request_key
 from engines.permutation import PREFIX, PermutationSpec, expected_output, parse_pair

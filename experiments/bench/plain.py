@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from engines.live.cache_check import plain_attention
+from engines.live.attention import plain_attention
 from engines.live.pairs import Pair
 
 

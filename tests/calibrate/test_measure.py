@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from calibrate.measure import calibrate, footprint, host_times  # noqa: E402
 from calibrate.parts import remove_parts  # noqa: E402
@@ -22,6 +24,7 @@ from engines.errors import InputError  # noqa: E402
 from engines.live.graphs import GraphRunner  # noqa: E402
 from engines.live.pairs import Pair, load_pair  # noqa: E402
 from engines.live.streams import HostStream  # noqa: E402
+from engines.origin import EMBEDDED  # noqa: E402
 from engines.run import Run  # noqa: E402
 
 pytestmark = pytest.mark.live
@@ -185,6 +188,40 @@ def test_an_interrupted_calibration_goes_on(pair: Pair, tmp_path: Path, monkeypa
     assert finished.stage_costs["mean_ms"].to_numpy() == pytest.approx(first["mean_ms"].to_numpy(), rel=1e-5)
     remove_parts(keep)
     assert not keep.exists()
+
+
+def test_parts_that_another_model_was_measured_for_are_not_taken(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both pairs are called the same, and only the draft model's weights differ."""
+    one, other = (Path(shutil.copytree(EMBEDDED, tmp_path / place / "pair")) for place in ("one", "other"))
+    weights = load_file(other / "draft" / "model.safetensors")
+    weights = {name: weight * 1.01 for name, weight in weights.items()}
+    save_file(weights, other / "draft" / "model.safetensors", metadata={"format": "pt"})
+    pairs = [load_pair(folder) for folder in (one, other, one)]
+    assert [each.name for each in pairs] == ["pair"] * 3
+    measured: list[Pair] = []
+
+    def costs(pair: Pair, *args: object) -> pd.DataFrame:
+        measured.append(pair)
+        return pd.DataFrame({"batch": [1]})
+
+    def interrupted(*args: object) -> pd.DataFrame:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("calibrate.measure.measure_stage_costs", costs)
+    monkeypatch.setattr("calibrate.measure.measure_contention", interrupted)
+    for each in (pairs[0], pairs[0], pairs[1]):
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(each, SMALL, 0.5, keep=tmp_path / "parts", progress=silent)
+    assert measured == pairs[:2]  # the second time it went on
+
+
+def test_a_profile_names_both_models(profile: Profile, pair: Pair, tmp_path: Path) -> None:
+    profile.save(tmp_path)
+    models = Profile.load(tmp_path).info["pair_models"]
+    assert models == pair.origins.describe()
+    assert [models[role]["name"] for role in ("target", "draft")] == ["embedded/target", "embedded/draft"]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def test_profiles_of_other_devices_or_grids_are_not_pooled() -> None:
     one = made_up()
     with pytest.raises(InputError, match="profile device"):
         pooled([one, dataclasses.replace(one, info={**one.info, "device": "another"})])
+    with pytest.raises(InputError, match="profile pair_models"):
+        pooled([one, dataclasses.replace(one, info={**one.info, "pair_models": {"draft": {"digest": "another"}}})])
     fewer = dataclasses.replace(one, contention=one.contention.iloc[:2])
     with pytest.raises(InputError, match="same grid"):
         pooled([one, fewer])

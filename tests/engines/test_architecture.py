@@ -169,6 +169,8 @@ def test_a_bad_value_is_named(field: str, change: dict[str, Any]) -> None:
         ("lanes.decode.stream_priority", {"stream_priority": -(2**31)}),
         ("lanes.decode.steps.draft+verify", {"steps": {"draft+verify": 2**31}}),
         ("lanes.decode.stream_priority", {"stream_priority": "high"}),
+        ("lanes.decode.stream_priority", {"stream_priority": -(2**40)}),
+        ("lanes.decode.device", {"device": 2**63}),
         ("lanes.decode.device", {"device": "cuda"}),
         ("lanes.batch", {"batch": 6}),
     ],

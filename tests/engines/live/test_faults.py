@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from engines.architecture import ARCHITECTURES, PD, PDV, Lane, Step
 from engines.errors import InputError
 from engines.live.engine import LiveEngine, RequestError
 from engines.live.pairs import Pair, make_pair
-from engines.live.serve import serve
+from engines.live.serve import serve, serve_once
 from engines.live.stages import Stages
 from engines.request import Request
+from engines.run import Run
 from engines.workload import Workload
 from tests.engines.live.conftest import VOCABULARY, random_requests, tiny_model
 
@@ -41,7 +44,7 @@ def engine(request: pytest.FixtureRequest, llama: Pair) -> Iterator[LiveEngine]:
         (Request(7, 2, 4, prompt=(5, VOCABULARY)), f"prompt = {VOCABULARY}"),
         (Request(7, 2, 4, prompt=(5, -1)), "prompt = -1"),
         (Request(7, 3, 4, prompt=(5, 5)), "give 3 token ids"),
-        (Request(7, 0, 4, prompt=()), "give 1 token ids"),
+        (Request(7, 0, 4, prompt=()), "prompt_tokens = 0"),
         (Request(7, 1, 0, prompt=(5,)), "max_tokens = 0"),
         (Request(7, 1, 4, prompt=(5,), temperature=-1.0), "temperature = -1.0"),
         (good(0), "request 0 is here already"),
@@ -54,6 +57,67 @@ def test_a_bad_request_is_refused_and_the_others_finish(engine: LiveEngine, bad:
     with pytest.raises(RequestError, match=message):
         refused.result(TIMEOUT_S)
     assert [len(h.result(TIMEOUT_S)) for h in handles] == [12, 12, 12]
+
+
+@pytest.mark.parametrize("tokens", [10**13, 2**40, 2**80])
+def test_a_request_for_more_than_can_ever_be_said_is_served_to_the_end_of_the_context(
+    engine: LiveEngine, tokens: int
+) -> None:
+    """Nothing is set aside for tokens that the context has no room for."""
+    handles = [engine.submit(good(0)), engine.submit(good(1, tokens)), engine.submit(good(2))]
+    said = [len(handle.result(TIMEOUT_S)) for handle in handles]
+    assert said == [12, engine.max_context - 5, 12]
+    assert handles[1].state is not None
+    assert handles[1].state.finish_reason == "context"
+
+
+ODD = [
+    {"max_tokens": 5.5}, {"max_tokens": None}, {"max_tokens": True}, {"temperature": float("nan")},
+    {"temperature": float("inf")}, {"temperature": "hot"}, {"seed": 2**64}, {"id": 2**64}, {"id": "seven"},
+    {"prompt_tokens": 3.0}, {"prompt": (9, 10.5, 11)}, {"prompt": (9, True, 11)}, {"prompt": 9}, {"prompt": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("concurrency", [None, 2], ids=["trace", "clients"])
+def test_odd_requests_are_rejected_alone_and_recorded(llama: Pair, concurrency: int | None, tmp_path: Path) -> None:
+    arrival = 0.0 if concurrency is None else None
+    sound = [Request(i, 3, 6, arrival, prompt=(9, 10, 11)) for i in range(20)]
+    odd = [dataclasses.replace(request, **change) for request, change in zip(sound[3:], ODD, strict=False)]
+    workload = Workload((*sound[:3], *odd, *sound[17:]), concurrency)
+    run = Run.load(serve_once(PDV, llama, workload).save(tmp_path))
+    assert run.requests["status"].value_counts().to_dict() == {"rejected": len(ODD), "finished": 6}
+    rejected = run.requests[run.requests["status"] == "rejected"]
+    assert all(" = " in error for error in rejected["error"])  # says what was wrong
+
+
+def test_what_fails_while_a_request_is_taken_fails_that_request_alone(
+    engine: LiveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that it needs is there before the scheduler hears of it, so nothing is left behind."""
+
+    def no_memory(*args: object) -> None:
+        raise MemoryError("no room for a tape")
+
+    handle = engine.submit(good(0))
+    with monkeypatch.context() as patch:
+        patch.setattr("engines.live.engine.TapeBuilder", no_memory)
+        with pytest.raises(RequestError, match="no room for a tape"):
+            engine.submit(good(1)).result(TIMEOUT_S)
+    assert len(handle.result(TIMEOUT_S)) == 12
+    assert len(engine.submit(good(1)).result(TIMEOUT_S)) == 12
+
+
+def test_threads_end_even_if_what_is_told_of_the_end_fails(llama: Pair) -> None:
+    def broken(handle: object) -> None:
+        raise ZeroDivisionError("told")
+
+    engine = LiveEngine(PD.replace(slots=1), llama).__enter__()
+    with engine.quiet():
+        engine.record(on_end=broken)
+        engine.submit(good(0))
+        with pytest.raises(ZeroDivisionError):
+            engine.close()
+    assert not {f"{lane.name}-0" for lane in PD.lanes} & {thread.name for thread in threading.enumerate()}
 
 
 def test_cancelled_while_waiting(engine: LiveEngine) -> None:

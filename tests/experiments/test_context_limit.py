@@ -1,0 +1,34 @@
+"""A simulated engine has the context of the live one that it stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from engines.architecture import PDV
+from engines.context import context_of
+from engines.draft_length import FixedDraftLength
+from engines.workload import FixedLength, make_workload
+from experiments.predict import Prediction, parse_acceptance, predict
+from tests.experiments import synthetic
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_simulated_engine_ends_outputs_where_a_live_one_would(k: int) -> None:
+    """The profile says what the models position; how much of it is for requests depends on the drafts."""
+    architecture = PDV.replace(draft_length=FixedDraftLength(k))
+    workload = make_workload(1, FixedLength(300), FixedLength(1000), concurrency=1)
+    profile = synthetic.profile()
+    settings = Prediction(profile, parse_acceptance("0.7"), extrapolate=True)
+    run = predict(architecture, workload, settings)
+    limit = context_of(profile.info["max_context"], k)
+    assert run.info["max_context"] == limit == 512 - k - 1
+    assert run.requests["output_tokens"].tolist() == [limit - 300]
+    assert run.requests["finish_reason"].tolist() == ["context"]
+
+
+def test_a_replay_has_the_context_of_the_engine_that_it_repeats() -> None:
+    workload = make_workload(1, FixedLength(30), FixedLength(100), concurrency=1)
+    settings = Prediction(synthetic.profile(), parse_acceptance("0.7"), extrapolate=True)
+    live = predict(PDV, workload, settings)
+    live.info |= {"kind": "live", "max_context": 80}
+    assert predict(PDV, workload, settings, live=live).requests["output_tokens"].tolist() == [50]
