@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InputError, require_whole
+from engines.lengths import MOST_TOKENS
 from engines.reading import require_file
 from engines.request import Request
 from engines.workload import Workload
@@ -173,8 +174,8 @@ def _tokens(row: Mapping[str, Any], column: str, where: str, least: int) -> int:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not (number.is_integer() and number >= least):
-        remedy = f"use a whole number of tokens, at least {least}; repair or remove the line"
+    if not (number.is_integer() and least <= number <= MOST_TOKENS):
+        remedy = f"use a whole number of tokens, at least {least} and at most {MOST_TOKENS}; repair the line"
         raise InputError(f"{where}, {column}", value, remedy)
     return int(number)
 
