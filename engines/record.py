@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 
 from engines.architecture import Architecture, Segment, Step
 from engines.errors import InputError
+from engines.lengths import MOST_TOKENS
 from engines.reading import read_toml
 from engines.request import Status
 from engines.tables import Column, Table, first, read_parquet
@@ -134,7 +135,8 @@ def _check_requests(file: Table, requests: pd.DataFrame) -> None:
         before = moment.fillna(before)
     taken = (requests["status"] != Status.REJECTED).to_numpy()
     for column, least in (("prompt_tokens", 0), ("max_tokens", 1)):
-        file.refuse(requests, column, first(taken & (requests[column] < least)), f"needs at least {least}")
+        wrong = first(taken & ~requests[column].between(least, MOST_TOKENS))
+        file.refuse(requests, column, wrong, f"needs {least} to {MOST_TOKENS} tokens")
     file.refuse(requests, "output_tokens", first(finished & (requests["output_tokens"] < 1)), "it has none")
     too_many = taken & (requests["output_tokens"] > requests["max_tokens"])
     file.refuse(requests, "output_tokens", first(too_many), "is more than max_tokens")

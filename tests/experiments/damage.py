@@ -49,7 +49,7 @@ def value(random: Random) -> Any:
 
 
 def scaled(number: float, random: Random) -> float:
-    """A number that may still belong there: of the same kind, and no more work than a test can wait for."""
+    """A number that may still belong there: of the same kind and another size, but no work that takes minutes."""
     larger = number * random.choice((0, 0.001, 0.5, 2, 50))
     return int(larger) if isinstance(number, int) else larger
 
