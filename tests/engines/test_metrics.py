@@ -47,6 +47,15 @@ def test_a_decomposition_by_hand() -> None:
     assert parts["latency_s"].tolist() == [3.0, 2.5]
 
 
+def test_a_record_without_solo_times_knows_of_no_contention() -> None:
+    run = run_by_hand()
+    run.spans["solo_s"] = np.nan
+    parts = decompose(run)
+    assert (parts["contention"] == 0).all()
+    assert parts["verify"].tolist() == pytest.approx([1.0, 0.0])
+    assert parts[PARTS].sum(axis=1).tolist() == pytest.approx(parts["latency_s"].tolist())
+
+
 def test_waiting_for_a_shared_stream_is_told_from_hand_over() -> None:
     """Two workers of the baseline on one stream: the second starts when the first has ended."""
     scheduler, recorder = Scheduler(BASELINE), Recorder()
@@ -122,8 +131,9 @@ def test_quantiles_interpolate_linearly() -> None:
 
 
 def test_time_per_output_token_leaves_out_outputs_of_one_token() -> None:
-    numbers = summary(_run_of([1.0, 5.0], [1, 5]))
-    assert numbers["tpot_s.mean"] == pytest.approx(1.0)
+    times = request_times(_run_of([2.0, 5.0, 3.0], [1, 5, 2]))
+    assert times["tpot_s"].tolist() == pytest.approx([np.nan, 1.0, 2.0], nan_ok=True)
+    assert summary(_run_of([2.0, 5.0, 3.0], [1, 5, 2]))["tpot_s.mean"] == pytest.approx(1.5)
 
 
 def test_goodput_counts_requests_that_meet_both_objectives() -> None:
@@ -139,6 +149,22 @@ def test_acceptance_length_is_one_more_than_the_drafts_that_match(architecture: 
     numbers = summary(run)
     assert numbers["acceptance_length"] == 3.0  # two of four drafts match in each of four steps
     assert numbers["acceptance_rate"] == 0.5
+
+
+def test_a_verify_that_accepts_nothing_emits_one_token_and_counts() -> None:
+    def matched(request: int, position: int, k: int) -> int:
+        return k if position == 1 else 0
+
+    numbers = summary(drive(Scheduler(PD), [Request(0, 10, 9, 0.0)], matched=matched))
+    assert numbers["acceptance_length"] == pytest.approx((5 + 1 + 1 + 1) / 4)
+    assert numbers["acceptance_rate"] == pytest.approx(4 / 16)
+
+
+def test_a_run_of_less_than_a_second_has_a_throughput() -> None:
+    run = _run_of([0.5], [3])
+    assert summary(run)["throughput_tokens_per_s"] == pytest.approx(6.0)
+    assert goodput(run, ttft_s=1.0, tpot_s=0.0) == pytest.approx(2.0)  # its tokens came before the first one did
+    assert goodput(_run_of([0.5], [1]), ttft_s=1.0, tpot_s=0.1) == pytest.approx(2.0)  # one token waits for none
 
 
 def test_a_run_that_finished_nothing_has_a_summary_and_an_empty_decomposition() -> None:

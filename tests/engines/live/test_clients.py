@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from engines.live.serve import _Clients  # noqa: E402
-from engines.request import Request  # noqa: E402
-from engines.workload import Workload  # noqa: E402
+from engines.live.serve import _Clients
+from engines.request import Request
+from engines.workload import Workload
 
 
 @dataclass
