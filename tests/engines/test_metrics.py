@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from engines.architecture import BASELINE, PD, PDV, Segment
+from engines.draft_length import FixedDraftLength
 from engines.metrics import (
     PARTS,
     decompose,
@@ -45,6 +46,24 @@ def test_a_decomposition_by_hand() -> None:
         for part in PARTS:
             assert parts.loc[request, part] == pytest.approx(named.get(part, 0.0)), (request, part)
     assert parts["latency_s"].tolist() == [3.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("k", "max_tokens", "right", "thrown_away_s", "used_s"),
+    [
+        (4, 9, {1: 0, 2: 4, 7: 4}, 1.0 + 0.0 + 0.5, 0.0 + 1.0 + 0.5),  # in the end two of four come too late
+        (1, 4, {1: 0, 2: 1}, 1.0 + 0.0, 0.0 + 1.0),
+    ],
+)
+def test_the_time_of_a_draft_is_thrown_away_with_its_tokens(
+    k: int, max_tokens: int, right: dict[int, int], thrown_away_s: float, used_s: float
+) -> None:
+    """Drafts of 1 s each; `right` is how many of their tokens are, by the position where they begin."""
+    architecture = PDV.replace(draft_length=FixedDraftLength(k), hybrid_at_or_below=0)
+    request = Request(0, 10, max_tokens, 0.0)
+    parts = decompose(drive(Scheduler(architecture), [request], matched=lambda _, position, k: right[position]))
+    assert parts.loc[0, ["thrown_away", "draft"]].tolist() == pytest.approx([thrown_away_s, used_s])
+    assert parts.loc[0, "verify"] == pytest.approx(len(right))
 
 
 def test_a_record_without_solo_times_knows_of_no_contention() -> None:
@@ -95,9 +114,21 @@ def test_steady_throughput_by_hand() -> None:
     run = Run({"workload": {"concurrency": 2}}, requests, steps, spans)
     assert steady_window(run) == (2.0, 7.0)
     assert steady_throughput(run) == pytest.approx(6 / 5)
-    few = Run({"workload": {"concurrency": 5}}, requests, steps, spans)
-    assert np.isnan(steady_throughput(few))  # the first client is dry before the last is served
+    for clients in (5, 9):  # the first client is dry at 3, before the last is served
+        few = Run({"workload": {"concurrency": clients}}, requests, steps, spans)
+        assert steady_window(few) == (8.0, 3.0)
+        assert np.isnan(steady_throughput(few))
     assert np.isnan(steady_throughput(Run({}, requests, steps, spans)))  # an open loop
+    unserved = requests.assign(first_token_s=[1.0, np.nan, *first[2:]])  # request 1 was given up at 4
+    assert steady_window(Run(run.info, unserved, steps, spans)) == (4.0, 7.0)
+
+
+def test_a_load_that_is_full_for_no_time_has_no_steady_throughput() -> None:
+    run = drive(Scheduler(PD), [Request(0, 10, 1)], concurrency=1)
+    run.info["workload"] = {"concurrency": 1}
+    start_s, end_s = steady_window(run)
+    assert start_s == end_s
+    assert np.isnan(steady_throughput(run))
 
 
 def test_a_summary_by_hand() -> None:
