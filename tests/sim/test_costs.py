@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from calibrate.contention import NoContention
 from calibrate.profile import Profile
 from engines.architecture import Segment, Step
 from engines.errors import InputError
@@ -119,6 +120,38 @@ def test_below_the_smallest_the_line_goes_on_but_not_below_proportional(model: C
     assert steep.cost(Segment.PREFILL_TARGET, 1, 0, 8, 0).duration_s == pytest.approx(0.5 * 16**2 / 1e3)
 
 
+def test_below_the_smallest_a_cost_is_never_above_the_smallest_ones() -> None:
+    """Two measured lengths are a line too; one that falls is not followed upwards."""
+    costs = stage_costs()
+    costs = costs[(costs["segment"] != "prefill_target") | (costs["tokens"] > 16)]
+    line = CostModel(made_up(stage_costs=costs))
+    expected = duration_ms(Segment.PREFILL_TARGET, 1, 0, 4, 0) / 1e3
+    assert line.cost(Segment.PREFILL_TARGET, 1, 0, 4, 0).duration_s == pytest.approx(expected)
+    prefill = costs["segment"] == "prefill_target"
+    for column in [c for c in costs if c.endswith("_ms")]:
+        costs.loc[prefill, column] = [3.0, 2.0]
+    falling = CostModel(made_up(stage_costs=costs))
+    assert falling.cost(Segment.PREFILL_TARGET, 1, 0, 4, 0).duration_s == pytest.approx(3e-3)
+
+
+def test_jitter_reaches_from_its_lowest_line_to_what_the_mean_lacks(model: CostModel) -> None:
+    """The quantiles rise by 0.05 between 5% and 25%: by a quarter of that from 0 to 5%."""
+    mean = model.cost(Segment.VERIFY, 4, 2, 12, 512).duration_s
+    ends = [model.cost(Segment.VERIFY, 4, 2, 12, 512, quantile).duration_s for quantile in (0.0, 1.0)]
+    assert ends == pytest.approx([0.8875 * mean, 1.1125 * mean], rel=1e-6)
+
+
+def test_quantiles_above_their_mean_are_scaled_to_it() -> None:
+    costs = stage_costs()
+    quantiles = ["p05_ms", "p25_ms", "p50_ms", "p75_ms", "p95_ms"]
+    costs[quantiles] *= 1.3
+    model = CostModel(made_up(stage_costs=costs))
+    mean = model.cost(Segment.VERIFY, 4, 2, 12, 512).duration_s
+    drawn = [model.cost(Segment.VERIFY, 4, 2, 12, 512, u).duration_s for u in (np.arange(2000) + 0.5) / 2000]
+    assert np.mean(drawn) == pytest.approx(mean, rel=1e-3)
+    assert np.quantile(drawn, 0.75) / np.quantile(drawn, 0.25) == pytest.approx(1.05 / 0.95, rel=1e-2)
+
+
 def test_jitter_keeps_the_mean_and_the_quantiles(model: CostModel) -> None:
     mean = model.cost(Segment.VERIFY, 4, 2, 12, 512).duration_s
     drawn = np.array(
@@ -162,6 +195,14 @@ def test_rare_long_executions_are_in_the_tail() -> None:
     assert np.mean(drawn) == pytest.approx(mean, rel=1e-3)
     assert np.median(drawn) == pytest.approx(mean / 1.05, rel=1e-3)
     assert max(drawn) > 2 * mean
+
+
+def test_costs_say_where_they_come_from() -> None:
+    facts = {name: INFO[name] for name in ("device", "pair", "dtype", "date")}
+    measured = CostModel(made_up(), extrapolate=True)
+    assert measured.describe() == {**facts, "extrapolate": True, "contention": "measured"}
+    alone = CostModel(made_up(), contention=NoContention())
+    assert alone.describe() == {**facts, "extrapolate": False, "contention": "none"}
 
 
 def test_a_loaded_profile_gives_the_same_costs(tmp_path, model: CostModel) -> None:  # type: ignore[no-untyped-def]
