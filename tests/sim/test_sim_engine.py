@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -276,5 +277,9 @@ def test_the_record_says_how_it_was_made() -> None:
     info = run(PD, seed=3, max_context=512, info={"name": "mine"}).info
     assert (info["kind"], info["seed"], info["max_context"], info["name"]) == ("simulated", 3, 512, "mine")
     assert info["acceptance"] == {"source": "independent", "alpha": 0.7}
+    assert info["workload"] == {**CLOSED.info, "concurrency": 5}
+    assert (info["costs"], info["jitter"], run(PD, jitter=False).info["jitter"]) == (COSTS.describe(), True, False)
+    assert info["versions"] == {name: version(name) for name in ("numpy", "simpy")}
+    assert not {"max_context", "name"} & set(run(PD, OPEN).info)
     assert Architecture.from_dict(info["architecture"]) == PD
     assert summary(run(PD))["acceptance_length"] > 1
