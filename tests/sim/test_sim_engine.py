@@ -55,6 +55,7 @@ class TestEveryArchitecture:
         requests = run(architecture, workload).requests
         assert requests["output_tokens"].tolist() == [request.max_tokens for request in workload.requests]
         assert (requests["status"] == "finished").all()
+        assert (requests["finish_reason"] == "length").all()
         assert (requests["drafted"] == requests[["accepted", "rejected", "discarded"]].sum(axis=1)).all()
 
     def test_latency_decomposes_exactly(self, architecture: Architecture, workload: Workload) -> None:
