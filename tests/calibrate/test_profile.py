@@ -22,6 +22,7 @@ def test_round_trip(tmp_path: Path) -> None:
     for name in COLUMNS:
         pd.testing.assert_frame_equal(getattr(loaded, name), getattr(profile, name), rtol=1e-5)
     assert {r: t.tolist() for r, t in loaded.tapes.items()} == {3: [-1, 1, 0]}
+    assert loaded.tapes[3].dtype == np.int8
 
 
 def test_saving_a_loaded_profile_changes_no_byte(tmp_path: Path) -> None:
@@ -29,6 +30,13 @@ def test_saving_a_loaded_profile_changes_no_byte(tmp_path: Path) -> None:
     Profile.load(tmp_path / "first").save(tmp_path / "second")
     for path in (tmp_path / "first").iterdir():
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
+
+
+def test_tables_keep_six_digits(tmp_path: Path) -> None:
+    profile = made_up()
+    profile.stage_costs["mean_ms"] = 1 / 3
+    _, *lines = (profile.save(tmp_path) / "stage_costs.csv").read_text().splitlines()
+    assert {line.split(",")[-1] for line in lines} == {"0.333333"}
 
 
 def _edit(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:
@@ -68,6 +76,7 @@ def _cell(column: str, value: str, table: str = "stage_costs") -> Callable[[Path
         (_edit("stage_costs.csv", lambda text: ""), "not a readable CSV"),
         (_edit("stage_costs.csv", lambda text: text.replace("mean_ms", "mean")), "column mean_ms is missing"),
         (_cell("p50_ms", ""), "line 4 column p50_ms"),
+        (_cell("group", "", "contention"), "line 4 column group"),
         (_cell("mean_ms", "fast"), "line 4 column mean_ms = 'fast'"),
         (_cell("mean_ms", "-1"), "line 4 column mean_ms"),
         (_cell("mean_ms", "inf"), "line 4 column mean_ms"),
