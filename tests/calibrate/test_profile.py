@@ -68,6 +68,7 @@ def _cell(column: str, value: str, table: str = "stage_costs") -> Callable[[Path
         (_edit("profile.toml", lambda text: text[:20]), "not valid TOML"),
         (_edit("profile.toml", lambda text: text.replace("max_context = 2048", "max_context = 0")), "max_context"),
         (_edit("profile.toml", lambda text: text.replace('pair = "made up"', "")), "pair"),
+        (_edit("profile.toml", lambda text: text.replace("dtype", "batch_buckets = [4, 1]\ndtype")), "batch_buckets"),
         (lambda folder: (folder / "contention.csv").unlink(), "contention.csv"),
         (lambda folder: (folder / "tapes.parquet").write_bytes(b"PAR1"), "tapes.parquet"),
         (_edit("stage_costs.csv", lambda text: text[: len(text) // 2]), "cut off"),
@@ -133,6 +134,17 @@ def test_a_step_whose_host_time_was_never_measured_is_refused() -> None:
     times = made_up().host_times
     with pytest.raises(InputError, match=r"host_times.csv = .*draft\+verify.*: the step was never measured"):
         made_up(host_times=times[times["step"] != "draft+verify"])
+
+
+def test_the_least_that_can_be_is_no_damage(tmp_path: Path) -> None:
+    """One draft at a time, stages that always take as long, and a description that does not count its rows."""
+    steady = made_up().stage_costs
+    for name in ("p05_ms", "p25_ms", "p50_ms", "p75_ms", "p95_ms"):
+        steady[name] = steady["mean_ms"]
+    made_up(stage_costs=steady, info={**INFO, "draft_length": 1}).save(tmp_path)
+    path = tmp_path / "profile.toml"
+    path.write_text(path.read_text().split("[rows]")[0])
+    assert Profile.load(tmp_path).info["draft_length"] == 1
 
 
 def test_an_empty_table_is_refused() -> None:
