@@ -17,6 +17,7 @@ def test_a_tape_replays_step_by_step_after_the_prefills_token() -> None:
     assert table["rate"].tolist() == pytest.approx([2 / 3, 1 / 3])
     assert table["alpha_mean"][0] == pytest.approx(3 / 5)  # three accepted, two rejected
     assert table["position"].tolist() == [1, 2]
+    assert table["requests"].tolist() == [1, 1]
 
 
 def test_alpha_of_independent_drafts_is_found_and_has_no_spread() -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from calibrate.contention import NoContention, RunningSegment, fit_contention, leave_one_group_out
+from calibrate.contention import (
+    ContentionModel,
+    NoContention,
+    RunningSegment,
+    fit_contention,
+    leave_one_group_out,
+)
 from engines.architecture import Segment
 from engines.errors import InputError
 from tests.calibrate.profiles import contention, fair_shares, running
@@ -30,6 +38,76 @@ def turns(gamma: float, bonus: float = 0.0) -> pd.DataFrame:
         streams = zip(map(Segment, chosen), kernel_ms.tolist(), rates.tolist(), strict=True)
         groups[f"{number}"] = list(streams)
     return contention(groups)
+
+
+def by_hand(**changes: Any) -> ContentionModel:
+    """Turns by kernel duration, a fill of 0.8 and the same for all kinds, unless told otherwise."""
+    of_kind = dict.fromkeys(Segment, 0.0)
+    given = {
+        "gamma": 1.0, "log_fill": math.log(0.8), "beta": 0.0, "spread": 1.0, "typical_ms": 0.02,
+        "measured_ms": (0.01, 0.04), "log_weight_of": of_kind, "log_fill_of": of_kind, "residuals": pd.DataFrame(),
+    }  # fmt: skip
+    return ContentionModel(**{**given, **changes})
+
+
+DRAFT, LONG_DRAFT = RunningSegment(Segment.DRAFT, 4, 0.01), RunningSegment(Segment.DRAFT, 4, 0.03)
+VERIFY, ENDLESS = RunningSegment(Segment.VERIFY, 4, 0.02), RunningSegment(Segment.VERIFY, 4, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "running", "rates"),
+    [
+        # Three kernels of four go to the long draft; together they do 1 / 0.8 of what one does.
+        ({}, [DRAFT, LONG_DRAFT], [0.25 / 0.8, 0.75 / 0.8]),
+        ({"gamma": 0.5}, [VERIFY, RunningSegment(Segment.VERIFY, 4, 0.08)], [1 / 3 / 0.8, 2 / 3 / 0.8]),
+        # A third stream multiplies the gain once more, or by the power of its spread; a fill above 1 is a loss.
+        ({}, [VERIFY] * 3, [1 / 3 / 0.8**2] * 3),
+        ({"spread": 0.5}, [VERIFY] * 3, [1 / 3 / 0.8**2**0.5] * 3),
+        ({"log_fill": math.log(1.6)}, [VERIFY] * 2, [0.5 / 1.6] * 2),
+        # The fill follows the duration, but not beyond what was measured; the shares do.
+        ({"beta": 1.0}, [LONG_DRAFT] * 2, [0.5 / (0.8 * 1.5)] * 2),
+        ({"beta": 1.0}, [ENDLESS] * 2, [0.5 / (0.8 * 2)] * 2),
+        ({"beta": 1.0, "measured_ms": (0.02, 0.04)}, [DRAFT] * 2, [0.5 / 0.8] * 2),
+        ({"log_fill": 0.0}, [VERIFY, ENDLESS], [1 / 21, 20 / 21]),
+        # Each kind has a claim and a fill of its own; the fill of all is the mean by their shares.
+        ({"log_weight_of": {**dict.fromkeys(Segment, 0.0), Segment.VERIFY: math.log(1.5)}}, [DRAFT, VERIFY],
+         [0.25 / 0.8, 0.75 / 0.8]),
+        ({"log_fill_of": {**dict.fromkeys(Segment, 0.0), Segment.VERIFY: math.log(1.25)}}, [DRAFT, VERIFY],
+         [1 / 3 / (0.8 / 3 + 2 / 3), 2 / 3 / (0.8 / 3 + 2 / 3)]),
+        # No stream is faster than alone.
+        ({"log_fill": math.log(0.4)}, [VERIFY] * 2, [1.0, 1.0]),
+    ],
+)  # fmt: skip
+def test_rates_by_hand(changes: dict[str, Any], running: list[RunningSegment], rates: list[float]) -> None:
+    assert by_hand(**changes).rates(running) == pytest.approx(rates)
+
+
+def test_a_fit_finds_the_truth_that_a_table_was_made_of() -> None:
+    truth = by_hand(gamma=0.7, log_fill=-0.1, beta=0.3, spread=0.6, measured_ms=(0.001, 1.0))
+    table = turns(0.7)
+    for _, group in table.groupby("group"):
+        table.loc[group.index, "rate"] = truth.rates(running(group))
+    model = fit_contention(table)
+    assert model.residuals["error"].abs().max() < 2e-3
+    assert model.gamma == pytest.approx(0.7, abs=0.05)
+    tau = table["solo_ms"] / table["kernels"]
+    assert model.measured_ms == pytest.approx((tau.min(), tau.max()))
+    assert model.typical_ms == pytest.approx(math.exp(np.log(tau).mean()))
+    error = model.residuals["predicted"] - model.residuals["rate"]
+    assert model.residuals["error"].tolist() == pytest.approx(error.tolist())
+    assert model.mean_absolute_error == pytest.approx(error.abs().mean())
+
+
+def test_a_group_left_out_is_predicted_by_the_others() -> None:
+    """All groups but one follow one law: that one is missed by as much as it differs, the others hardly."""
+    table = pd.concat([turns(1.0), contention({"alone": [(Segment.DRAFT, 0.02, 1.0)]})], ignore_index=True)
+    odd = table["group"] == "4"
+    table.loc[odd, "rate"] *= 0.5
+    left_out = leave_one_group_out(table).set_index("group")
+    assert len(left_out) == len(table) - 1  # a group of one stream says nothing
+    assert left_out["error"].tolist() == pytest.approx((left_out["predicted"] - left_out["rate"]).tolist())
+    assert left_out.loc["4", "error"].tolist() == pytest.approx(left_out.loc["4", "rate"].tolist(), rel=0.2)
+    assert left_out.drop("4")["error"].abs().mean() < 0.1
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])

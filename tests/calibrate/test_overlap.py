@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from calibrate.overlap import Span, rate_beside_all, times_beside
+from calibrate.overlap import FASTEST, SLOWEST, Span, rate_beside_all, times_beside
 
 RATES = {  # stream -> the others that run -> its speed
     0: {frozenset(): 1.0, frozenset({1}): 0.3, frozenset({2}): 0.6, frozenset({1, 2}): 0.2},
@@ -66,6 +66,22 @@ def test_a_triple_is_found_with_what_its_pairs_were(gaps_s: tuple[float, float, 
     spans = go(SOLO_S, gaps_s, 9000)
     assert rates(spans, RATES) == pytest.approx([0.2, 0.6, 0.3], abs=0.01)
     assert rates(spans) == pytest.approx([0.2, 0.6, 0.3], abs=0.12)  # pairs unknown: by the power of their number
+
+
+def test_milliseconds_say_what_seconds_do() -> None:
+    spans = [[(start / 1e6, end / 1e6) for start, end in each] for each in go(SOLO_S, (1.0, 0.8, 2.0), 9000)]
+    some = {i: {others: RATES[i][others] for others in RATES[i] if len(others) == 1} for i in RATES}
+    for i, (calls, beside) in enumerate(times_beside(spans)):
+        others = frozenset(range(3)) - {i}
+        found = rate_beside_all(calls * SOLO_S[i] / 1e6, beside, others, some[i].get)
+        assert found == pytest.approx(RATES[i][others], abs=0.01)
+
+
+@pytest.mark.parametrize(("work_s", "rate"), [(0.0, SLOWEST), (1e-3, 0.5), (2e-3, 1.0), (4e-3, FASTEST)])
+def test_a_rate_lies_between_the_slowest_and_the_fastest(work_s: float, rate: float) -> None:
+    """Two milliseconds beside the other: what was done in them, had the stream been alone, over their length."""
+    other = frozenset({1})
+    assert rate_beside_all(work_s, {other: 2e-3}, other, lambda others: None) == pytest.approx(rate)
 
 
 def test_streams_that_never_ran_together_did_not_slow_each_other() -> None:

@@ -24,6 +24,7 @@ def test_round_trip(tmp_path: Path) -> None:
     for name in COLUMNS:
         pd.testing.assert_frame_equal(getattr(loaded, name), getattr(profile, name), rtol=1e-5)
     assert {r: t.tolist() for r, t in loaded.tapes.items()} == {3: [-1, 1, 0]}
+    assert loaded.tapes[3].dtype == np.int8
 
 
 def test_saving_a_loaded_profile_changes_no_byte(tmp_path: Path) -> None:
@@ -52,6 +53,13 @@ def test_saving_replaces_the_profile_as_a_whole_and_nothing_else(
     assert Profile.load(tmp_path).info["device"] == "another"
     assert not Profile.load(tmp_path).tapes  # those of the profile before are not taken for its own
     assert Profile.load(tmp_path / "part-1").info["device"] == INFO["device"]
+
+
+def test_tables_keep_six_digits(tmp_path: Path) -> None:
+    profile = made_up()
+    profile.stage_costs["mean_ms"] = 1 / 3
+    _, *lines = (profile.save(tmp_path) / "stage_costs.csv").read_text().splitlines()
+    assert {line.split(",")[-1] for line in lines} == {"0.333333"}
 
 
 def _edit(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:
@@ -92,6 +100,7 @@ def _tapes(folder: Path, bits: object) -> None:
         (_edit("profile.toml", lambda text: text[:20]), "not valid TOML"),
         (_edit("profile.toml", lambda text: text.replace("max_context = 2048", "max_context = 0")), "max_context"),
         (_edit("profile.toml", lambda text: text.replace('pair = "made up"', "")), "pair"),
+        (_edit("profile.toml", lambda text: text.replace("dtype", "batch_buckets = [4, 1]\ndtype")), "batch_buckets"),
         (lambda folder: (folder / "contention.csv").unlink(), "contention.csv"),
         (lambda folder: (folder / "tapes.parquet").write_bytes(b"PAR1"), "tapes.parquet"),
         (_edit("stage_costs.csv", lambda text: text[: len(text) // 2]), "cut off"),
@@ -100,6 +109,7 @@ def _tapes(folder: Path, bits: object) -> None:
         (_edit("stage_costs.csv", lambda text: ""), "not a readable CSV"),
         (_edit("stage_costs.csv", lambda text: text.replace("mean_ms", "mean")), "column mean_ms is missing"),
         (_cell("p50_ms", ""), "line 4 column p50_ms"),
+        (_cell("group", "", "contention"), "line 4 column group"),
         (_cell("mean_ms", "fast"), "line 4 column mean_ms = 'fast'"),
         (_cell("mean_ms", "-1"), "line 4 column mean_ms"),
         (_cell("mean_ms", "inf"), "line 4 column mean_ms"),
@@ -110,14 +120,14 @@ def _tapes(folder: Path, bits: object) -> None:
         (_cell("segment", "decode"), "line 4 column segment = 'decode'"),
         (_cell("rate", "1.2", "contention"), "line 4 column rate = '1.2'"),
         (_cell("rate", "0", "contention"), "line 4 column rate"),
-        (_cell("rate", "1e-15", "contention"), "line 4 column rate = '1e-15': is out of range: below 0.0001"),
-        (_cell("solo_ms", "1e-300", "contention"), "line 4 column solo_ms = '1e-300': is out of range"),
-        (_cell("solo_ms", "1e300", "contention"), "line 4 column solo_ms = '1e300': is above"),
-        (_cell("mean_ms", "1e-300"), "line 4 column mean_ms = '1e-300': is out of range"),
-        (_cell("p95_ms", "1e300"), "line 4 column p95_ms = '1e300': is above"),
-        (_cell("p05_ms", "0"), "line 4 column p05_ms = '0': is out of range"),
-        (_cell("kernels", "1e300"), "line 4 column kernels = '1e300': is above"),
-        (_cell("woken_ms", "1e300", "host_times"), "line 4 column woken_ms = '1e300': is above"),
+        (_cell("rate", "1e-15", "contention"), "line 4 column rate = '1e-15': needs a number from"),
+        (_cell("solo_ms", "1e-300", "contention"), "line 4 column solo_ms = '1e-300': needs a number from"),
+        (_cell("solo_ms", "1e300", "contention"), "line 4 column solo_ms = '1e300': needs a number from"),
+        (_cell("mean_ms", "1e-300"), "line 4 column mean_ms = '1e-300': needs a number from"),
+        (_cell("p95_ms", "1e300"), "line 4 column p95_ms = '1e300': needs a number from"),
+        (_cell("p05_ms", "0"), "line 4 column p05_ms = '0': needs a number from"),
+        (_cell("kernels", "1e300"), "line 4 column kernels = '1e300': needs a number from"),
+        (_cell("woken_ms", "1e300", "host_times"), "line 4 column woken_ms = '1e300': needs a number from"),
         (_cell("rate", "0.9", "acceptance"), "cannot rise"),
         (_cell("position", "7", "acceptance"), "positions must count"),
         (_edit("profile.toml", lambda text: text.replace("dtype", "batch_buckets = 5\ndtype")), "batch_buckets = 5"),
@@ -133,9 +143,7 @@ def _tapes(folder: Path, bits: object) -> None:
         (_edit("stage_costs.csv", lambda text: text[:-1] + ",1\n"), "= '14 cells': needs 13"),
         (_cell("mean_ms", "1e-300"), "column mean_ms = '1e-300': needs a number from 1e-06 up to 1e+09"),
         (_cell("mean_ms", "1e300"), "column mean_ms = '1e300'"),
-        (_cell("solo_ms", "1e300", "contention"), "column solo_ms = '1e300'"),
         (_cell("kernels", "1e18", "contention"), "column kernels = '1e18'"),
-        (_cell("woken_ms", "1e300", "host_times"), "column woken_ms = '1e300'"),
         (_cell("batch", "1.5"), "column batch = '1.5': needs a whole number"),
         (_cell("batch", "9" * 400), "column batch"),
         (lambda folder: _link(folder / "stage_costs.csv", "/dev/zero"), "a device or a pipe"),
@@ -187,6 +195,17 @@ def test_a_step_whose_host_time_was_never_measured_is_refused() -> None:
     times = made_up().host_times
     with pytest.raises(InputError, match=r"host_times.csv = .*draft\+verify.*: the step was never measured"):
         made_up(host_times=times[times["step"] != "draft+verify"])
+
+
+def test_the_least_that_can_be_is_no_damage(tmp_path: Path) -> None:
+    """One draft at a time, stages that always take as long, and a description that does not count its rows."""
+    steady = made_up().stage_costs
+    for name in ("p05_ms", "p25_ms", "p50_ms", "p75_ms", "p95_ms"):
+        steady[name] = steady["mean_ms"]
+    made_up(stage_costs=steady, info={**INFO, "draft_length": 1}).save(tmp_path)
+    path = tmp_path / "profile.toml"
+    path.write_text(path.read_text().split("[rows]")[0])
+    assert Profile.load(tmp_path).info["draft_length"] == 1
 
 
 def test_an_empty_table_is_refused() -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from engines.architecture import BASELINE, PD, PDV, Segment
+from engines.draft_length import FixedDraftLength
 from engines.metrics import (
     PARTS,
     decompose,
@@ -47,6 +48,33 @@ def test_a_decomposition_by_hand() -> None:
         for part in PARTS:
             assert parts.loc[request, part] == pytest.approx(named.get(part, 0.0)), (request, part)
     assert parts["latency_s"].tolist() == [3.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("k", "max_tokens", "right", "thrown_away_s", "used_s"),
+    [
+        (4, 9, {1: 0, 2: 4, 7: 4}, 1.0 + 0.0 + 0.5, 0.0 + 1.0 + 0.5),  # in the end two of four come too late
+        (1, 4, {1: 0, 2: 1}, 1.0 + 0.0, 0.0 + 1.0),
+    ],
+)
+def test_the_time_of_a_draft_is_thrown_away_with_its_tokens(
+    k: int, max_tokens: int, right: dict[int, int], thrown_away_s: float, used_s: float
+) -> None:
+    """Drafts of 1 s each; `right` is how many of their tokens are, by the position where they begin."""
+    architecture = PDV.replace(draft_length=FixedDraftLength(k), hybrid_at_or_below=0)
+    request = Request(0, 10, max_tokens, 0.0)
+    parts = decompose(drive(Scheduler(architecture), [request], matched=lambda _, position, k: right[position]))
+    assert parts.loc[0, ["thrown_away", "draft"]].tolist() == pytest.approx([thrown_away_s, used_s])
+    assert parts.loc[0, "verify"] == pytest.approx(len(right))
+
+
+def test_a_record_without_solo_times_knows_of_no_contention() -> None:
+    run = run_by_hand()
+    run.spans["solo_s"] = np.nan
+    parts = decompose(run)
+    assert (parts["contention"] == 0).all()
+    assert parts["verify"].tolist() == pytest.approx([1.0, 0.0])
+    assert parts[PARTS].sum(axis=1).tolist() == pytest.approx(parts["latency_s"].tolist())
 
 
 def test_waiting_for_a_shared_stream_is_told_from_hand_over() -> None:
@@ -88,9 +116,21 @@ def test_steady_throughput_by_hand() -> None:
     run = Run({"workload": {"concurrency": 2}}, requests, steps, spans)
     assert steady_window(run) == (2.0, 7.0)
     assert steady_throughput(run) == pytest.approx(6 / 5)
-    few = Run({"workload": {"concurrency": 5}}, requests, steps, spans)
-    assert np.isnan(steady_throughput(few))  # the first client is dry before the last is served
+    for clients in (5, 9):  # the first client is dry at 3, before the last is served
+        few = Run({"workload": {"concurrency": clients}}, requests, steps, spans)
+        assert steady_window(few) == (8.0, 3.0)
+        assert np.isnan(steady_throughput(few))
     assert np.isnan(steady_throughput(Run({}, requests, steps, spans)))  # an open loop
+    unserved = requests.assign(first_token_s=[1.0, np.nan, *first[2:]])  # request 1 was given up at 4
+    assert steady_window(Run(run.info, unserved, steps, spans)) == (4.0, 7.0)
+
+
+def test_a_load_that_is_full_for_no_time_has_no_steady_throughput() -> None:
+    run = drive(Scheduler(PD), [Request(0, 10, 1)], concurrency=1)
+    run.info["workload"] = {"concurrency": 1}
+    start_s, end_s = steady_window(run)
+    assert start_s == end_s
+    assert np.isnan(steady_throughput(run))
 
 
 def test_a_summary_by_hand() -> None:
@@ -145,8 +185,9 @@ def test_quantiles_interpolate_linearly() -> None:
 
 
 def test_time_per_output_token_leaves_out_outputs_of_one_token() -> None:
-    numbers = summary(_run_of([1.0, 5.0], [1, 5]))
-    assert numbers["tpot_s.mean"] == pytest.approx(1.0)
+    times = request_times(_run_of([2.0, 5.0, 3.0], [1, 5, 2]))
+    assert times["tpot_s"].tolist() == pytest.approx([np.nan, 1.0, 2.0], nan_ok=True)
+    assert summary(_run_of([2.0, 5.0, 3.0], [1, 5, 2]))["tpot_s.mean"] == pytest.approx(1.5)
 
 
 def test_goodput_counts_requests_that_meet_both_objectives() -> None:
@@ -162,6 +203,22 @@ def test_acceptance_length_is_one_more_than_the_drafts_that_match(architecture: 
     numbers = summary(run)
     assert numbers["acceptance_length"] == 3.0  # two of four drafts match in each of four steps
     assert numbers["acceptance_rate"] == 0.5
+
+
+def test_a_verify_that_accepts_nothing_emits_one_token_and_counts() -> None:
+    def matched(request: int, position: int, k: int) -> int:
+        return k if position == 1 else 0
+
+    numbers = summary(drive(Scheduler(PD), [Request(0, 10, 9, 0.0)], matched=matched))
+    assert numbers["acceptance_length"] == pytest.approx((5 + 1 + 1 + 1) / 4)
+    assert numbers["acceptance_rate"] == pytest.approx(4 / 16)
+
+
+def test_a_run_of_less_than_a_second_has_a_throughput() -> None:
+    run = _run_of([0.5], [3])
+    assert summary(run)["throughput_tokens_per_s"] == pytest.approx(6.0)
+    assert goodput(run, ttft_s=1.0, tpot_s=0.0) == pytest.approx(2.0)  # its tokens came before the first one did
+    assert goodput(_run_of([0.5], [1]), ttft_s=1.0, tpot_s=0.1) == pytest.approx(2.0)  # one token waits for none
 
 
 def test_a_run_that_finished_nothing_has_a_summary_and_an_empty_decomposition() -> None:

@@ -10,12 +10,13 @@ import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
 
-from engines.architecture import BASELINE, PDV
+from engines.architecture import BASELINE, PD, PDV, Segment, Step
 from engines.errors import InputError
 from engines.metrics import decompose, summary
-from engines.request import Request
-from engines.run import RUN_FILES, Recorder, Run
+from engines.request import Request, RequestState, Settlement
+from engines.run import RUN_FILES, Recorder, Run, SegmentTime
 from engines.scheduler import Scheduler
+from engines.work import Wait, Work
 from tests.driver import drive
 
 
@@ -40,6 +41,40 @@ def test_a_record_survives_its_folder(run: Run, folder: Path) -> None:
     for request, tape in run.tapes.items():
         np.testing.assert_array_equal(loaded.tapes[request], tape)
         assert loaded.tapes[request].dtype == np.int8
+
+
+def test_a_work_is_recorded_with_what_each_segment_was_given() -> None:
+    """Two requests of 10 and 30 prompt tokens with 5 and 8 output tokens draft 2 and 4 tokens in one step: padded to
+    4, that is 8 through the draft model and 10 through the target, after contexts of 15 and 38."""
+    states = [
+        RequestState(Request(i, prompt, 50), 50, 0.0, 0.0, i, (0.0, 0.0), emitted=emitted)
+        for i, prompt, emitted in ((0, 10, 8), (1, 30, 8))
+    ]
+    recorder = Recorder()
+    settlements: list[Settlement | None] = [Settlement(3, 2, 0, 0), None]  # the second one failed
+    waits = [Wait(0.1, 0.2, 0.3), Wait(0.0, 0.5, 0.0)]
+    decode = next(lane for lane in PD.lanes if lane.name == "decode")
+    work = Work(7, decode, 0, Step.DRAFT_VERIFY, states, 1.0, False, False, [2, 4], waits, settlements)
+    recorder.worked(work, [SegmentTime(Segment.DRAFT, 1.1, 1.4, 0.3), SegmentTime(Segment.VERIFY, 1.4, 1.9)], 2.0)
+    record = recorder.run({})
+    spans = record.spans.set_index("segment")
+    given = ["work", "lane", "batch_size", "draft_length", "tokens", "context_tokens"]
+    assert spans.loc["draft", given].tolist() == [7, "decode", 2, 4, 8, (15 + 38) / 2]
+    assert spans.loc["verify", given].tolist() == [7, "decode", 2, 4, 10, (15 + 38) / 2]
+    times = ["dispatched_s", "start_s", "end_s", "completed_s", "solo_s"]
+    assert spans.loc["draft", times].tolist() == [1.0, 1.1, 1.4, 2.0, 0.3]
+    assert np.isnan(spans.loc["verify", "solo_s"])
+    assert record.steps.to_numpy().tolist() == [
+        [7, 0, 5, 0.1, 0.2, 0.3, 2, 3, 2, 0, 0],
+        [7, 1, 8, 0.0, 0.5, 0.0, 4, 0, 0, 0, 0],
+    ]
+
+
+def test_a_prefill_is_recorded_with_its_prompts() -> None:
+    record = drive(Scheduler(PD.with_batch_limits({Step.PREFILL: 3})), [Request(i, 10 + i, 1, 0.0) for i in range(3)])
+    assert record.spans["batch_size"].tolist() == [1, 1, 2, 2]
+    assert record.spans["tokens"].tolist() == [10, 10, 23, 23]
+    assert record.spans["context_tokens"].tolist() == [10.0, 10.0, 11.5, 11.5]
 
 
 def test_a_record_that_never_ran_a_step_survives_its_folder(tmp_path: Path) -> None:

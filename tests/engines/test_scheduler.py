@@ -18,14 +18,14 @@ from tests.driver import drive
 from tests.engines.scenarios import FOURTH, Scenario, scenarios
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings.default.max_examples, deadline=None)
 @given(scenario=scenarios())
 def test_every_invariant_holds_at_every_event(scenario: Scenario) -> None:
     record = scenario.run(Scheduler)
     assert sorted(record.requests["request"]) == [request.id for request in scenario.requests]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=max(10, settings.default.max_examples * 3 // 10), deadline=None)
 @given(scenario=scenarios())
 def test_the_parts_of_every_latency_sum_to_it(scenario: Scenario) -> None:
     parts = decompose(scenario.run(Scheduler))

@@ -12,7 +12,7 @@ import pytest
 from engines.architecture import PDV
 from engines.corpus import held_out_text
 from engines.errors import InputError
-from engines.lengths import FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
+from engines.lengths import MOST_TOKENS, FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
 from engines.request import Request
 from engines.run import Run
 from engines.scheduler import Scheduler
@@ -24,6 +24,7 @@ from engines.workload import (
     make_workload,
     replay,
     with_prompts,
+    with_random_prompts,
     with_sampling,
 )
 from engines.workload import _gaps as quantiles_of_gaps
@@ -103,6 +104,26 @@ def test_lognormal_lengths_have_their_median_and_spread_within_their_bounds() ->
     assert (_lengths(LogNormalLength(64, 0.0, 1, 100), 20) == 64).all()
 
 
+@pytest.mark.parametrize(
+    ("lengths", "tokens"),
+    [(FixedLength(1), [1, 1, 1]), (UniformLength(1, 4), [1, 3, 4]), (LogNormalLength(64, 1.0, 1, 500), [1, 64, 174])],
+)
+def test_a_larger_number_is_a_longer_text(lengths: Lengths, tokens: list[int]) -> None:
+    """Numbers of 0, 1/2 and just above that of one standard deviation (or, uniform, almost 1)."""
+    uniform = np.array([0.0, 0.5, 0.8414 if isinstance(lengths, LogNormalLength) else 0.9999])
+    found = lengths.tokens(uniform)
+    assert found.tolist() == tokens
+    assert found.dtype.kind == "i"
+
+
+def test_lengths_say_what_they_are() -> None:
+    assert FixedLength(7).describe() == {"kind": "fixed", "tokens": 7}
+    assert UniformLength(2, 5).describe() == {"kind": "uniform", "low": 2, "high": 5}
+    lognormal = {"kind": "lognormal", "median": 9.0, "sigma": 0.5, "low": 1, "high": 20}
+    assert LogNormalLength(9.0, 0.5, 1, 20).describe() == lognormal
+    assert ListedLength((3, 1)).describe() == {"kind": "listed", "values": 2}
+
+
 def test_lengths_of_a_trace_keep_their_pairs_and_start_over() -> None:
     trace = Workload((Request(0, 5, 50, 0.0), Request(1, 6, 60, 1.0)))
     workload = make_workload(3, *lengths_of(trace), concurrency=1)
@@ -162,6 +183,18 @@ def test_a_tokenizer_that_packs_several_bytes_into_a_token_gets_enough_text() ->
     assert {len(request.prompt or ()) for request in workload.requests} == {33}
 
 
+def test_random_prompts_fill_the_vocabulary_and_stay_when_requests_are_added() -> None:
+    few, many, other = (
+        with_random_prompts(make_workload(n, FixedLength(50), SHORT, concurrency=1), 5, seed=seed)
+        for n, seed in ((3, 0), (40, 0), (3, 1))
+    )
+    assert many.requests[:3] == few.requests
+    assert other.requests != few.requests
+    assert {len(request.prompt or ()) for request in many.requests} == {50}
+    assert {token for request in many.requests for token in request.prompt or ()} == set(range(5))
+    assert few.info == {**make_workload(3, FixedLength(50), SHORT, concurrency=1).info, "prompt_seed": 0}
+
+
 def test_prompts_are_keyed_by_seed_and_request() -> None:
     few, many, other = (
         with_prompts(make_workload(n, UniformLength(5, 60), SHORT, concurrency=1), str.encode, seed=seed)
@@ -196,6 +229,10 @@ def test_a_replay_asks_what_was_asked_when_it_was_asked() -> None:
     assert asked == [(3, 20, 9, 0.5), (5, 30, 4, 0.5), (7, 10, 6, 1.5)]
     assert {(r.temperature, r.seed, r.ignore_eos) for r in again.requests} == {(0.5, 11, False)}
     assert again.concurrency is None
+    facts = {"kind": "replay", "count": 3, "of": recorded.name}
+    assert again.info == {**recorded.info["workload"], **facts}
+    recorded.info["workload"] = {}  # a record that does not say was greedy, and went on to its limits
+    assert {(r.temperature, r.seed, r.ignore_eos) for r in replay(recorded).requests} == {(0.0, 0, True)}
 
 
 def test_a_replay_of_a_run_without_requests_is_refused() -> None:
@@ -248,6 +285,9 @@ def test_a_bad_setting_is_named(field: str, settings: dict[str, Any]) -> None:
     ("field", "make"),
     [
         ("length", lambda: FixedLength(0)),
+        ("length", lambda: FixedLength(MOST_TOKENS + 1)),
+        ("length.values", lambda: ListedLength((1, MOST_TOKENS + 1))),
+        ("length.high", lambda: LogNormalLength(5, 1, 1, MOST_TOKENS + 1)),
         ("length.low", lambda: UniformLength(0, 5)),
         ("length.low, high", lambda: UniformLength(6, 5)),
         ("length.high", lambda: UniformLength(6, 7.5)),  # type: ignore[arg-type]

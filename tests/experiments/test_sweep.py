@@ -156,6 +156,14 @@ def test_a_demo_goes_on_where_it_was_interrupted(
     assert first.measured[0]["draft_lengths"] == [4]
 
 
+def test_every_other_round_of_a_demo_goes_backwards(tmp_path: Path) -> None:
+    demo = Demo(Experiment.from_dict({**GRID, "repeats": 3}), tmp_path, SimulatedLaboratory())
+    there, back, again = ([(point.name, repeat) for point, repeat in cells] for cells in demo._rounds())
+    assert there == [(name, 1) for name in ("baseline-c1-k4", "pdv-c1-k4", "baseline-c3-k4", "pdv-c3-k4")]
+    assert back == [(name, 2) for name, _ in reversed(there)]
+    assert again == [(name, 3) for name, _ in there]
+
+
 def test_a_demo_leaves_everything_in_its_folder(
     finished: tuple[Path, Results, list[SimulatedLaboratory]],
 ) -> None:

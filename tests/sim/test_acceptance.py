@@ -71,6 +71,21 @@ def test_drafts_that_are_always_right_take_no_longer_than_others() -> None:
     assert known.matches[:2] == [300_000, 299_999]
 
 
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (Tapes({}, unknown=0.5), {"source": "tapes", "unknown": 0.5}),
+        (Independent(0.8), {"source": "independent", "alpha": 0.8}),
+        (PerPosition((0.8, 0.5)), {"source": "per position", "rates": [0.8, 0.5]}),
+        (PerRequestSpread(0.7, 0.15), {"source": "per-request spread", "mean": 0.7, "sd": 0.15}),
+        (Markov(0.9, 0.4), {"source": "markov", "after_right": 0.9, "after_wrong": 0.4}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_source_says_what_it_is(source: AcceptanceSource, says: dict[str, object]) -> None:
+    assert source.describe() == says
+
+
 def test_independent_meets_the_closed_form() -> None:
     """At alpha 0.8 and k = 4 a step emits 1 + 0.8 + 0.64 + 0.512 + 0.4096 = 3.36 tokens."""
     lengths = [min(m, 4) + 1 for i in range(400) for m in Independent(0.8).acceptance(request(i), 0).matches[:190]]
@@ -91,6 +106,12 @@ def test_per_request_spread_has_its_mean_and_spread() -> None:
     assert PerRequestSpread(0.7, 0.0).acceptance(request(0), 0).matches == (
         Independent(0.7).acceptance(request(0), 0).matches
     )
+
+
+def test_a_chain_begins_as_it_goes_on() -> None:
+    """In the long run half of the drafts are right, at every position: 0.1 / (0.1 + 1 - 0.9)."""
+    steps = [Markov(0.9, 0.1).acceptance(request(i, 3), 0).matches for i in range(3000)]
+    assert (np.array(steps) > 0).mean(axis=0) == pytest.approx([0.5, 0.5, 0.5], abs=0.03)
 
 
 def test_fits_recover_the_truth() -> None:
@@ -146,3 +167,7 @@ def test_models_of_a_profile_have_its_acceptance(model: str) -> None:
     source = from_profile(made_up(), model)
     first = [matched > 0 for i in range(300) for matched in source.acceptance(request(i), 0).matches[1:190]]
     assert np.mean(first) == pytest.approx(0.8, abs=0.02)
+
+
+def test_requests_of_a_profile_differ_unless_told_otherwise() -> None:
+    assert from_profile(made_up()) == PerRequestSpread(0.8, 0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from calibrate.contention import NoContention
@@ -29,6 +30,21 @@ def test_every_measured_point_is_met(model: CostModel) -> None:
         cost = model.cost(Segment(row.segment), row.batch, row.draft_length, row.tokens, row.context_tokens)
         assert cost.duration_s == pytest.approx(row.mean_ms / 1e3)
         assert cost.kernel_ms == pytest.approx(row.mean_ms / row.kernels)
+
+
+def test_packed_prompts_are_met_at_their_mean_length() -> None:
+    """Four prompts of 128 tokens are the point that was measured with four prompts and 512 tokens, and not what four
+    prompts of 512 would take."""
+    costs = stage_costs()
+    alone = costs[costs["segment"].str.startswith("prefill")]
+    times = [column for column in costs if column.endswith("_ms")]
+    packed = alone.assign(batch=4, tokens=alone["tokens"] * 4).assign(**{c: alone[c] * 3 for c in times})
+    model = CostModel(made_up(stage_costs=pd.concat([costs, packed])))
+    for row in pd.concat([alone, packed]).itertuples():
+        cost = model.cost(Segment(row.segment), row.batch, 0, row.tokens, 0.0)
+        assert cost.duration_s == pytest.approx(row.mean_ms / 1e3)
+    between = duration_ms(Segment.PREFILL_TARGET, 1, 0, 300, 0) * (1 + 2 / 3 * (3 - 1)) / 1e3
+    assert model.cost(Segment.PREFILL_TARGET, 3, 0, 900, 0.0).duration_s == pytest.approx(between)
 
 
 def test_a_worker_that_comes_straight_from_other_work_needs_no_waking(model: CostModel) -> None:
@@ -185,6 +201,38 @@ def test_below_the_smallest_the_line_goes_on_but_not_below_proportional(model: C
     assert steep.cost(Segment.PREFILL_TARGET, 1, 0, 8, 0).duration_s == pytest.approx(0.5 * 16**2 / 1e3)
 
 
+def test_below_the_smallest_a_cost_is_never_above_the_smallest_ones() -> None:
+    """Two measured lengths are a line too; one that falls is not followed upwards."""
+    costs = stage_costs()
+    costs = costs[(costs["segment"] != "prefill_target") | (costs["tokens"] > 16)]
+    line = CostModel(made_up(stage_costs=costs))
+    expected = duration_ms(Segment.PREFILL_TARGET, 1, 0, 4, 0) / 1e3
+    assert line.cost(Segment.PREFILL_TARGET, 1, 0, 4, 0).duration_s == pytest.approx(expected)
+    prefill = costs["segment"] == "prefill_target"
+    for column in [c for c in costs if c.endswith("_ms")]:
+        costs.loc[prefill, column] = [3.0, 2.0]
+    falling = CostModel(made_up(stage_costs=costs))
+    assert falling.cost(Segment.PREFILL_TARGET, 1, 0, 4, 0).duration_s == pytest.approx(3e-3)
+
+
+def test_jitter_reaches_from_its_lowest_line_to_what_the_mean_lacks(model: CostModel) -> None:
+    """The quantiles rise by 0.05 between 5% and 25%: by a quarter of that from 0 to 5%."""
+    mean = model.cost(Segment.VERIFY, 4, 2, 12, 512).duration_s
+    ends = [model.cost(Segment.VERIFY, 4, 2, 12, 512, quantile).duration_s for quantile in (0.0, 1.0)]
+    assert ends == pytest.approx([0.8875 * mean, 1.1125 * mean], rel=1e-6)
+
+
+def test_quantiles_above_their_mean_are_scaled_to_it() -> None:
+    costs = stage_costs()
+    quantiles = ["p05_ms", "p25_ms", "p50_ms", "p75_ms", "p95_ms"]
+    costs[quantiles] *= 1.3
+    model = CostModel(made_up(stage_costs=costs))
+    mean = model.cost(Segment.VERIFY, 4, 2, 12, 512).duration_s
+    drawn = [model.cost(Segment.VERIFY, 4, 2, 12, 512, u).duration_s for u in (np.arange(2000) + 0.5) / 2000]
+    assert np.mean(drawn) == pytest.approx(mean, rel=1e-3)
+    assert np.quantile(drawn, 0.75) / np.quantile(drawn, 0.25) == pytest.approx(1.05 / 0.95, rel=1e-2)
+
+
 def test_jitter_keeps_the_mean_and_the_quantiles(model: CostModel) -> None:
     mean = model.cost(Segment.VERIFY, 4, 2, 12, 512).duration_s
     drawn = np.array(
@@ -192,6 +240,31 @@ def test_jitter_keeps_the_mean_and_the_quantiles(model: CostModel) -> None:
     )
     assert drawn.mean() == pytest.approx(mean, rel=1e-6)
     assert np.quantile(drawn, [0.05, 0.25, 0.5, 0.75, 0.95]) == pytest.approx(SPREAD * mean, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("column", "calm", "wild"),
+    [("context_tokens", (2, 4, 500), (2, 4, 2048)), ("batch", (2, 4, 512), (2, 16, 512)),
+     ("draft_length", (2, 4, 512), (8, 4, 512))],
+)  # fmt: skip
+def test_an_execution_is_as_unsteady_as_the_measured_point_nearest_to_it(
+    column: str, calm: tuple[int, int, int], wild: tuple[int, int, int]
+) -> None:
+    """Only the largest of one dimension was unsteady: what is nearer to it is, what is nearer to the next is not."""
+    costs = stage_costs()
+    steady = costs[column] < costs[column].max()
+    for name in ("p05_ms", "p25_ms", "p50_ms", "p75_ms", "p95_ms"):
+        costs.loc[steady, name] = costs.loc[steady, "mean_ms"]
+    model = CostModel(made_up(stage_costs=costs))
+
+    def spread(part: float) -> float:
+        """Of the place that lies so far from the calm point to the wild one: quantile 0.95 to the mean."""
+        k, batch, context = (round(low + part * (high - low)) for low, high in zip(calm, wild, strict=True))
+        args = (Segment.VERIFY, batch, k, batch * (k + 1), context)
+        return model.cost(*args, 0.95).duration_s / model.cost(*args).duration_s
+
+    assert [spread(part) for part in (0.0, 0.3)] == pytest.approx([1.0, 1.0])
+    assert [spread(part) for part in (0.7, 1.0)] == pytest.approx([1.1, 1.1], rel=1e-3)
 
 
 def test_rare_long_executions_are_in_the_tail() -> None:
@@ -203,6 +276,14 @@ def test_rare_long_executions_are_in_the_tail() -> None:
     assert np.mean(drawn) == pytest.approx(mean, rel=1e-3)
     assert np.median(drawn) == pytest.approx(mean / 1.05, rel=1e-3)
     assert max(drawn) > 2 * mean
+
+
+def test_costs_say_where_they_come_from() -> None:
+    facts = {name: INFO[name] for name in ("device", "pair", "dtype", "date")}
+    measured = CostModel(made_up(), extrapolate=True)
+    assert measured.describe() == {**facts, "extrapolate": True, "contention": "measured"}
+    alone = CostModel(made_up(), contention=NoContention())
+    assert alone.describe() == {**facts, "extrapolate": False, "contention": "none"}
 
 
 def test_a_loaded_profile_gives_the_same_costs(tmp_path, model: CostModel) -> None:  # type: ignore[no-untyped-def]

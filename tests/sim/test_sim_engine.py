@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from calibrate.contention import NoContention
-from engines.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Step
+from engines.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Segment, Step
 from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.errors import InputError
 from engines.metrics import PARTS, decompose, summary
@@ -28,7 +29,7 @@ from sim.acceptance import (
     RequestAcceptance,
     Tapes,
 )
-from sim.costs import CostModel
+from sim.costs import CostModel, SegmentCost
 from sim.engine import simulate
 from sim.population import Population
 from tests.calibrate.profiles import made_up
@@ -63,6 +64,7 @@ class TestEveryArchitecture:
         requests = run(architecture, workload).requests
         assert requests["output_tokens"].tolist() == [request.max_tokens for request in workload.requests]
         assert (requests["status"] == "finished").all()
+        assert (requests["finish_reason"] == "length").all()
         assert (requests["drafted"] == requests[["accepted", "rejected", "discarded"]].sum(axis=1)).all()
 
     def test_latency_decomposes_exactly(self, architecture: Architecture, workload: Workload) -> None:
@@ -205,7 +207,11 @@ SOURCES: list[AcceptanceSource] = [
     PerPosition((0.9, 0.8)),
     Markov(0.9, 0.5),
     PerRequestSpread(0.8, 0.1),
-    Tapes({r.id: BITS[r.id, : max(1, r.max_tokens - 9)] for r in CLOSED.requests}, 0.7),
+    Tapes(
+        {r.id: BITS[r.id, : max(1, r.max_tokens - 9)] for r in CLOSED.requests},
+        0.7,
+        ended=frozenset(r.id for r in CLOSED.requests),
+    ),
 ]
 
 
@@ -290,6 +296,52 @@ def test_work_beyond_the_profile_is_refused_with_a_remedy() -> None:
         )
 
 
+class Listening:
+    """Costs that note what they are asked for: every segment takes 1 ms, and a work 1 ms (2 ms, where its worker had
+    to be woken) outside the device."""
+
+    def __init__(self) -> None:
+        self.contention = NoContention()
+        self.asked: list[tuple[str, int, int, int, float]] = []
+
+    def cost(
+        self, segment: Segment, batch: int, draft_length: int, tokens: int, context: float, quantile: float | None
+    ) -> SegmentCost:
+        self.asked.append((str(segment), batch, draft_length, tokens, context))
+        return SegmentCost(1e-3, 1e-3)
+
+    def host_s(self, step: Step, going_on: bool) -> float:
+        return 1e-3 if going_on else 2e-3
+
+    def describe(self) -> dict[str, object]:
+        return {}
+
+
+def test_a_step_costs_what_its_context_has_grown_to() -> None:
+    """One request of 100 prompt tokens whose drafts are all right: 1 token of output, then 6, then 11."""
+    costs = Listening()
+    done = run(PD, Workload((Request(0, 100, 12, 0.0),)), costs, acceptance=SURE)
+    assert costs.asked == [
+        ("prefill_draft", 1, 0, 100, 0.0),
+        ("prefill_target", 1, 0, 100, 0.0),
+        *((s, 1, 4, n, 101.0) for s, n in (("draft", 4), ("verify", 5))),
+        *((s, 1, 4, n, 106.0) for s, n in (("draft", 4), ("verify", 5))),
+        *((s, 1, 4, n, 111.0) for s, n in (("draft", 4), ("verify", 5))),
+    ]
+    assert done.spans["dispatched_s"].tolist() == pytest.approx([0.0] * 2 + [0.004] * 2 + [0.008] * 2 + [0.011] * 2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_every_span_took_what_the_record_says_of_it_costs(architecture: Architecture) -> None:
+    """The costs are asked for the same batch, draft length, tokens and context that the record is given."""
+    packed = architecture.with_batch_limits({Step.PREFILL: 3}) if architecture is not BASELINE else architecture
+    costs = Listening()
+    spans = run(packed, CLOSED, costs).spans
+    columns = ["segment", "batch_size", "draft_length", "tokens", "context_tokens"]
+    recorded = sorted((s, n, k, t, 0.0 if k == 0 else c) for s, n, k, t, c in spans[columns].itertuples(index=False))
+    assert sorted(costs.asked) == recorded
+
+
 def test_progress_tells_every_end() -> None:
     told: list[tuple[int, int]] = []
     run(PD, progress=lambda done, total: told.append((done, total)))
@@ -311,5 +363,9 @@ def test_the_record_says_how_it_was_made() -> None:
     info = run(PD, seed=3, max_context=512, info={"name": "mine"}).info
     assert (info["kind"], info["seed"], info["max_context"], info["name"]) == ("simulated", 3, 512, "mine")
     assert info["acceptance"] == {"source": "independent", "alpha": 0.7}
+    assert info["workload"] == {**CLOSED.info, "concurrency": 5}
+    assert (info["costs"], info["jitter"], run(PD, jitter=False).info["jitter"]) == (COSTS.describe(), True, False)
+    assert info["versions"] == {name: version(name) for name in ("numpy", "simpy")}
+    assert not {"max_context", "name"} & set(run(PD, OPEN).info)
     assert Architecture.from_dict(info["architecture"]) == PD
     assert summary(run(PD))["acceptance_length"] > 1
