@@ -30,7 +30,8 @@ def lane_settings(device: torch.device) -> Iterator[None]:
 
 def staged(values: Numbers, device: torch.device) -> Tensor:
     """Numbers as int64 on the host, where a device can fetch them by itself."""
-    return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+    numbers = torch.from_numpy(np.array(values, dtype=np.int64))
+    return numbers.pin_memory() if device.type == "cuda" else numbers
 
 
 def to_device(values: Numbers, device: torch.device) -> Tensor:
