@@ -67,7 +67,9 @@ class Demo:
     def __init__(self, experiment: Experiment, folder: Path, laboratory: Laboratory) -> None:
         self.experiment, self.folder, self.laboratory = experiment, folder, laboratory
         self.points = list(experiment.points())
-        self.models = origins_of(experiment.pair).key()
+        self.models: dict[str, Any] = {}  # of folders that cannot be read: who loads them says what is wrong
+        with suppress(InputError):
+            self.models = origins_of(experiment.pair).key()
 
     def run(self) -> Results:
         """All steps in order. Each round of live cells is followed by a part of the calibration, since machines

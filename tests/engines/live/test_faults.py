@@ -59,7 +59,7 @@ def test_a_bad_request_is_refused_and_the_others_finish(engine: LiveEngine, bad:
     assert [len(h.result(TIMEOUT_S)) for h in handles] == [12, 12, 12]
 
 
-@pytest.mark.parametrize("tokens", [10**13, 2**40, 2**80])
+@pytest.mark.parametrize("tokens", [10**13, 2**80])
 def test_a_request_for_more_than_can_ever_be_said_is_served_to_the_end_of_the_context(
     engine: LiveEngine, tokens: int
 ) -> None:
