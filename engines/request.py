@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -11,6 +10,7 @@ from engines.errors import InputError, require_whole
 
 MOST_TOKENS = 10_000_000  # of a prompt or an output: beyond any model's context
 MOST_KEY = 2**63 - 1  # of ids and seeds, which key randomness: what 64 bits hold
+MOST_TEMPERATURE = 1e6  # logits are divided by it in float32, and far below it nothing but noise is left
 LATEST_S = 4e9  # of an arrival, 127 years: a clock beyond it does not resolve a microsecond any more
 
 
@@ -52,10 +52,10 @@ def check_moment(field: str, seconds: float) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Raises InputError unless it is a finite number of at least 0."""
+    """Raises InputError unless it is a number from 0 to MOST_TEMPERATURE."""
     number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-    if not number or not 0 <= temperature <= sys.float_info.max:
-        raise InputError("temperature", temperature, "use 0 (greedy) or a positive number")
+    if not number or not 0 <= temperature <= MOST_TEMPERATURE:
+        raise InputError("temperature", temperature, f"use 0 (greedy) to {MOST_TEMPERATURE:g}")
 
 
 class Status(StrEnum):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engines.architecture import Architecture
-from engines.errors import InputError, require_whole
+from engines.errors import InputError
 from engines.live.eager import EagerRunner
 from engines.live.executor import Executor, Found
 from engines.live.graphs import GraphRunner, plan_for
@@ -29,9 +29,6 @@ from engines.request import Emission, Request, RequestState, Settlement, Status
 from engines.run import Recorder, SegmentTime
 from engines.scheduler import Scheduler
 from engines.work import Work
-
-MOST_KEY = 2**63 - 1  # of what a request's randomness is keyed by
-MOST_TEMPERATURE = 1e6  # logits are divided by it in float32, and far below it nothing but noise is left
 
 
 class RequestError(RuntimeError):
@@ -207,14 +204,8 @@ class LiveEngine:
                 self._dispatch(now)
 
     def _check(self, request: Request) -> None:
-        require_whole("id", request.id, -MOST_KEY - 1, MOST_KEY)
-        require_whole("seed", request.seed, -MOST_KEY - 1, MOST_KEY)
-        require_whole("max_tokens", request.max_tokens, 1)
-        require_whole("prompt_tokens", request.prompt_tokens, 1)
-        temperature, prompt = request.temperature, request.prompt
-        number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-        if not number or not 0 <= temperature <= MOST_TEMPERATURE:
-            raise InputError("temperature", temperature, f"use 0 (greedy) to {MOST_TEMPERATURE:g}")
+        request.check()
+        prompt = request.prompt
         if request.prompt_tokens >= self.max_context:
             raise InputError("prompt_tokens", request.prompt_tokens, f"max_context is {self.max_context}; shorten it")
         if not isinstance(prompt, Sequence) or len(prompt) != request.prompt_tokens:
@@ -271,25 +262,18 @@ class LiveEngine:
     # --- news for the scheduler -------------------------------------------------------------------------
 
     def _finish(self, work: Work, found: list[Found], segments: list[SegmentTime]) -> None:
-        """Tell the scheduler, hand out what can start, and only then keep the books of those that go on: a lane
-        does not wait for them."""
         with self.lock:
             now, origin_s = self.now(), self._origin_s
             self._completing_s = now
             ended = self.scheduler.complete(work, [f.outcome for f in found], now)
-            booked = list(zip(work.members, found, work.settlements, work.draft_lengths, strict=True))
-            for member in booked:
-                if member[0].ended:
-                    self._book(*member)
+            times = [SegmentTime(s, start - origin_s, end - origin_s) for s, start, end, _ in segments]
+            self.recorder.worked(work, times, now)
+            for member in zip(work.members, found, work.settlements, work.draft_lengths, strict=True):
+                self._book(*member)
             for state in ended:
                 self._end(state)
             self._dispatch(now)
             self._completing_s = None
-            for member in booked:
-                if not member[0].ended:
-                    self._book(*member)
-            times = [SegmentTime(s, start - origin_s, end - origin_s) for s, start, end, _ in segments]
-            self.recorder.worked(work, times, now)
             if self._closing or self._paused:
                 self.news.notify_all()
 

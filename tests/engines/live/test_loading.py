@@ -1,4 +1,4 @@
-"""Slots are given to requests in one copy; a lane gets its next batch before the books of the last are kept."""
+"""Slots are given to requests in one copy; a client that goes on at once finds the worker awake."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines.architecture import BASELINE, PD  # noqa: E402
+from engines.architecture import BASELINE  # noqa: E402
 from engines.live.engine import LiveEngine  # noqa: E402
 from engines.live.pairs import Pair, load_pair  # noqa: E402
 from engines.live.serve import serve  # noqa: E402
 from engines.live.stages import Stages  # noqa: E402
 from engines.live.verification import request_keys  # noqa: E402
-from engines.run import Recorder  # noqa: E402
 from engines.workload import FixedLength, make_workload, with_random_prompts  # noqa: E402
 
 pytestmark = pytest.mark.live
@@ -49,23 +48,6 @@ def test_keys_are_those_of_splitmix64() -> None:
     for seed, request in [(0, 0), (1, 5), (2**63 - 1, 12345)]:
         key = mixed((mixed(seed) + request) & mask)
         assert int(request_keys([seed], [request])[0]) & mask == key
-
-
-def test_the_next_batch_is_handed_out_before_the_books_are_kept(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    book = Recorder.worked
-    with LiveEngine(PD.replace(slots=4), pair, 64) as engine:
-        finish, dispatch = engine._finish, engine._dispatch
-        monkeypatch.setattr(engine, "_finish", lambda *given: (order.append("finish"), finish(*given)))
-        monkeypatch.setattr(engine, "_dispatch", lambda now: (order.append("dispatch"), dispatch(now)))
-        monkeypatch.setattr(Recorder, "worked", lambda *given: (order.append("book"), book(*given)))
-        workload = make_workload(1, FixedLength(4), FixedLength(12), concurrency=1)
-        run = serve(engine, with_random_prompts(workload, pair.vocabulary))
-    assert len(run.finished) == 1
-    finishes = [i for i, what in enumerate(order) if what == "finish"]
-    assert len(finishes) > 2
-    for here in finishes:
-        assert order[here : here + 3] == ["finish", "dispatch", "book"]
 
 
 def test_a_client_that_goes_on_in_a_completion_finds_the_worker_awake(pair: Pair) -> None:
