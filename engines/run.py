@@ -156,7 +156,10 @@ class Recorder:
         )  # fmt: skip
 
     def rejected(self, request: Request, now: float, error: Exception) -> None:
-        """A request that was refused at the door, perhaps because of what it asked for."""
+        """A request that was refused at the door, perhaps because of what it asked for. One whose id is no such thing
+        has no row."""
+        if _recordable(request.id) != request.id or request.id < 0:
+            return
         id_, prompt, limit = (_recordable(n) for n in (request.id, request.prompt_tokens, request.max_tokens))
         self._requests.append(
             (id_, now, None, None, now, prompt, limit, 0, 0, 0, 0, 0, 0, str(Status.REJECTED), "rejected", str(error))

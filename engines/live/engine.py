@@ -187,7 +187,8 @@ class LiveEngine:
                 tape = TapeBuilder(limit, self.stages.max_draft_length + 1)
                 handle.state = self.scheduler.submit(request, now, limit)
             except Exception as error:
-                self.recorder.rejected(request, now, error)
+                if request.id not in self._handles:  # else the row is that of the request of this id that is here
+                    self.recorder.rejected(request, now, error)
                 self._release(handle, str(error))
                 return handle
             self._handles[request.id], self._tapes[request.id] = handle, tape

@@ -15,9 +15,9 @@ from engines.architecture import ARCHITECTURES, PD, PDV, Lane, Step
 from engines.errors import InputError
 from engines.live.engine import LiveEngine, RequestError
 from engines.live.pairs import Pair, make_pair
-from engines.live.serve import serve, serve_once
+from engines.live.serve import serve
 from engines.live.stages import Stages
-from engines.request import Request
+from engines.request import MOST_TOKENS, Request
 from engines.run import Run
 from engines.workload import Workload
 from tests.engines.live.conftest import VOCABULARY, random_requests, tiny_model
@@ -59,12 +59,9 @@ def test_a_bad_request_is_refused_and_the_others_finish(engine: LiveEngine, bad:
     assert [len(h.result(TIMEOUT_S)) for h in handles] == [12, 12, 12]
 
 
-@pytest.mark.parametrize("tokens", [10**13, 2**80])
-def test_a_request_for_more_than_can_ever_be_said_is_served_to_the_end_of_the_context(
-    engine: LiveEngine, tokens: int
-) -> None:
+def test_a_request_for_more_than_can_ever_be_said_is_served_to_the_end_of_the_context(engine: LiveEngine) -> None:
     """Nothing is set aside for tokens that the context has no room for."""
-    handles = [engine.submit(good(0)), engine.submit(good(1, tokens)), engine.submit(good(2))]
+    handles = [engine.submit(good(0)), engine.submit(good(1, MOST_TOKENS)), engine.submit(good(2))]
     said = [len(handle.result(TIMEOUT_S)) for handle in handles]
     assert said == [12, engine.max_context - 5, 12]
     assert handles[1].state is not None
@@ -72,22 +69,28 @@ def test_a_request_for_more_than_can_ever_be_said_is_served_to_the_end_of_the_co
 
 
 ODD = [
-    {"max_tokens": 5.5}, {"max_tokens": None}, {"max_tokens": True}, {"temperature": float("nan")},
+    {"max_tokens": 10**13}, {"max_tokens": 2**80}, {"max_tokens": 5.5}, {"max_tokens": None}, {"max_tokens": True},
+    {"temperature": float("nan")},
     {"temperature": float("inf")}, {"temperature": "hot"}, {"seed": 2**64}, {"id": 2**64}, {"id": "seven"},
     {"prompt_tokens": 3.0}, {"prompt": (9, 10.5, 11)}, {"prompt": (9, True, 11)}, {"prompt": 9}, {"prompt": None},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("concurrency", [None, 2], ids=["trace", "clients"])
-def test_odd_requests_are_rejected_alone_and_recorded(llama: Pair, concurrency: int | None, tmp_path: Path) -> None:
-    arrival = 0.0 if concurrency is None else None
-    sound = [Request(i, 3, 6, arrival, prompt=(9, 10, 11)) for i in range(20)]
-    odd = [dataclasses.replace(request, **change) for request, change in zip(sound[3:], ODD, strict=False)]
-    workload = Workload((*sound[:3], *odd, *sound[17:]), concurrency)
-    run = Run.load(serve_once(PDV, llama, workload).save(tmp_path))
-    assert run.requests["status"].value_counts().to_dict() == {"rejected": len(ODD), "finished": 6}
-    rejected = run.requests[run.requests["status"] == "rejected"]
-    assert all(" = " in error for error in rejected["error"])  # says what was wrong
+def test_odd_requests_are_rejected_alone_and_recorded(engine: LiveEngine, tmp_path: Path) -> None:
+    """They are submitted while others run, and the record of all can be saved and read."""
+    recorder = engine.record()
+    sound = [engine.submit(Request(i, 3, 200, prompt=(9, 10, 11))) for i in range(3)]
+    odd = [dataclasses.replace(Request(3 + i, 3, 6, prompt=(9, 10, 11)), **change) for i, change in enumerate(ODD)]
+    for request in odd:
+        with pytest.raises(RequestError, match=" = "):  # says what was wrong
+            engine.submit(request).result(TIMEOUT_S)
+    with pytest.raises(RequestError, match="is here already"):
+        engine.submit(sound[0].request).result(TIMEOUT_S)
+    assert all(handle.result(TIMEOUT_S) for handle in sound)
+    info = {"kind": "live", "architecture": engine.architecture.to_dict(), "workload": {}}
+    table = Run.load(recorder.run(info).save(tmp_path)).requests
+    nameless = sum("id" in change for change in ODD)
+    assert table["status"].value_counts().to_dict() == {"rejected": len(ODD) - nameless, "finished": 3}
 
 
 def test_what_fails_while_a_request_is_taken_fails_that_request_alone(
