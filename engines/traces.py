@@ -160,7 +160,7 @@ def _read_row(kind: _Format, row: Mapping[str, Any], where: str) -> tuple[float,
             raise InputError(f"{where}, {column}", None, "the value is missing; complete or remove the line")
     try:
         at = kind.seconds(row[kind.time])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         at = math.nan
     if not (math.isfinite(at) and at >= 0):
         remedy = "not a time of this format, 0 or later; repair or remove the line"
@@ -172,7 +172,7 @@ def _tokens(row: Mapping[str, Any], column: str, where: str, least: int) -> int:
     value = row[column]
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (number.is_integer() and least <= number <= MOST_TOKENS):
         remedy = f"use a whole number of tokens, at least {least} and at most {MOST_TOKENS}; repair the line"
