@@ -67,6 +67,13 @@ def test_the_rate_weighs_drafts_and_forgets_what_left_the_window() -> None:
     assert _after(good_then_bad, window=100) == 5  # raised, then one half: kept
 
 
+def test_the_least_values_are_taken() -> None:
+    rule = AdaptiveDraftLength(1, 1, 1, window=1, every=1, raise_above=0, lower_below=0, short_queue=0, long_queue=0)
+    controller = rule.controller()
+    controller.observe(1, 0, 1)
+    assert controller.k == 1
+
+
 @pytest.mark.parametrize("k", [0, -1, 2.5, "4", True, None])
 def test_a_bad_fixed_draft_length_is_named(k: Any) -> None:
     with pytest.raises(InputError, match="draft_length"):

@@ -77,6 +77,11 @@ def test_a_prefill_is_recorded_with_its_prompts() -> None:
     assert record.spans["context_tokens"].tolist() == [10.0, 10.0, 11.5, 11.5]
 
 
+def test_a_record_keeps_the_tapes_in_order_of_request() -> None:
+    tapes = {5: np.array([-1, 1], dtype=np.int8), 2: np.array([-1], dtype=np.int8)}
+    assert list(Recorder().run({}, tapes).tapes) == [2, 5]
+
+
 def test_a_record_that_never_ran_a_step_survives_its_folder(tmp_path: Path) -> None:
     recorder = Recorder()
     recorder.rejected(Request(0, 10, 6), 0.0, RuntimeError("full"))
@@ -92,6 +97,10 @@ def test_a_refused_request_is_recorded() -> None:
     record = drive(Scheduler(BASELINE.replace(slots=1, queue_limit=1)), [Request(i, 10, 6, 0.0) for i in range(3)])
     (refused,) = record.requests[record.requests["status"] == "rejected"].to_dict("records")
     assert refused["request"] == 2
+    counts = ["output_tokens", "verifications", "drafted", "accepted", "rejected", "discarded"]
+    assert [refused[name] for name in counts] == [0] * 6
+    assert (refused["finish_reason"], refused["prompt_tokens"], refused["max_tokens"]) == ("rejected", 10, 6)
+    assert refused["arrival_s"] == refused["finish_s"] == 0.0
     assert "queue_limit" in refused["error"]
     assert np.isnan(refused["first_token_s"])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from engines.architecture import BASELINE, PD, PDV, Step
+from engines.architecture import BASELINE, PD, PDV, Stage, Step
 from engines.draft_length import FixedDraftLength
 from engines.metrics import PARTS, decompose
 from engines.request import Emission, Request, Status
@@ -165,6 +165,63 @@ def test_the_controller_hears_of_every_verification_and_of_those_that_still_wait
     scheduler.controller = Listener()  # type: ignore[assignment]
     drive(scheduler, _requests(1, max_tokens=4), matched=lambda request, position, k: 1)
     assert heard == [(4, 1, 0), (4, 1, 0)]
+
+
+def test_those_that_wait_in_their_workers_hands_are_counted_too() -> None:
+    """Two permits: two of five requests have been prefilled, and wait in the hands of their workers to be drafted."""
+    scheduler = Scheduler(BASELINE.replace(running_stages=2))
+    for request in _requests(5):
+        scheduler.submit(request, 0.0)
+    first = scheduler.dispatch(0.0)
+    assert [work.step for work in first] == [Step.PREFILL] * 2
+    assert scheduler.queue_length(Stage.PREFILL) == 3
+    for work in first:
+        scheduler.complete(work, [Emission()], 1.0)
+    assert (scheduler.queue_length(Stage.PREFILL), scheduler.queue_length(Stage.DRAFT)) == (3, 2)
+    assert scheduler.queue_length(Stage.VERIFY) == 0
+
+
+def test_the_controller_hears_of_requests_behind_the_verified_ones() -> None:
+    heard: list[int] = []
+
+    class Listener:
+        k = 4
+
+        def observe(self, drafted: int, accepted: int, verify_queue: int) -> None:
+            heard.append(verify_queue)
+
+    scheduler = Scheduler(PDV.replace(hybrid_at_or_below=0).with_batch_limits({Step.PREFILL: 3, Step.VERIFY: 1}))
+    scheduler.controller = Listener()  # type: ignore[assignment]
+    for request in _requests(3):
+        scheduler.submit(request, 0.0)
+    (prefill,) = scheduler.dispatch(0.0)
+    scheduler.complete(prefill, [Emission()] * 3, 1.0)
+    (draft,) = scheduler.dispatch(1.0)
+    scheduler.complete(draft, [None] * 3, 2.0)
+    (verify,) = scheduler.dispatch(2.0)
+    scheduler.complete(verify, [Emission(1)], 3.0)
+    assert heard == [2]
+    (verified,) = verify.members
+    assert (verified.verifications, verified.drafted, verified.accepted, verified.rejected) == (1, 4, 1, 3)
+    assert verified.draft_length == 0  # no draft waits any more
+
+
+def test_every_end_is_named() -> None:
+    scheduler = Scheduler(BASELINE)
+    for request in [*_requests(4, max_tokens=1), Request(4, 10, 9), Request(5, 10, 9)]:
+        scheduler.submit(request, 0.0)
+    works = {work.members[0].id: work for work in scheduler.dispatch(0.0)}
+    ended = [scheduler.cancel(5, 0.5)]  # still waits
+    assert scheduler.cancel(2, 0.5) is None  # ends when its step does
+    for request, outcome in ((0, Emission()), (1, RuntimeError("broken")), (2, Emission()), (3, Emission())):
+        ended += scheduler.complete(works[request], [outcome], 1.0)
+    (work,) = scheduler.dispatch(1.0)
+    ended += scheduler.complete(work, [Emission(stop_after=1)], 2.0)
+    found = {state.id: (str(state.status), state.finish_reason) for state in ended if state is not None}
+    assert found == {
+        0: ("finished", "length"), 1: ("failed", "error"), 2: ("cancelled", "cancelled"), 3: ("finished", "length"),
+        4: ("finished", "stop"), 5: ("cancelled", "cancelled"),
+    }  # fmt: skip
 
 
 def test_an_end_of_sequence_stops_a_request_and_a_context_limit_is_named() -> None:

@@ -53,8 +53,8 @@ def big(folder: Path, requests: int, steps: int) -> None:
             {
                 "work": works, "lane": "decode", "worker": 0, "device": 0, "stream": 0, "step": "verify",
                 "segment": "verify", "batch_size": 1, "draft_length": 4, "tokens": 5, "context_tokens": 20.0,
-                "hybrid": False, "dispatched_s": starts, "start_s": starts, "end_s": starts + 1e-3,
-                "completed_s": starts + 1e-3, "solo_s": 1e-3,
+                "hybrid": False, "back_to_back": False, "dispatched_s": starts, "start_s": starts,
+                "end_s": starts + 1e-3, "completed_s": starts + 1e-3, "solo_s": 1e-3,
             }
         ),
         {int(i): np.ones(each, dtype=np.int8) for i in ids},

@@ -19,6 +19,7 @@ from engines.scheduler import Scheduler
 from engines.workload import (
     LEAST_CV,
     MOST_CV,
+    MOST_REQUESTS,
     Workload,
     lengths_of,
     make_workload,
@@ -150,6 +151,22 @@ def test_the_seed_decides_everything() -> None:
     assert not np.array_equal(_lengths(SPREAD, 50, seed=1), _lengths(SPREAD, 50, seed=2))
 
 
+def test_a_workload_says_how_it_was_made() -> None:
+    asked = {"seed": 3, "temperature": 0.5, "ignore_eos": False}
+    lengths = {"prompt_lengths": SPREAD.describe(), "output_lengths": SHORT.describe()}
+    shared = {"kind": "synthetic", "count": 2, **asked, **lengths}
+    closed = make_workload(2, SPREAD, SHORT, concurrency=1, mean_think_s=2.0, **asked)
+    assert closed.info == {**shared, "concurrency": 1, "mean_think_s": 2.0}
+    for process, cv in (("poisson", 1.0), ("gamma", 2.5), ("fixed", 0.0)):
+        given = {"cv": cv} if process == "gamma" else {}
+        opened = make_workload(2, SPREAD, SHORT, rate=4.0, process=process, **given, **asked)
+        assert opened.info == {**shared, "rate": 4.0, "process": process, "cv": cv}
+    assert {(r.seed, r.temperature, r.ignore_eos) for r in closed.requests} == {(3, 0.5, False)}
+    plain = make_workload(2, SPREAD, SHORT, concurrency=1)
+    assert {(r.seed, r.temperature, r.ignore_eos) for r in plain.requests} == {(0, 0.0, True)}
+    assert plain == make_workload(2, SPREAD, SHORT, concurrency=1, seed=0)
+
+
 def test_how_requests_arrive_does_not_change_their_lengths() -> None:
     closed = make_workload(50, SPREAD, SPREAD, concurrency=4)
     opened = make_workload(50, SPREAD, SPREAD, rate=1.0)
@@ -173,6 +190,14 @@ def test_prompts_are_real_text_of_exactly_the_asked_length() -> None:
         assert len(request.prompt) == request.prompt_tokens
         assert bytes(request.prompt) in source
     assert len({request.prompt for request in workload.requests}) == 6
+
+
+def test_prompts_of_one_length_differ() -> None:
+    workload = make_workload(6, FixedLength(40), SHORT, concurrency=1)
+    prompted = with_prompts(workload, str.encode)
+    assert len({request.prompt for request in prompted.requests}) == 6
+    assert prompted.info == {**workload.info, "prompt_seed": 0}
+    assert prompted == with_prompts(workload, str.encode, seed=0)
 
 
 def test_a_tokenizer_that_packs_several_bytes_into_a_token_gets_enough_text() -> None:
@@ -245,6 +270,8 @@ def test_a_replay_of_a_run_without_requests_is_refused() -> None:
     ("field", "settings"),
     [
         ("count", {"count": 0}),
+        ("count", {"count": MOST_REQUESTS + 1}),
+        ("concurrency", {"rate": None, "concurrency": MOST_REQUESTS + 1}),
         ("rate", {"rate": -2.0}),
         ("rate", {"rate": 0}),
         ("rate", {"rate": math.nan}),
@@ -307,6 +334,8 @@ def test_a_bad_setting_is_named(field: str, settings: dict[str, Any]) -> None:
         ("arrival_s", lambda: Workload((Request(0, 1, 1, math.nan),))),
         ("think_s", lambda: Workload((Request(0, 1, 1),), 1, (math.inf,))),
         ("think_s", lambda: Workload((Request(0, 1, 1),), 1, (-1.0,))),
+        ("concurrency", lambda: Workload((Request(0, 1, 1),), 0)),
+        ("concurrency", lambda: Workload((Request(0, 1, 1),), MOST_REQUESTS + 1)),
         ("requests", lambda: Workload((Request(0, 1, 1, 0.0), Request(0, 1, 1, 0.0)))),
         ("arrival_s", lambda: Workload((Request(0, 1, 1),))),
         ("arrival_s", lambda: Workload((Request(0, 1, 1, 2.0), Request(1, 1, 1, 1.0)))),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from engines.architecture import PDV
@@ -18,6 +20,8 @@ def test_a_simulated_engine_ends_outputs_where_a_live_one_would(k: int) -> None:
     architecture = PDV.replace(draft_length=FixedDraftLength(k))
     workload = make_workload(1, FixedLength(300), FixedLength(1000), concurrency=1)
     profile = synthetic.profile()
+    costs = profile.stage_costs.assign(draft_length=profile.stage_costs["draft_length"].replace(4, k))
+    profile = dataclasses.replace(profile, stage_costs=costs)
     settings = Prediction(profile, parse_acceptance("0.7"), extrapolate=True)
     run = predict(architecture, workload, settings)
     limit = context_of(profile.info["max_context"], k)

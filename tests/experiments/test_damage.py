@@ -33,7 +33,7 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [  # each with the files and folde
     ("compare live simulated --profile profile", ("live", "simulated", "profile")),
     ("trace live/pdv-r1 --out out/trace.json", RUN),
     ("simulate -p profile -c 2 -n 4 --out out/run", PROFILE),
-    ("simulate -p profile -c 2 -n 4 --acceptance tape --extrapolate --out out/run", PROFILE),
+    ("simulate -p profile -c 2 -n 4 --output-tokens 20 --acceptance tape --extrapolate --out out/run", PROFILE),
     ("simulate -p profile --replay live/pdv-r1 --out out/run", RUN),
     ("simulate -p profile --replay live/pdv-r1 --extrapolate --out out/run", (*RUN, *PROFILE)),
     ("simulate -p profile -a layout.toml -c 2 -n 4 --extrapolate --out out/run", ("layout.toml",)),
