@@ -212,10 +212,10 @@ class LiveEngine:
         if not isinstance(prompt, Sequence) or len(prompt) != request.prompt_tokens:
             given = len(prompt) if isinstance(prompt, Sequence) else prompt
             raise InputError("prompt", given, f"give {request.prompt_tokens} token ids")
-        for token in prompt:
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.pair.vocabulary:
-                remedy = f"no such token; use whole numbers below {self.pair.vocabulary}, the size of the vocabulary"
-                raise InputError("prompt", token, remedy)
+        if set(map(type, prompt)) != {int} or min(prompt) < 0 or max(prompt) >= self.pair.vocabulary:
+            wrong = next(t for t in prompt if type(t) is not int or not 0 <= t < self.pair.vocabulary)
+            remedy = f"no such token; use whole numbers below {self.pair.vocabulary}, the size of the vocabulary"
+            raise InputError("prompt", wrong, remedy)
 
     def sequence(self, request_id: int) -> list[int]:
         """Prompt and output so far of a request that waits or runs."""
