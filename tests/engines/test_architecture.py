@@ -118,6 +118,7 @@ LANE = {"name": "decode", "steps": {"draft+verify": 6}}
         ("name", {"name": ""}),
         ("lanes", {"lanes": []}),
         ("lanes", {"lanes": "prefill"}),
+        ("lanes", {"lanes": ["prefill", "decode"]}),
         ("lanes", {"lanes": [LANE]}),  # nobody prefills
         ("lanes", {"lanes": [LANE, LANE]}),  # one name twice
         ("priority", {"priority": 5}),

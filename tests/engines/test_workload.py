@@ -117,6 +117,11 @@ def test_a_larger_number_is_a_longer_text(lengths: Lengths, tokens: list[int]) -
     assert found.dtype.kind == "i"
 
 
+def test_the_shortest_text_has_one_token() -> None:
+    for lengths in (FixedLength(1), UniformLength(1, 1), LogNormalLength(1, 0.0, 1, 1), ListedLength((1,))):
+        assert lengths.tokens(np.array([0.0, 0.9])).tolist() == [1, 1]
+
+
 def test_lengths_say_what_they_are() -> None:
     assert FixedLength(7).describe() == {"kind": "fixed", "tokens": 7}
     assert UniformLength(2, 5).describe() == {"kind": "uniform", "low": 2, "high": 5}
@@ -215,6 +220,7 @@ def test_random_prompts_fill_the_vocabulary_and_stay_when_requests_are_added() -
     )
     assert many.requests[:3] == few.requests
     assert other.requests != few.requests
+    assert few == with_random_prompts(make_workload(3, FixedLength(50), SHORT, concurrency=1), 5)
     assert {len(request.prompt or ()) for request in many.requests} == {50}
     assert {token for request in many.requests for token in request.prompt or ()} == set(range(5))
     assert few.info == {**make_workload(3, FixedLength(50), SHORT, concurrency=1).info, "prompt_seed": 0}

@@ -86,6 +86,19 @@ def test_a_source_says_what_it_is(source: AcceptanceSource, says: dict[str, obje
     assert source.describe() == says
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: type(s).__name__)
+def test_what_a_source_knows_is_made_of_whole_numbers(source: AcceptanceSource) -> None:
+    known = source.acceptance(request(5, 50), 0)
+    assert {type(matched) for matched in known.matches} == {int}
+    assert known.tape is None or known.tape.dtype == np.int8
+
+
+def test_a_draft_can_be_right_always_or_never() -> None:
+    never, always = (Independent(alpha).acceptance(request(5, 9), 0).matches for alpha in (0.0, 1.0))
+    assert never == [0] * 9
+    assert always == list(range(9, 0, -1))
+
+
 def test_independent_meets_the_closed_form() -> None:
     """At alpha 0.8 and k = 4 a step emits 1 + 0.8 + 0.64 + 0.512 + 0.4096 = 3.36 tokens."""
     lengths = [min(m, 4) + 1 for i in range(400) for m in Independent(0.8).acceptance(request(i), 0).matches[:190]]

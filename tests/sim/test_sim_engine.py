@@ -260,6 +260,8 @@ def test_a_full_queue_rejects_and_the_rest_finish(workload: Workload) -> None:
     done = run(PD.replace(queue_limit=2), crowd).requests
     assert len(done) == len(workload.requests)
     assert set(done["status"]) == {"finished", "rejected"}
+    refused = done[done["status"] == "rejected"]
+    assert (refused["arrival_s"] == refused["finish_s"]).all()  # and neither is missing
 
 
 def test_closed_loop_keeps_its_concurrency() -> None:
