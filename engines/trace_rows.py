@@ -40,7 +40,7 @@ def trace_rows(path: Path) -> Iterator[Row]:
                 blank += 1
             else:
                 raise InputError(field, str(path), "the file is empty; give a trace with at least one request")
-            rows = _json_rows if line.lstrip().startswith("{") else _csv_rows
+            rows = _json_rows if line.lstrip().startswith(("{", "[")) else _csv_rows
             yield from rows(path, itertools.chain([line], lines), blank)
     except UnicodeDecodeError as error:
         raise InputError(field, str(path), "not a text file; give a CSV or JSON-lines trace") from error

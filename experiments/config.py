@@ -179,7 +179,8 @@ class Experiment(Settings):
             for architecture in self.layouts():
                 name = f"{architecture.name}{level}-k{draft_length_label(architecture)}"
                 if name in seen:
-                    raise InputError("architectures", name, "two cells would be the same; name them differently")
+                    remedy = "two cells have this name; drop a load or draft length, or name architectures apart"
+                    raise InputError("cells", name, remedy)
                 seen.add(name)
                 yield Point(name, architecture, workload)
 

@@ -68,7 +68,11 @@ def parse_acceptance(text: str) -> AcceptanceChoice:
 
 @dataclass
 class Prediction:
-    """How to predict: from which profile, with which acceptance, with or without its finer effects."""
+    """How to predict: from which profile, with which acceptance, with or without its finer effects.
+
+    max_context: tokens of prompt and output together, by default what the profile's models can; a prediction with
+    the tapes of a live run takes that one's.
+    """
 
     profile: Profile
     acceptance: AcceptanceChoice = FROM_PROFILE
@@ -76,6 +80,7 @@ class Prediction:
     jitter: bool = True
     contention: bool = True
     seed: int = 0
+    max_context: int | None = None
     _costs: CostModel | None = field(default=None, init=False, repr=False)
 
     def costs(self) -> CostModel:
@@ -98,6 +103,7 @@ class Prediction:
             "jitter": self.jitter,
             "contention": self.contention,
             "seed": self.seed,
+            "max_context": self.max_context,
         }
 
 
@@ -159,15 +165,16 @@ def predict(
 
 
 def check(architecture: Architecture, workload: Workload, settings: Prediction) -> None:
-    """Raises InputError for outputs that the profile's tapes, if they are asked for, do not hold."""
-    source = _source(settings, None)
+    """Raises InputError for a context that the profile's models do not have, and for outputs that its tapes, if they
+    are asked for, do not hold."""
+    context, source = _context(architecture, settings), _source(settings, None)
     if isinstance(source, sources.Tapes):
-        source.check(workload.requests, _context(architecture, settings))
+        source.check(workload.requests, context)
 
 
 def _context(architecture: Architecture, settings: Prediction) -> int:
     """Tokens of prompt and output that a live engine with these models would take."""
-    return context_of(settings.profile.info["max_context"], architecture.draft_length.maximum)
+    return context_of(settings.profile.info["max_context"], architecture.draft_length.maximum, settings.max_context)
 
 
 def _source(settings: Prediction, live: Run | None) -> sources.AcceptanceSource:

@@ -10,6 +10,7 @@ import typer
 
 from calibrate.profile import Profile
 from engines.architecture import Architecture
+from engines.errors import InputError
 from engines.locks import locked
 from engines.run import Run
 from experiments.commands.arguments import (
@@ -111,6 +112,8 @@ def simulate(
         temperature=temperature, seed=seed,
     )  # fmt: skip
     limits = (draft_length, batch_limit, workers, slots, permits, hybrid)
+    if replay is not None and out.resolve() == replay.resolve():
+        raise InputError("out", str(out), "this is the live run to replay, which would be lost; give another folder")
     live = Run.load(replay) if replay is not None else None
     if live is not None:
         load.refuse(REPLAYED, "a replay asks what the live run was asked, when it was; leave one of the two out")

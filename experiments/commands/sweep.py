@@ -32,6 +32,7 @@ def sweep(
     at_least("jobs", jobs, 1)
     experiment, settings = Experiment.load(config), Prediction(Profile.load(profile), parse_acceptance(acceptance))
     settings.extrapolate, settings.seed = extrapolate, experiment.seed
+    settings.max_context = experiment.max_context
     check_output("out", out)
     with bar(f"{experiment.name}, simulated") as progress:
         runs = sweeping(experiment, settings, out, jobs=jobs, progress=progress)

@@ -124,6 +124,8 @@ def test_dates_may_carry_a_zone_and_files_a_byte_order_mark(tmp_path: Path) -> N
         (GENERIC.replace("396", "9" * 5000), r"line 3 = .*: not valid JSON \(Exceeds the limit"),
         (AZURE.replace("3180", "9" * 5000), r"line 3, ContextTokens = '9+.*: use a whole number"),
         (GENERIC.replace("396", "[" * 100_000), r"line 3 = .*: it is nested too deep"),
+        ("[1, 2]\n", r"line 1 = '\[1, 2\]': write one JSON object a line"),
+        ("[" * 100_000, r"line 1 = .*: it is nested too deep"),
         (AZURE.replace("3180", "31\x0080"), r"line 3 = .*: it holds a NUL"),
         (AZURE.encode("utf-16-le"), r"line 1 = .*: it holds a NUL"),
         (AZURE.replace("GeneratedTokens", "ContextTokens"), "column ContextTokens is there twice; remove one"),

@@ -86,7 +86,7 @@ def test_architectures_can_be_changed_or_described_in_place(tmp_path: Path) -> N
         ({"architectures": ["pvd"]}, "architecture"),
         ({"architectures": [{"base": "pd", "colour": 3}]}, "architectures colour"),
         ({"architectures": [{"name": "x", "lanes": []}]}, "lanes"),
-        ({"architectures": ["pd", "pd"]}, "architectures"),
+        ({"architectures": ["pd", "pd"]}, "cells"),
         ({"architectures": [{"base": "pd", "slots": "auto"}]}, "architectures slots"),
         ({"concurrencies": [0]}, "concurrencies.0"),
         ({"concurrencies": []}, "config"),
@@ -177,3 +177,9 @@ def test_acceptance_texts() -> None:
     for bad in ("", "often", "1.1", "-0.2", "0.5,0.6", "0.5±", "nan", "0.8;0.6"):
         with pytest.raises(InputError, match="acceptance"):
             parse_acceptance(bad)
+
+
+@pytest.mark.parametrize("twice", [{"concurrencies": [2, 2]}, {"k": ["4", "04"]}, {"architectures": ["pdv", "pdv"]}])
+def test_cells_of_one_name_are_refused_whatever_is_there_twice(twice: dict[str, list[object]]) -> None:
+    with pytest.raises(InputError, match="cells = 'pdv-c2-k4': two cells have this name"):
+        Experiment.from_dict({"architectures": ["pdv"], "concurrencies": [2], **twice})

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import chdir
+from pathlib import Path
 
 import pytest
+import tomli_w
 
 from engines.architecture import PDV
 from engines.context import context_of
 from engines.draft_length import FixedDraftLength
+from engines.run import Run
 from engines.workload import FixedLength, make_workload
+from experiments.cli import main
 from experiments.predict import Prediction, parse_acceptance, predict
 from tests.experiments import synthetic
 
@@ -36,3 +41,28 @@ def test_a_replay_has_the_context_of_the_engine_that_it_repeats() -> None:
     live = predict(PDV, workload, settings)
     live.info |= {"kind": "live", "max_context": 80}
     assert predict(PDV, workload, settings, live=live).requests["output_tokens"].tolist() == [50]
+
+
+def test_a_sweep_has_the_context_of_its_configuration(tmp_path: Path) -> None:
+    """As a demo's live engines have; another one is another cell, and one that the models lack is refused at once."""
+    grid = {
+        "architectures": ["pdv"], "concurrencies": [1],
+        "workload": {"requests": 1, "prompt_tokens": "30", "output_tokens": "100"},
+    }  # fmt: skip
+    synthetic.profile().save(tmp_path / "profile")
+
+    def swept(**context: int) -> int:
+        (tmp_path / "grid.toml").write_text(tomli_w.dumps({**grid, **context}))
+        arguments = ["--profile", "profile", "--acceptance", "0.7", "--extrapolate", "--jobs", "1", "--out", "sweep"]
+        with chdir(tmp_path):
+            return main(["sweep", "grid.toml", *arguments])
+
+    def outputs() -> list[int]:
+        return list(Run.load(tmp_path / "sweep" / "pdv-c1-k4").requests["output_tokens"])
+
+    assert swept() == 0
+    assert outputs() == [100]
+    assert swept(max_context=80) == 0
+    assert outputs() == [50]
+    assert swept(max_context=1_000_000) == 2
+    assert outputs() == [50]
