@@ -33,8 +33,8 @@ def read_bytes(field: str, path: Path, most: int, remedy: str = "give another fi
     return content.removeprefix(b"\xef\xbb\xbf")
 
 
-def require_file(field: str, path: Path, most: int, remedy: str = "give another file") -> None:
-    """Raises InputError unless a regular file of `most` bytes or fewer is there (or linked to)."""
+def require_file(field: str, path: Path, most: int | None = None, remedy: str = "give another file") -> None:
+    """Raises InputError unless a regular file (of `most` bytes or fewer, if that is given) is there or linked to."""
     try:
         found = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
@@ -43,7 +43,7 @@ def require_file(field: str, path: Path, most: int, remedy: str = "give another 
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or a pipe"
         raise InputError(field, str(path), f"cannot read the file (it is {kind}); {remedy}")
-    if found.st_size > most:
+    if most is not None and found.st_size > most:
         raise _too_large(field, path, most)
 
 

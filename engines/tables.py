@@ -125,6 +125,7 @@ def read_parquet(field: str, path: Path, columns: Collection[str], remedy: str) 
             if not 0 <= rows <= MOST_ROWS:
                 raise InputError(field, str(path), f"it has {rows} rows, and at most {MOST_ROWS} are read; {remedy}")
             table = file.read(columns=list(columns)).select(list(columns))
+            table = table.replace_schema_metadata()  # that of pandas, which to_pandas parses even when told to ignore
         table.validate(full=True)
     except InputError:
         raise

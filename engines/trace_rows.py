@@ -6,7 +6,6 @@ import csv
 import gzip
 import itertools
 import json
-import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from engines.errors import InputError
+from engines.reading import require_file
 
 LONGEST_LINE = 1_000_000  # characters; lines of the known traces have some hundreds
 GZIP = b"\x1f\x8b"  # what such files begin with
@@ -29,7 +29,7 @@ def trace_rows(path: Path) -> Iterator[Row]:
     decompressed, for lines that are not CSV or JSON, and for columns and keys that are there twice.
     """
     field = "trace"
-    _check_regular(path)
+    require_file(field, path)  # a device can be read for ever, a pipe blocks
     try:
         with _open(path) as file:
             lines = _lines(path, file)
@@ -47,17 +47,7 @@ def trace_rows(path: Path) -> Iterator[Row]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(field, str(path), f"cannot decompress the file ({error}); compress it again") from error
     except OSError as error:
-        raise InputError(field, str(path), f"cannot read the file ({error.strerror})") from error
-
-
-def _check_regular(path: Path) -> None:
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError("trace", str(path), f"cannot read the file ({reason})") from error
-    if not regular:  # a device can be read for ever, a pipe blocks
-        raise InputError("trace", str(path), "cannot read the file (it is a folder, a device or a pipe)")
+        raise InputError(field, str(path), f"cannot read the file ({error.strerror}); give another file") from error
 
 
 def _open(path: Path) -> TextIO:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from engines.architecture import PDV
@@ -87,3 +89,12 @@ def test_the_first_wrong_value_is_named(column: Column, values: object, row: int
     else:
         with pytest.raises(InputError, match=rf"table\.parquet row {row} column x = .*: needs .*; write it again"):
             table.read({"x": column})
+
+
+def test_damaged_notes_of_pandas_do_not_matter(tmp_path: Path) -> None:
+    """They lie in the file's schema, beside the columns; the columns are whole."""
+    path = tmp_path / "table.parquet"
+    table = pa.table({"count": [1, 2]}).replace_schema_metadata({"pandas": '{"columns": [\0'})
+    parquet.write_table(table, path)
+    read = Table("run", path, "record the run again").read({"count": Column("whole")})
+    assert read["count"].tolist() == [1, 2]
