@@ -129,6 +129,8 @@ def _predicted(run: Run) -> dict[str, Any]:
 
 def _differing(one: Run, other: Run) -> list[str]:
     names = _changed(_settings(one), _settings(other))
+    if None in (_measured_on(one)["pair_models"], _measured_on(other)["pair_models"]):
+        names = [name for name in names if name != "pair_models"]  # older records and profiles do not name them
     digests = [run.info.get("workload", {}).get("trace_digest") for run in (one, other)]
     if None not in digests and digests[0] != digests[1]:
         names.append("trace")

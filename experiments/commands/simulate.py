@@ -11,6 +11,7 @@ import typer
 from calibrate.profile import Profile
 from engines.architecture import Architecture
 from engines.errors import InputError
+from engines.files import holds
 from engines.locks import locked
 from engines.run import Run
 from experiments.commands.arguments import (
@@ -112,8 +113,6 @@ def simulate(
         temperature=temperature, seed=seed,
     )  # fmt: skip
     limits = (draft_length, batch_limit, workers, slots, permits, hybrid)
-    if replay is not None and out.resolve() == replay.resolve():
-        raise InputError("out", str(out), "this is the live run to replay, which would be lost; give another folder")
     live = Run.load(replay) if replay is not None else None
     if live is not None:
         load.refuse(REPLAYED, "a replay asks what the live run was asked, when it was; leave one of the two out")
@@ -125,6 +124,8 @@ def simulate(
         layout = chosen_architecture(architecture, *limits)
         workload = chosen_workload(load)
     check_record("out", out)
+    if holds(out, "run.toml") and Run.load(out).info["kind"] == "live":
+        raise InputError("out", str(out), "a live run is recorded there, which would be lost; give another folder")
     settings = Prediction(
         Profile.load(profile), chosen, extrapolate=extrapolate, jitter=not no_jitter, contention=not no_contention,
         seed=seed or 0,

@@ -101,6 +101,14 @@ OTHER_LAYOUTS = {
 }
 
 
+def test_models_are_compared_where_both_sides_name_them(run: Run) -> None:
+    one, other = ({"draft": {"digest": digest}} for digest in ("a", "b"))
+    live = dataclasses.replace(as_live(run), info={**as_live(run).info, "pair_models": one})
+    assert differing([live], [run]) == ""  # an older profile does not say
+    assert differing([live], [changed(run, "costs", pair_models=one)]) == ""
+    assert "simulated pair_models" in refused([live], [changed(run, "costs", pair_models=other)])
+
+
 @pytest.mark.parametrize("what", OTHER_LAYOUTS)
 def test_another_limit_is_named(what: str) -> None:
     assert differing([synthetic.live("pdv")], [synthetic.simulated(OTHER_LAYOUTS[what])]) == what

@@ -66,7 +66,7 @@ def make_sound(folder: Path) -> Path:
     profile.save(folder / "profile")
     (folder / "layout.toml").write_text(tomli_w.dumps(PD.replace(name="mine").to_dict()))
     grid: dict[str, Any] = {
-        "name": "grid", "seed": 3, "concurrencies": [1, 2], "k": ["4"], "repeats": 1, "max_context": 512,
+        "name": "grid", "seed": 3, "concurrencies": [1, 2], "k": ["4"], "repeats": 1, "max_context": 500,
         "architectures": ["pdv", {"base": "pd", "name": "few", "slots": 2, "batch_limit": "draft+verify=2"}],
         "workload": {"requests": 3, "prompt_tokens": "16-32", "output_tokens": "8", "temperature": 0.5},
         "calibration": {"batches": [1, 2], "budget_s": 2.0},

@@ -175,13 +175,14 @@ def test_a_full_disk_is_one_line_and_the_old_record_stays(
     assert sorted(path.name for path in (tmp_path / "record").iterdir()) == sorted(RUN_FILES)
 
 
-def test_a_replay_does_not_take_the_place_of_the_live_run(
+def test_a_simulation_does_not_take_the_place_of_a_live_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     synthetic.profile().save(Path("profile"))
     synthetic.live("pdv", "pdv", seed=1).save(Path("live"))
     Path("link").symlink_to("live")
-    assert main(["simulate", "--profile", "profile", "--replay", "live", "--out", "link"]) == 2
-    assert capsys.readouterr().err.startswith("pdv: out = 'link': this is the live run to replay")
+    for options in (["--replay", "live"], ["-c", "2", "-n", "4"]):
+        assert main(["simulate", "--profile", "profile", *options, "--out", "link"]) == 2
+        assert capsys.readouterr().err.startswith("pdv: out = 'link': a live run is recorded there")
     assert Run.load(Path("live")).info["kind"] == "live"
