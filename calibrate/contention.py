@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from engines.architecture import Segment
 from engines.errors import InputError
+from engines.policy.architecture import Segment
 
 KINDS = tuple(Segment)
 # Where the fit starts, and how strongly a parameter is held there when the table says nothing about it. In

@@ -13,19 +13,19 @@ import numpy as np
 import pandas as pd
 
 from calibrate.acceptance import acceptance_table
+from calibrate.measure_contention import default_groups, loads_by_lane, measure_contention, widths_of
 from calibrate.parts import Parts
 from calibrate.profile import HOST_COLUMNS, Profile
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
-from calibrate.together import default_groups, loads_by_lane, measure_contention, widths_of
-from engines.architecture import BASELINE, PD, PDV, Architecture, Step
-from engines.context import context_of
-from engines.draft_length import FixedDraftLength
-from engines.live.engine import LiveEngine
-from engines.live.graphs import BATCHES, sizes_up_to
-from engines.live.pairs import Pair
-from engines.live.serve import device_name, serve
-from engines.run import Run
-from engines.workload import FixedLength, Workload, make_workload, with_prompts, with_random_prompts
+from engines.live.model.graphs import BATCHES, sizes_up_to
+from engines.live.model.pairs import Pair
+from engines.live.serving.engine import LiveEngine
+from engines.live.serving.serve import device_name, serve
+from engines.policy.architecture import BASELINE, PD, PDV, Architecture, Step
+from engines.policy.context import context_of
+from engines.policy.draft_length import FixedDraftLength
+from engines.record.run import Run
+from engines.workload.workload import FixedLength, Workload, make_workload, with_prompts, with_random_prompts
 
 SHARES = {"stage_costs": 0.45, "contention": 0.4, "live": 0.15}  # of the time budget
 REQUESTS, OUTPUT_TOKENS = 12, 64  # of the live run that acceptance and host times are read from
@@ -86,7 +86,8 @@ def calibrate(
 
 def footprint(grid: Grid) -> tuple[Architecture, int]:
     """An architecture that takes as much memory as a calibration at its fullest, and the tokens of its slots (for
-    engines.live.memory.plan_slots). Its lanes run what is measured together; a slot belongs to one of them."""
+    engines.live.serving.memory.plan_slots). Its lanes run what is measured together; a slot belongs to one of
+    them."""
     together = sum(widths_of(loads_by_lane(default_groups(grid))))
     largest = grid.batches[-1]
     lanes = PDV.with_batch_limits({Step.DRAFT: largest, Step.VERIFY: largest, Step.PREFILL: 1})

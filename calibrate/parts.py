@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from engines.errors import InputError
-from engines.files import remove_files, replaced
+from engines.storage.files import remove_files, replaced
 
 STAMP = "settings.json"
 MARK = ".pdv-parts"  # in a folder that was made for parts, and is therefore ours to remove

@@ -32,12 +32,12 @@ from calibrate.profile_tables import (
     numbers,
     read_csv,
 )
-from engines.architecture import Step
 from engines.errors import InputError
-from engines.files import finish, replace_files
-from engines.reading import read_toml
-from engines.record import read_tapes
-from engines.validation import checked
+from engines.policy.architecture import Step
+from engines.record.schema import read_tapes
+from engines.storage.files import finish, replace_files
+from engines.storage.reading import read_toml
+from engines.storage.validation import checked
 
 __all__ = [
     "ACCEPTANCE_COLUMNS", "COLUMNS", "CONTENTION_COLUMNS", "HOST_COLUMNS", "KEY", "QUANTILES", "SCHEMA_VERSION",
@@ -65,7 +65,7 @@ class Profile:
     speed while all were on the device against that.
     acceptance: rate at position i = unconditional probability that the first i drafts are all accepted; requests,
     alpha_mean and alpha_sd (spread over requests of the conditional acceptance) are the same on every row.
-    tapes: request id -> int8 array as in engines.run.Run.
+    tapes: request id -> int8 array as in engines.record.run.Run.
     """
 
     info: dict[str, Any]

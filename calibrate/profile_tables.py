@@ -13,11 +13,11 @@ import pandas as pd
 from pydantic import AfterValidator, Field
 
 from calibrate.contention import LEAST_RATE
-from engines.architecture import Segment, Step
 from engines.errors import InputError
-from engines.reading import read_bytes
-from engines.tables import Column, first
-from engines.validation import Count, Record, Text, Whole
+from engines.policy.architecture import Segment, Step
+from engines.storage.reading import read_bytes
+from engines.storage.tables import Column, first
+from engines.storage.validation import Count, Record, Text, Whole
 
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
 LEAST_MS, MOST_MS = 1e-6, 1e9  # of what is timed: from less than a clock can tell to twelve days

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 
 from calibrate.workbench import Budget, Load, Workbench, alternating_workers, count_kernels, make_runner, make_stages
-from engines.architecture import Segment
 from engines.errors import InputError
-from engines.live.host import lane_settings
-from engines.live.pairs import Pair
-from engines.live.streams import make_stream
+from engines.live.device.host import lane_settings
+from engines.live.device.streams import make_stream
+from engines.live.model.pairs import Pair
+from engines.policy.architecture import Segment
 
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
 WARM_UPS = 2

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engines.architecture import Segment
-from engines.live.eager import EagerRunner
-from engines.live.graphs import GraphRunner, Plan
-from engines.live.pairs import Pair
-from engines.live.stages import Stages
-from engines.live.streams import Stream
+from engines.live.device.streams import Stream
+from engines.live.model.eager import EagerRunner
+from engines.live.model.graphs import GraphRunner, Plan
+from engines.live.model.pairs import Pair
+from engines.live.model.stages import Stages
+from engines.policy.architecture import Segment
 
 _Found = TypeVar("_Found")
 

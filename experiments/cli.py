@@ -16,7 +16,7 @@ from experiments.commands.run import run
 from experiments.commands.simulate import simulate
 from experiments.commands.sweep import sweep
 from experiments.commands.trace import trace
-from experiments.ending import ended_by
+from experiments.program.ending import ended_by
 
 app = typer.Typer(
     name="pdv",
@@ -38,7 +38,7 @@ for command in (run, calibrate, simulate, compare, figures, trace, sweep, bench,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 1 where a comparison exceeds its tolerance, else as
-    experiments.ending.ended_by says."""
+    experiments.program.ending.ended_by says."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     return ended_by(lambda: app(given or ["--help"], prog_name="pdv", standalone_mode=False), "pdv")
 

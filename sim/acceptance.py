@@ -15,8 +15,8 @@ import numpy as np
 from scipy.special import betaincinv
 
 from engines.errors import InputError
-from engines.request import Request
-from engines.run import Run
+from engines.policy.request import Request
+from engines.record.run import Run
 
 UNKNOWN = -1
 _DRAFTS, _ALPHA = 0, 1  # purposes that randomness is keyed by
@@ -27,7 +27,7 @@ class RequestAcceptance(NamedTuple):
 
     output_tokens: how many it will have if no limit cuts it. matches[p]: drafts that agree in a step that begins at
     output position p, were k unlimited, as far as was asked for. tape: one entry an output token, as in
-    engines.run.Run; None where whether a draft is right depends on more than its position.
+    engines.record.run.Run; None where whether a draft is right depends on more than its position.
     """
 
     output_tokens: int

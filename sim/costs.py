@@ -16,8 +16,8 @@ import pandas as pd
 
 from calibrate.contention import NoContention, RunningSegment, fit_contention
 from calibrate.profile import QUANTILES, Profile
-from engines.architecture import Segment, Step
 from engines.errors import InputError
+from engines.policy.architecture import Segment, Step
 
 TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
 REMEDY = "calibrate over a wider range, or ask for extrapolation"

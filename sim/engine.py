@@ -1,8 +1,8 @@
 """The simulated engine: the live scheduler on a simulated clock.
 
 Every worker of every lane is a SimPy process, requests arrive from a process that plays the workload, and devices
-take the time that the costs and the contention say. What to run is decided by engines.scheduler.Scheduler alone,
-and engines.run.Recorder writes the record, both exactly as in the live engine.
+take the time that the costs and the contention say. What to run is decided by engines.policy.scheduler.Scheduler
+alone, and engines.record.run.Recorder writes the record, both exactly as in the live engine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import simpy
 
 from calibrate.contention import RunningSegment
 from calibrate.profile import Profile
-from engines.architecture import Architecture, Lane, Segment, Step
 from engines.errors import InputError, require_whole
-from engines.request import MOST_KEY, Emission, Request, RequestState
-from engines.run import Recorder, Run, SegmentTime
-from engines.scheduler import QueueFullError, Scheduler
-from engines.work import Outcome, Work
-from engines.workload import Workload
+from engines.policy.architecture import Architecture, Lane, Segment, Step
+from engines.policy.batch import Outcome, Work
+from engines.policy.request import MOST_KEY, Emission, Request, RequestState
+from engines.policy.scheduler import QueueFullError, Scheduler
+from engines.record.run import Recorder, Run, SegmentTime
+from engines.workload.workload import Workload
 from sim.acceptance import AcceptanceSource, RequestAcceptance, Tapes
 from sim.costs import CostModel, Costs
 from sim.gpu import Gpu

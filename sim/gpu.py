@@ -13,7 +13,7 @@ import simpy
 
 from calibrate.contention import RunningSegment
 from engines.errors import InputError
-from engines.run import SegmentTime
+from engines.record.run import SegmentTime
 from sim.costs import Contention
 
 

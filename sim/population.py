@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from engines.request import RequestState
+from engines.policy.request import RequestState
 
 
 class Population:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from engines.architecture import Step
-from engines.request import Emission, Request, RequestState
-from engines.run import Recorder, Run, SegmentTime
-from engines.scheduler import QueueFullError, Scheduler
-from engines.work import Outcome, Work
+from engines.policy.architecture import Step
+from engines.policy.batch import Outcome, Work
+from engines.policy.request import Emission, Request, RequestState
+from engines.policy.scheduler import QueueFullError, Scheduler
+from engines.record.run import Recorder, Run, SegmentTime
 
 Duration = Callable[[Work], float]
 Matched = Callable[[int, int, int], int]  # request id, position, k -> drafts that match

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from calibrate.measure import prompts_for
 from calibrate.stage_costs import Progress
-from engines.architecture import Architecture, Step, load_architecture
-from engines.draft_length import FixedDraftLength
-from engines.live.cache_check import CacheReport, check_engine, check_slot
-from engines.live.engine import LiveEngine
-from engines.live.pairs import load_pair
-from engines.live.serve import serve
-from engines.permutation import PREFIX, parse_pair
-from engines.workload import FixedLength, Workload, make_workload
+from engines.live.model.pairs import load_pair
+from engines.live.serving.cache_check import CacheReport, check_engine, check_slot
+from engines.live.serving.engine import LiveEngine
+from engines.live.serving.serve import serve
+from engines.pairs.permutation import PREFIX, parse_pair
+from engines.policy.architecture import Architecture, Step, load_architecture
+from engines.policy.draft_length import FixedDraftLength
+from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.bench.settings import BenchSettings
 
 REQUESTS, CLIENTS, SAMPLED, OUTPUT_TOKENS = 8, 4, 2, 48
@@ -27,7 +27,7 @@ LAYER_SCALES = (1.0, 0.5, 0.2, 0.1, 0.05)
 @dataclass
 class CacheFindings:
     """What was found in the pools of one architecture. sequences: how many were compared (both models each); worst:
-    the largest errors, by kind (engines.live.cache_check.CacheReport); failures: those out of tolerance;
+    the largest errors, by kind (engines.live.serving.cache_check.CacheReport); failures: those out of tolerance;
     damage: whether the check noticed slots that were spoilt on purpose, by kind of damage."""
 
     architecture: str

@@ -14,15 +14,15 @@ import torch
 
 from calibrate.measure import prompts_for
 from calibrate.stage_costs import Progress
-from engines.architecture import Architecture, Stage, Step, load_architecture
-from engines.draft_length import FixedDraftLength
-from engines.live.engine import Handle, LiveEngine
-from engines.live.pairs import Pair
-from engines.live.serve import serve
-from engines.metrics import acceptance, batch_sizes, request_times, steady_throughput, steady_window
-from engines.run import Run
-from engines.work_counts import Ceilings
-from engines.workload import FixedLength, Workload, make_workload
+from engines.live.model.pairs import Pair
+from engines.live.serving.engine import Handle, LiveEngine
+from engines.live.serving.serve import serve
+from engines.policy.architecture import Architecture, Stage, Step, load_architecture
+from engines.policy.draft_length import FixedDraftLength
+from engines.record.metrics import acceptance, batch_sizes, request_times, steady_throughput, steady_window
+from engines.record.roofline import Ceilings
+from engines.record.run import Run
+from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.bench.exactness import Expected, agreement
 from experiments.bench.settings import BenchSettings
 

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import torch
 
-from engines.live.attention import plain_attention
-from engines.live.pairs import Pair
-from engines.live.verification import gumbel, request_key
-from engines.permutation import PREFIX, PermutationSpec, expected_output, parse_pair
-from engines.request import Request
+from engines.live.model.attention import plain_attention
+from engines.live.model.pairs import Pair
+from engines.live.model.verification import gumbel, request_key
+from engines.pairs.permutation import PREFIX, PermutationSpec, expected_output, parse_pair
+from engines.policy.request import Request
 from experiments.bench.plain import generate, plain_models
 
 ROUNDING = {torch.bfloat16: 2.0**-6, torch.float32: 1e-5}  # how far logits may part, as a share of the largest

@@ -14,9 +14,9 @@ import torch
 from transformers import GenerationConfig
 
 from calibrate.stage_costs import Progress
-from engines.live.host import lane_settings
-from engines.live.pairs import Pair
-from engines.request import Request
+from engines.live.device.host import lane_settings
+from engines.live.model.pairs import Pair
+from engines.policy.request import Request
 from experiments.bench.engines import closed_loop, free_memory
 from experiments.bench.exactness import Expected, agreement
 from experiments.bench.plain import generate, plain_models

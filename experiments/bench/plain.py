@@ -10,8 +10,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from engines.live.attention import plain_attention
-from engines.live.pairs import Pair
+from engines.live.model.attention import plain_attention
+from engines.live.model.pairs import Pair
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from engines.architecture import Stage
-from engines.files import replaced
+from engines.policy.architecture import Stage
+from engines.storage.files import replaced
 from experiments.bench.whole import BenchResult
-from experiments.progress import AS_IT_IS
+from experiments.program.progress import AS_IT_IS
 
 WIDTH = 100
 

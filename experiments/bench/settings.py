@@ -9,7 +9,7 @@ from engines.errors import InputError, require_positive, require_whole
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """pair, device: as in engines.live.pairs.load_pair. Lengths are tokens.
+    """pair, device: as in engines.live.model.pairs.load_pair. Lengths are tokens.
 
     Stages: draft and verify of `batches` requests with `draft_length` drafts each and `context` tokens before them;
     prefills of one prompt of `prompts` tokens. Engines: closed loops of `concurrencies` clients, each with

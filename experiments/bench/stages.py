@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
-from engines.architecture import Segment
-from engines.live.host import lane_settings
-from engines.live.pairs import Pair
-from engines.live.utilisation import measure_ceilings, pair_counts
-from engines.work_counts import Ceilings, PairCounts, count_work
+from engines.live.device.host import lane_settings
+from engines.live.model.pairs import Pair
+from engines.live.serving.utilisation import measure_ceilings, pair_counts
+from engines.policy.architecture import Segment
+from engines.record.roofline import Ceilings, PairCounts, count_work
 from experiments.bench.settings import BenchSettings
 
 BUDGET_SHARE = 0.08
@@ -30,7 +30,7 @@ def measure_stages(pair: Pair, settings: BenchSettings, ceilings: Ceilings, prog
 
 
 def with_floors(costs: pd.DataFrame, counts: PairCounts, ceilings: Ceilings) -> pd.DataFrame:
-    """Adds to stage costs: floor_ms (engines.work_counts.Ceilings.floor_s), times_floor (median over floor), and
+    """Adds to stage costs: floor_ms (engines.record.roofline.Ceilings.floor_s), times_floor (median over floor), and
     the rates that the median achieves, tb_per_s and tflop_per_s."""
     rows = []
     columns = ("batch", "draft_length", "tokens", "context_tokens")

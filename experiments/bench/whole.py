@@ -17,21 +17,21 @@ import tomli_w
 import torch
 
 from calibrate.stage_costs import Progress
-from engines.architecture import PD, Step
-from engines.draft_length import FixedDraftLength
 from engines.errors import InputError
-from engines.files import replaced
-from engines.live.kv_cache import positions_of
-from engines.live.pairs import default_dtype, find_device, load_configs, load_pair
-from engines.live.serve import device_name
-from experiments import fitting
+from engines.live.model.kv_cache import positions_of
+from engines.live.model.pairs import default_dtype, find_device, load_configs, load_pair
+from engines.live.serving.serve import device_name
+from engines.policy.architecture import PD, Step
+from engines.policy.draft_length import FixedDraftLength
+from engines.storage.files import replaced
 from experiments.bench.caches import CacheFindings, check_caches
 from experiments.bench.engines import candidates, free_memory, measure_engines
 from experiments.bench.exactness import expected_of
 from experiments.bench.peers import measure_peers
 from experiments.bench.settings import BenchSettings
 from experiments.bench.stages import find_ceilings, measure_stages
-from experiments.progress import bar, console
+from experiments.program.progress import bar, console
+from experiments.runner import preflight as fitting
 
 T = TypeVar("T")
 

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
-from engines.architecture import Architecture, load_architecture
 from engines.errors import InputError
-from engines.traces import read_trace
-from engines.workload import PROCESSES, Workload, make_workload, with_sampling
-from experiments.options import MOST_SEED, adjusted, at_least, parse_lengths, parse_slots, positive
+from engines.policy.architecture import Architecture, load_architecture
+from engines.workload.traces import read_trace
+from engines.workload.workload import PROCESSES, Workload, make_workload, with_sampling
+from experiments.runner.options import MOST_SEED, adjusted, at_least, parse_lengths, parse_slots, positive
 
 LAYOUT, LOAD = "Architecture", "Workload"
 DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.architecture import load_architecture
 from engines.errors import InputError
+from engines.policy.architecture import load_architecture
 from experiments.bench.settings import defaults_for
-from experiments.options import check_live, parse_numbers
-from experiments.outputs import check_output
+from experiments.program.outputs import check_output
+from experiments.runner.options import check_live, parse_numbers
 
 STAGES, LOAD = "Stages", "Engines"
 
@@ -102,7 +102,7 @@ def bench(
 
     from experiments.bench.report import bench_report, write_bench_report
     from experiments.bench.whole import run_bench
-    from experiments.report import results_console
+    from experiments.compare.report import results_console
 
     result, folder = run_bench(settings, out, shlex.join(["pdv", *sys.argv[1:]]))
     results_console().print(bench_report(result))

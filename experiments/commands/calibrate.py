@@ -11,10 +11,10 @@ import typer
 
 from calibrate.parts import check_parts, remove_parts
 from calibrate.profile import PROFILE_FILES
-from engines.locks import locked
-from experiments.options import check_live, parse_numbers, positive
-from experiments.outputs import UNFINISHED, check_ours, check_output
-from experiments.progress import bar, console
+from engines.storage.locks import locked
+from experiments.program.outputs import UNFINISHED, check_ours, check_output
+from experiments.program.progress import bar, console
+from experiments.runner.options import check_live, parse_numbers, positive
 
 
 def calibrate(
@@ -51,9 +51,9 @@ def calibrate(
     check_parts(out / UNFINISHED)
     check_live(device, pair, target, draft)
 
-    from engines.live.pairs import load_pair
-    from experiments.fitting import check_calibration_fits
-    from experiments.serving import measure
+    from engines.live.model.pairs import load_pair
+    from experiments.runner.live import measure
+    from experiments.runner.preflight import check_calibration_fits
 
     check_calibration_fits(points, target or pair, draft, device)
     with locked(out):

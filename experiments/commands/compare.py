@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from calibrate.profile import Profile
-from experiments import compare as comparing
-from experiments.cells import load_runs
-from experiments.options import at_least
-from experiments.outputs import check_file, check_table
-from experiments.report import comparison_report, results_console
+from experiments.compare import compare as comparing
+from experiments.compare.report import comparison_report, results_console
+from experiments.program.outputs import check_file, check_table
+from experiments.runner.cells import load_runs
+from experiments.runner.options import at_least
 
 
 def compare(

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from experiments.config import Experiment
-from experiments.options import check_live
-from experiments.outputs import check_output
-from experiments.report import comparison_report, results_console
+from experiments.compare.report import comparison_report, results_console
+from experiments.program.outputs import check_output
+from experiments.runner.config import Experiment
+from experiments.runner.options import check_live
 
 
 def demo(
@@ -31,7 +31,7 @@ def demo(
     check_output("out", out)
     check_live(experiment.device, experiment.pair)
 
-    from experiments.demo import Demo, LiveLaboratory
+    from experiments.runner.demo import Demo, LiveLaboratory
 
     started = time.monotonic()
     results = Demo(experiment, out, LiveLaboratory(experiment)).run()

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from calibrate.profile import Profile
-from experiments.cells import load_runs
-from experiments.outputs import check_output
-from experiments.progress import console
+from experiments.program.outputs import check_output
+from experiments.program.progress import console
+from experiments.runner.cells import load_runs
 
 
 def figures(

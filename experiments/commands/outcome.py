@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from engines.run import Run
-from experiments.report import print_summary
+from engines.record.run import Run
+from experiments.compare.report import print_summary
 
 
 def conclude(run: Run, folder: Path) -> None:

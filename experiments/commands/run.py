@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from engines.errors import InputError
-from engines.locks import locked
+from engines.storage.locks import locked
 from experiments.commands.arguments import (
     ArchitectureOption,
     BatchLimitOption,
@@ -34,9 +34,9 @@ from experiments.commands.arguments import (
     chosen_workload,
 )
 from experiments.commands.outcome import conclude
-from experiments.options import AUTO, at_least, check_live
-from experiments.outputs import check_record
-from experiments.progress import bar, console
+from experiments.program.outputs import check_record
+from experiments.program.progress import bar, console
+from experiments.runner.options import AUTO, at_least, check_live
 
 LIVE = "Live engine"
 
@@ -109,9 +109,9 @@ def run(
     check_record("out", out)
     check_live(device, pair, target, draft)
 
-    from engines.live.pairs import load_pair
-    from experiments.fitting import check_fits, fill
-    from experiments.serving import serve, warm_up
+    from engines.live.model.pairs import load_pair
+    from experiments.runner.live import serve, warm_up
+    from experiments.runner.preflight import check_fits, fill
 
     memory: dict[str, Any] = {"max_context": max_context, "reserve_gib": reserve_gib}
     if slots == AUTO:

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from calibrate.profile import Profile
-from engines.architecture import Architecture
 from engines.errors import InputError
-from engines.files import holds
-from engines.locks import locked
-from engines.run import Run
+from engines.policy.architecture import Architecture
+from engines.record.run import Run
+from engines.storage.files import holds
+from engines.storage.locks import locked
 from experiments.commands.arguments import (
     ArchitectureOption,
     BatchLimitOption,
@@ -40,9 +40,9 @@ from experiments.commands.arguments import (
     chosen_workload,
 )
 from experiments.commands.outcome import conclude
-from experiments.outputs import check_record
-from experiments.predict import Prediction, parse_acceptance, predict, replayed
-from experiments.progress import bar
+from experiments.program.outputs import check_record
+from experiments.program.progress import bar
+from experiments.runner.predict import Prediction, parse_acceptance, predict, replayed
 
 MODEL = "Prediction"
 REPLAYED = [field.name for field in dataclasses.fields(Load) if field.name != "seed"]  # the live run has these

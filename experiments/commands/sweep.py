@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from calibrate.profile import Profile
-from experiments.config import Experiment
-from experiments.options import at_least
-from experiments.outputs import check_output
-from experiments.predict import Prediction, parse_acceptance
-from experiments.progress import bar
-from experiments.report import grid_table, results_console
-from experiments.sweep import sweep as sweeping
+from experiments.compare.report import grid_table, results_console
+from experiments.program.outputs import check_output
+from experiments.program.progress import bar
+from experiments.runner.config import Experiment
+from experiments.runner.options import at_least
+from experiments.runner.predict import Prediction, parse_acceptance
+from experiments.runner.sweep import sweep as sweeping
 
 
 def sweep(

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from engines.run import Run
-from experiments.outputs import check_file
-from experiments.perfetto import export
+from engines.record.run import Run
+from experiments.figures.perfetto import export
+from experiments.program.outputs import check_file
 
 
 def trace(

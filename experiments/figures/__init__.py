@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calibrate.profile import Profile
-from engines.run import Run
-from experiments.alike import check_profile, sides
-from experiments.cells import cell_of
+from engines.record.run import Run
+from experiments.compare.comparable import check_profile, sides
+from experiments.compare.solo_times import with_solo_times
 from experiments.figures.acceptance import acceptance
 from experiments.figures.calibration import contention, stage_costs
 from experiments.figures.decomposition import decomposition
 from experiments.figures.load import load_curves
 from experiments.figures.timeline import timeline
-from experiments.solo_times import with_solo_times
+from experiments.runner.cells import cell_of
 from sim.costs import CostModel
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 def draw_all(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile | None, folder: Path) -> list[Path]:
     """Every figure that the given runs and profile allow. A timeline is drawn for each architecture, at its
     busiest load, from the first live run and the simulation that belongs to it. Raises InputError for runs that mean
-    nothing side by side (experiments.alike), and for a profile of another device or pair."""
+    nothing side by side (experiments.compare.comparable), and for a profile of another device or pair."""
     sides(lives, simulations)
     paths: list[Path] = []
     if profile is not None:

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from calibrate.profile import Profile
-from engines.request import Request
-from engines.run import Run
+from engines.policy.request import Request
+from engines.record.run import Run
 from experiments.figures import style
 from sim.acceptance import AcceptanceSource
 from sim.acceptance_fits import fit_markov, from_profile

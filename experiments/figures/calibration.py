@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from calibrate.contention import fit_contention, leave_one_group_out
 from calibrate.profile import Profile
-from engines.architecture import Segment
+from engines.policy.architecture import Segment
 from experiments.figures import style
 from sim.costs import CostModel
 

@@ -10,10 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from engines.metrics import decompose
-from engines.run import Run
-from experiments.cells import CELL_COLUMNS, cell_of
+from engines.record.metrics import decompose
+from engines.record.run import Run
 from experiments.figures import style
+from experiments.runner.cells import CELL_COLUMNS, cell_of
 
 VISIBLE = 0.002
 """Parts that are nowhere a larger share of the latency than this are not drawn."""

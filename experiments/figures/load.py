@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.artist import Artist
 
-from engines.metrics import summary
-from engines.run import Run
-from experiments.cells import CELL_COLUMNS, cell_of
+from engines.record.metrics import summary
+from engines.record.run import Run
 from experiments.figures import style
+from experiments.runner.cells import CELL_COLUMNS, cell_of
 
 PANELS = {
     "throughput_tokens_per_s": "throughput (tokens/s)",

@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from engines.architecture import ARCHITECTURES, Segment
-from engines.files import replaced
-from engines.run import Run
-from experiments.alike import sides, union
-from experiments.cells import cell_of
+from engines.policy.architecture import ARCHITECTURES, Segment
+from engines.record.run import Run
+from engines.storage.files import replaced
+from experiments.compare.comparable import sides, union
+from experiments.runner.cells import cell_of
 
 COLUMN, PAGE = 3.4, 7.0
 """Widths of a paper's column and of its page, inches."""

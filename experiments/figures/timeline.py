@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from engines.metrics import steady_window
-from engines.run import Run
-from experiments.cells import cell_of
+from engines.record.metrics import steady_window
+from engines.record.run import Run
 from experiments.figures import style
+from experiments.runner.cells import cell_of
 
 WORKS_SHOWN = 36
 """About as many works as a page can show with readable batch sizes."""

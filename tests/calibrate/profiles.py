@@ -9,7 +9,7 @@ import pandas as pd
 
 from calibrate.contention import RunningSegment
 from calibrate.profile import ACCEPTANCE_COLUMNS, CONTENTION_COLUMNS, HOST_COLUMNS, STAGE_COST_COLUMNS, Profile
-from engines.architecture import Segment, Step
+from engines.policy.architecture import Segment, Step
 
 KERNELS = {Segment.PREFILL_DRAFT: 374, Segment.PREFILL_TARGET: 544, Segment.DRAFT: 374, Segment.VERIFY: 544}
 SPREAD = np.array([0.9, 0.95, 1.0, 1.05, 1.1])

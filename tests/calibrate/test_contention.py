@@ -18,8 +18,8 @@ from calibrate.contention import (
     fit_contention,
     leave_one_group_out,
 )
-from engines.architecture import Segment
 from engines.errors import InputError
+from engines.policy.architecture import Segment
 from tests.calibrate.profiles import contention, fair_shares, running
 
 H100 = Path(__file__).parents[2].parent / "shared" / "contention-h100.csv"

@@ -14,18 +14,18 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from calibrate.measure import calibrate, footprint, host_times  # noqa: E402
+from calibrate.measure_contention import default_groups, measure_contention  # noqa: E402
 from calibrate.parts import remove_parts  # noqa: E402
 from calibrate.profile import Profile  # noqa: E402
 from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
-from calibrate.together import default_groups, measure_contention  # noqa: E402
 from calibrate.workbench import Load, Work, Workbench, count_kernels, make_runner, make_stages  # noqa: E402
-from engines.architecture import Segment, Step  # noqa: E402
 from engines.errors import InputError  # noqa: E402
-from engines.live.graphs import GraphRunner  # noqa: E402
-from engines.live.pairs import Pair, load_pair  # noqa: E402
-from engines.live.streams import HostStream  # noqa: E402
-from engines.origin import EMBEDDED  # noqa: E402
-from engines.run import Run  # noqa: E402
+from engines.live.device.streams import HostStream  # noqa: E402
+from engines.live.model.graphs import GraphRunner  # noqa: E402
+from engines.live.model.pairs import Pair, load_pair  # noqa: E402
+from engines.pairs.origin import EMBEDDED  # noqa: E402
+from engines.policy.architecture import Segment, Step  # noqa: E402
+from engines.record.run import Run  # noqa: E402
 
 pytestmark = pytest.mark.live
 SMALL = Grid(batches=(1, 4), draft_lengths=(2,), contexts=(16,), prompt_tokens=(16, 64))
@@ -110,7 +110,7 @@ def test_captured_loads_are_replayed_at_just_their_sizes(pair: Pair, monkeypatch
         assert isinstance(runner, GraphRunner)
         assert len(runner) == 2 * 3 + 3 * 2  # first, next and verify at two batches; both models at three lengths
         bench = Workbench(stages, 0, 4, runner)
-        monkeypatch.setattr("engines.live.eager.EagerRunner._run", lambda *args: pytest.fail("ran uncaptured"))
+        monkeypatch.setattr("engines.live.model.eager.EagerRunner._run", lambda *args: pytest.fail("ran uncaptured"))
         for load in loads:
             assert bench.time(stream, bench.work(load)) > 0
 
@@ -159,7 +159,7 @@ def test_two_sleepers_do_not_slow_each_other_but_two_holders_of_a_lock_do(
         return Work(lambda: None, lambda: work)
 
     group = [(Load(Segment.DRAFT, 1, 2, 0, 16), Load(Segment.VERIFY, 1, 2, 0, 16))]
-    monkeypatch.setattr("calibrate.together.count_kernels", lambda *args: 1)
+    monkeypatch.setattr("calibrate.measure_contention.count_kernels", lambda *args: 1)
     for work, low, high in ((sleep, 0.85, 1.0), (sleep_in_turn, 0.4, 0.65)):
         monkeypatch.setattr(Workbench, "work", work)
         rates = measure_contention(pair, SMALL, group, 1.5, silent)["rate"]
@@ -246,9 +246,9 @@ def test_a_grid_beyond_the_pair_is_refused_before_any_measurement(pair: Pair) ->
 
 
 def test_host_time_is_what_a_work_spends_off_the_device() -> None:
-    from engines.architecture import PD
-    from engines.request import Request
-    from engines.scheduler import Scheduler
+    from engines.policy.architecture import PD
+    from engines.policy.request import Request
+    from engines.policy.scheduler import Scheduler
     from tests.driver import drive
 
     run = drive(Scheduler(PD), [Request(0, 4, 9, arrival_s=0.0)])

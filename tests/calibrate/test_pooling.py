@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibrate.pooling import pooled
+from calibrate.averaging import pooled
 from calibrate.profile import Profile
 from engines.errors import InputError
 from tests.calibrate.profiles import made_up

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import pytest
 
-from engines.architecture import Architecture, Lane, Stage, Step
-from engines.draft_length import FixedDraftLength
-from engines.request import Emission, Request, RequestState, Status
-from engines.scheduler import Scheduler
-from engines.work import Outcome, Work
+from engines.policy.architecture import Architecture, Lane, Stage, Step
+from engines.policy.batch import Outcome, Work
+from engines.policy.draft_length import FixedDraftLength
+from engines.policy.request import Emission, Request, RequestState, Status
+from engines.policy.scheduler import Scheduler
 from tests.driver import Observer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engines.scheduler import Scheduler
+from engines.policy.scheduler import Scheduler
 
 
 class Mutants(dict[type[Scheduler], tuple[str, ...]]):

@@ -6,10 +6,10 @@ import heapq
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from engines.architecture import Architecture, Lane, Stage, Step
-from engines.request import RequestState, Status
-from engines.scheduler import Scheduler, _Queue
-from engines.work import Outcome, Work
+from engines.policy.architecture import Architecture, Lane, Stage, Step
+from engines.policy.batch import Outcome, Work
+from engines.policy.request import RequestState, Status
+from engines.policy.scheduler import Scheduler, _Queue
 from tests.engines.mutants import Mutants
 
 FLOW = Mutants()

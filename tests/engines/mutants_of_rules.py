@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.architecture import Architecture, Stage, Step
-from engines.request import Emission, Request, RequestState, Settlement, Status
-from engines.scheduler import Scheduler, _Queue
-from engines.work import Outcome, Wait, Work
+from engines.policy.architecture import Architecture, Stage, Step
+from engines.policy.batch import Outcome, Wait, Work
+from engines.policy.request import Emission, Request, RequestState, Settlement, Status
+from engines.policy.scheduler import Scheduler, _Queue
 from tests.engines.mutants import Mutants
 
 RULES = Mutants()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from engines.architecture import PDV, Segment, Step
-from engines.request import Emission, Request
-from engines.run import Recorder, Run, SegmentTime
-from engines.scheduler import Outcome, Scheduler
+from engines.policy.architecture import PDV, Segment, Step
+from engines.policy.request import Emission, Request
+from engines.policy.scheduler import Outcome, Scheduler
+from engines.record.run import Recorder, Run, SegmentTime
 
 
 def run_by_hand() -> Run:

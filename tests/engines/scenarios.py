@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from engines.architecture import BASELINE, PD, PDV, Architecture, Lane, Stage, Step
-from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
-from engines.request import Emission, Request
-from engines.run import Run
-from engines.scheduler import Scheduler
-from engines.work import Outcome, Work
+from engines.policy.architecture import BASELINE, PD, PDV, Architecture, Lane, Stage, Step
+from engines.policy.batch import Outcome, Work
+from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.policy.request import Emission, Request
+from engines.policy.scheduler import Scheduler
+from engines.record.run import Run
 from tests.driver import drive
 from tests.engines.invariants import Invariants
 

@@ -11,7 +11,8 @@ import pytest
 import tomli_w
 from hypothesis import given
 
-from engines.architecture import (
+from engines.errors import InputError
+from engines.policy.architecture import (
     ARCHITECTURES,
     BASELINE,
     PD,
@@ -23,8 +24,7 @@ from engines.architecture import (
     Step,
     load_architecture,
 )
-from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
-from engines.errors import InputError
+from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
 from tests.engines.scenarios import FOURTH, FOURTH_TOML, architectures
 
 DECODE_FIRST = (Stage.DRAFT, Stage.VERIFY, Stage.PREFILL)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engines.context import context_of
 from engines.errors import InputError
+from engines.policy.context import context_of
 
 
 def test_drafts_that_run_past_the_end_need_room() -> None:

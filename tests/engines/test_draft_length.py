@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.errors import InputError
+from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
 
 
 def _after(observations: list[tuple[int, int, int]], **rule: Any) -> int:

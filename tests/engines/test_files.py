@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engines.errors import InputError
-from engines.files import finish, holds, remove_files, replace_files, replaced
+from engines.storage.files import finish, holds, remove_files, replace_files, replaced
 
 NAMES = ("about.toml", "table.csv", "tapes")
 OLD = {"about.toml": b"old", "table.csv": b"1", "tapes": b"old"}

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from engines.errors import InputError
-from engines.locks import locked
+from engines.storage.locks import locked
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from engines.locks import locked
+from engines.storage.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

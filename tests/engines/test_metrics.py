@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engines.architecture import BASELINE, PD, PDV, Segment
-from engines.draft_length import FixedDraftLength
-from engines.metrics import (
+from engines.policy.architecture import BASELINE, PD, PDV, Segment
+from engines.policy.draft_length import FixedDraftLength
+from engines.policy.request import Emission, Request
+from engines.policy.scheduler import Scheduler
+from engines.record.metrics import (
     PARTS,
     decompose,
     device_utilisation,
@@ -22,9 +24,7 @@ from engines.metrics import (
     steady_window,
     summary,
 )
-from engines.request import Emission, Request
-from engines.run import REQUEST_COLUMNS, SPAN_COLUMNS, STEP_COLUMNS, Recorder, Run, SegmentTime
-from engines.scheduler import Scheduler
+from engines.record.run import REQUEST_COLUMNS, SPAN_COLUMNS, STEP_COLUMNS, Recorder, Run, SegmentTime
 from tests.driver import drive
 from tests.engines.records import run_by_hand
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import InputError
-from engines.origin import EMBEDDED, origins_of, pair_name
+from engines.pairs.origin import EMBEDDED, origins_of, pair_name
 
 
 @pytest.fixture

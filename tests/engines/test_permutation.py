@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engines.errors import InputError
-from engines.permutation import PermutationSpec, expected_output, expected_tape, make_cycle, parse_pair
+from engines.pairs.permutation import PermutationSpec, expected_output, expected_tape, make_cycle, parse_pair
 
 LLAMA = parse_pair("permutation:llama2-7b+tinyllama-1.1b")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from engines.architecture import PD, load_architecture
 from engines.errors import InputError, require_positive
-from engines.reading import MOST_SETTINGS_BYTES, read_toml
+from engines.policy.architecture import PD, load_architecture
+from engines.storage.reading import MOST_SETTINGS_BYTES, read_toml
 
 DEEP = 2000
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from engines.architecture import PDV
 from engines.errors import InputError
-from engines.request import LATEST_S, MOST_TOKENS, Emission, Request, Settlement, settle
-from engines.scheduler import Scheduler
+from engines.policy.architecture import PDV
+from engines.policy.request import LATEST_S, MOST_TOKENS, Emission, Request, Settlement, settle
+from engines.policy.scheduler import Scheduler
 from tests.engines.invariants import settle_token_by_token
 
 CASES = [

@@ -10,13 +10,13 @@ import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
 
-from engines.architecture import BASELINE, PD, PDV, Segment, Step
 from engines.errors import InputError
-from engines.metrics import decompose, summary
-from engines.request import Request, RequestState, Settlement
-from engines.run import RUN_FILES, Recorder, Run, SegmentTime
-from engines.scheduler import Scheduler
-from engines.work import Wait, Work
+from engines.policy.architecture import BASELINE, PD, PDV, Segment, Step
+from engines.policy.batch import Wait, Work
+from engines.policy.request import Request, RequestState, Settlement
+from engines.policy.scheduler import Scheduler
+from engines.record.metrics import decompose, summary
+from engines.record.run import RUN_FILES, Recorder, Run, SegmentTime
 from tests.driver import drive
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from engines.architecture import BASELINE, PD, PDV, Stage, Step
-from engines.draft_length import FixedDraftLength
-from engines.metrics import PARTS, decompose
-from engines.request import Emission, Request, Status
-from engines.scheduler import Scheduler
-from engines.work import Wait, Work
+from engines.policy.architecture import BASELINE, PD, PDV, Stage, Step
+from engines.policy.batch import Wait, Work
+from engines.policy.draft_length import FixedDraftLength
+from engines.policy.request import Emission, Request, Status
+from engines.policy.scheduler import Scheduler
+from engines.record.metrics import PARTS, decompose
 from tests.driver import drive
 from tests.engines.scenarios import FOURTH, Scenario, scenarios
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from engines.scheduler import Scheduler
+from engines.policy.scheduler import Scheduler
 from tests.engines.invariants import InvariantError
 from tests.engines.mutants_of_flow import FLOW
 from tests.engines.mutants_of_rules import RULES

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from engines.architecture import PDV
 from engines.errors import InputError
-from engines.run import Run
-from engines.tables import Column, Table
+from engines.policy.architecture import PDV
+from engines.record.run import Run
+from engines.storage.tables import Column, Table
 
 ROWS = 200_000
 

@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-POLICY = sorted(f"engines.{path.stem}" for path in (ROOT / "engines").glob("*.py") if path.stem != "__init__")
+POLICY = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "engines").rglob("*.py")
+    if path.stem != "__init__" and "live" not in path.parts
+)
 
 PROGRAM = f"""
 import importlib, sys
@@ -15,9 +19,9 @@ for name in ("torch", "transformers", "safetensors", "tokenizers"):
     sys.modules[name] = None  # importing it raises ImportError
 for name in {POLICY}:
     importlib.import_module(name)
-from engines.architecture import PDV
-from engines.scheduler import Scheduler
-from engines.workload import FixedLength, make_workload
+from engines.policy.architecture import PDV
+from engines.policy.scheduler import Scheduler
+from engines.workload.workload import FixedLength, make_workload
 from tests.driver import drive
 workload = make_workload(3, FixedLength(5), FixedLength(5), rate=1.0)
 print(drive(Scheduler(PDV), workload.requests).requests["output_tokens"].tolist())
@@ -25,7 +29,7 @@ print(drive(Scheduler(PDV), workload.requests).requests["output_tokens"].tolist(
 
 
 def test_the_policy_runs_without_torch() -> None:
-    assert "engines.scheduler" in POLICY
+    assert "engines.policy.scheduler" in POLICY
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[5, 5, 5]"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from engines.errors import InputError
-from engines.traces import read_trace
-from engines.workload import Workload
+from engines.workload.traces import read_trace
+from engines.workload.workload import Workload
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "traces"
 

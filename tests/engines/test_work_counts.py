@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engines.architecture import PD, Segment
-from engines.request import Request
-from engines.scheduler import Scheduler
-from engines.work_counts import Ceilings, ModelCounts, PairCounts, WorkCounts, achieved, count_spans, count_work
+from engines.policy.architecture import PD, Segment
+from engines.policy.request import Request
+from engines.policy.scheduler import Scheduler
+from engines.record.roofline import Ceilings, ModelCounts, PairCounts, WorkCounts, achieved, count_spans, count_work
 from tests.driver import drive
 
 # Llama-2-7B and TinyLlama-1.1B in bfloat16

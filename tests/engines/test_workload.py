@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.architecture import PDV
-from engines.corpus import held_out_text
 from engines.errors import InputError
-from engines.lengths import MOST_TOKENS, FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
-from engines.request import Request
-from engines.run import Run
-from engines.scheduler import Scheduler
-from engines.workload import (
+from engines.policy.architecture import PDV
+from engines.policy.request import Request
+from engines.policy.scheduler import Scheduler
+from engines.record.run import Run
+from engines.workload.corpus import held_out_text
+from engines.workload.lengths import MOST_TOKENS, FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
+from engines.workload.workload import (
     LEAST_CV,
     MOST_CV,
     MOST_REQUESTS,
@@ -28,7 +28,7 @@ from engines.workload import (
     with_random_prompts,
     with_sampling,
 )
-from engines.workload import _gaps as quantiles_of_gaps
+from engines.workload.workload import _gaps as quantiles_of_gaps
 from tests.driver import drive
 
 MANY = 20_000

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from calibrate.profile import ACCEPTANCE_COLUMNS, CONTENTION_COLUMNS, HOST_COLUMNS, STAGE_COST_COLUMNS, Profile
-from engines.architecture import ARCHITECTURES, Architecture, Segment, Step
-from engines.run import Run
-from engines.workload import UniformLength, Workload, make_workload
+from engines.policy.architecture import ARCHITECTURES, Architecture, Segment, Step
+from engines.record.run import Run
+from engines.workload.workload import UniformLength, Workload, make_workload
 from sim.acceptance import Independent
 from sim.engine import simulate
 

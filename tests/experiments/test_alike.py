@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from engines.architecture import PDV, Step
 from engines.errors import InputError
-from engines.run import Run
-from engines.workload import FixedLength, Workload, make_workload
-from experiments.compare import compare
-from experiments.report import write_report
+from engines.policy.architecture import PDV, Step
+from engines.record.run import Run
+from engines.workload.workload import FixedLength, Workload, make_workload
+from experiments.compare.compare import compare
+from experiments.compare.report import write_report
 from tests.experiments import synthetic
 from tests.experiments.synthetic import as_live
 

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines.live.stages import Stages  # noqa: E402
+from engines.live.model.stages import Stages  # noqa: E402
 from experiments.cli import main  # noqa: E402
 
 pytestmark = pytest.mark.live

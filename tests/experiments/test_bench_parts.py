@@ -11,12 +11,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines.architecture import Segment, Stage  # noqa: E402
 from engines.errors import InputError  # noqa: E402
-from engines.live.pairs import Pair, load_pair  # noqa: E402
-from engines.permutation import expected_output, parse_pair  # noqa: E402
-from engines.request import Request  # noqa: E402
-from engines.work_counts import Ceilings, ModelCounts, PairCounts  # noqa: E402
+from engines.live.model.pairs import Pair, load_pair  # noqa: E402
+from engines.pairs.permutation import expected_output, parse_pair  # noqa: E402
+from engines.policy.architecture import Segment, Stage  # noqa: E402
+from engines.policy.request import Request  # noqa: E402
+from engines.record.roofline import Ceilings, ModelCounts, PairCounts  # noqa: E402
 from experiments.bench.caches import DAMAGES, CacheFindings  # noqa: E402
 from experiments.bench.engines import CARRIED, PACKED, _requests, candidates  # noqa: E402
 from experiments.bench.exactness import Agreement, ClosedForm, Generated, agreement, expected_of  # noqa: E402
@@ -125,7 +125,7 @@ def test_settings_that_mean_nothing_are_refused(field: str, value: object) -> No
 def test_what_does_not_fit_the_device_is_refused(
     field: str, refusal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engines.live.memory.free_bytes", lambda device: 8 << 30)
+    monkeypatch.setattr("engines.live.serving.memory.free_bytes", lambda device: 8 << 30)
     check_fits(TINY)
     with pytest.raises(InputError, match=refusal):
         check_fits(dataclasses.replace(TINY, architectures=("baseline",), **{field: (900_000,)}))

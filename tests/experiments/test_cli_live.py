@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.run import Run
+from engines.record.run import Run
 from experiments.cli import main
 from tests.experiments import synthetic
 
@@ -68,7 +68,7 @@ def test_a_folder_without_a_model_is_refused(work: Path, capsys: pytest.CaptureF
 def test_tokenising_a_text_beyond_the_context_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import tokenization_utils_base
 
-    from engines.live.pairs import load_pair
+    from engines.live.model.pairs import load_pair
 
     warnings: list[str] = []
     monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda text, *rest: warnings.append(text))

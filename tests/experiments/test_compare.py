@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from engines.errors import InputError
-from engines.metrics import PARTS, decompose
-from engines.run import Run
-from experiments.cells import Cell, cell_of
-from experiments.compare import THROUGHPUT, compare, pair_by_request, spread
-from experiments.identity import identity
-from experiments.report import comparison_report, verdict, write_report
-from experiments.solo_times import with_solo_times
+from engines.record.metrics import PARTS, decompose
+from engines.record.run import Run
+from experiments.compare.compare import THROUGHPUT, compare, pair_by_request, spread
+from experiments.compare.identity import identity
+from experiments.compare.report import comparison_report, verdict, write_report
+from experiments.compare.solo_times import with_solo_times
+from experiments.runner.cells import Cell, cell_of
 from sim.costs import CostModel
 from tests.experiments import synthetic
 from tests.experiments.synthetic import as_live, stretched

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from engines.architecture import ARCHITECTURES, Step
-from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.errors import InputError
-from engines.workload import FixedLength, LogNormalLength, UniformLength
-from experiments.config import CONFIGS, Experiment
-from experiments.options import adjusted, parse_batch_limits, parse_draft_length, parse_lengths, parse_numbers
-from experiments.predict import AcceptanceChoice, parse_acceptance
+from engines.policy.architecture import ARCHITECTURES, Step
+from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.workload.workload import FixedLength, LogNormalLength, UniformLength
+from experiments.runner.config import CONFIGS, Experiment
+from experiments.runner.options import adjusted, parse_batch_limits, parse_draft_length, parse_lengths, parse_numbers
+from experiments.runner.predict import AcceptanceChoice, parse_acceptance
 
 OPEN: dict[str, Any] = {"concurrencies": [], "rates": [2.0]}
 TRACED: dict[str, Any] = {"concurrencies": []}

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from engines.architecture import PDV
-from engines.context import context_of
-from engines.draft_length import FixedDraftLength
-from engines.run import Run
-from engines.workload import FixedLength, make_workload
+from engines.policy.architecture import PDV
+from engines.policy.context import context_of
+from engines.policy.draft_length import FixedDraftLength
+from engines.record.run import Run
+from engines.workload.workload import FixedLength, make_workload
 from experiments.cli import main
-from experiments.predict import Prediction, parse_acceptance, predict
+from experiments.runner.predict import Prediction, parse_acceptance, predict
 from tests.experiments import synthetic
 
 

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from engines.architecture import PD
+from engines.policy.architecture import PD
 from experiments.cli import main
 from experiments.figures import style
 from tests.experiments import synthetic

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from calibrate.acceptance import acceptance_table
-from engines.corpus import held_out_prompt, held_out_text, is_held_out, stdlib_files
+from engines.workload.corpus import held_out_prompt, held_out_text, is_held_out, stdlib_files
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from experiments.byte_level import EOS  # noqa: E402
-from experiments.embedded_quality import live_positions, measure_acceptance  # noqa: E402
-from experiments.train_embedded_pair import OUTPUT_FOLDER  # noqa: E402
+from experiments.embedded_pair.byte_level import EOS  # noqa: E402
+from experiments.embedded_pair.quality import live_positions, measure_acceptance  # noqa: E402
+from experiments.embedded_pair.train import OUTPUT_FOLDER  # noqa: E402
 
 NAMES = ("target", "draft")
 pytestmark = pytest.mark.live

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import InputError
-from experiments.ending import ended_by, in_one_line
+from experiments.program.ending import ended_by, in_one_line
 from tests.experiments import synthetic
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from experiments.family_check import EXACT, REFUSED, VARIANTS, Variant, check
+from experiments.checks.families import EXACT, REFUSED, VARIANTS, Variant, check
 
 pytestmark = pytest.mark.live
 SERVED = ["gpt2", "opt", "qwen3_moe"]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from engines.architecture import Segment
 from engines.errors import InputError
-from engines.metrics import PARTS, steady_window
+from engines.policy.architecture import Segment
+from engines.record.metrics import PARTS, steady_window
 from experiments.figures import (
     acceptance,
     busiest,

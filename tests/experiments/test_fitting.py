@@ -9,14 +9,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines.architecture import PD, PDV, Architecture  # noqa: E402
-from engines.live.memory import GIB, MOST_SLOTS, plan_slots  # noqa: E402
-from engines.live.pairs import load_configs, load_pair  # noqa: E402
-from engines.run import Run  # noqa: E402
-from engines.workload import FixedLength, make_workload  # noqa: E402
-from experiments import serving  # noqa: E402
+from engines.live.model.pairs import load_configs, load_pair  # noqa: E402
+from engines.live.serving.memory import GIB, MOST_SLOTS, plan_slots  # noqa: E402
+from engines.policy.architecture import PD, PDV, Architecture  # noqa: E402
+from engines.record.run import Run  # noqa: E402
+from engines.workload.workload import FixedLength, make_workload  # noqa: E402
 from experiments.cli import main  # noqa: E402
-from experiments.fitting import check_calibration_fits, check_fits, fill  # noqa: E402
+from experiments.runner import live as serving  # noqa: E402
+from experiments.runner.preflight import check_calibration_fits, check_fits, fill  # noqa: E402
 
 pytestmark = pytest.mark.live
 CPU, MIB = torch.device("cpu"), 1 << 20
@@ -47,7 +47,8 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Free:
 
     def set_free(*sizes: int) -> None:
         left = list(sizes)
-        monkeypatch.setattr("engines.live.memory.free_bytes", lambda device: left.pop(0) if left[1:] else left[0])
+        place = "engines.live.serving.memory.free_bytes"
+        monkeypatch.setattr(place, lambda device: left.pop(0) if left[1:] else left[0])
 
     return set_free
 

@@ -10,15 +10,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines.architecture import Segment  # noqa: E402
-from engines.live.graphs import Captured, GraphRunner  # noqa: E402
-from engines.live.pairs import Pair, load_pair  # noqa: E402
-from engines.permutation import expected_output, make_cycle, parse_pair  # noqa: E402
-from engines.request import Request  # noqa: E402
-from experiments import graph_check  # noqa: E402
+from engines.live.model.graphs import Captured, GraphRunner  # noqa: E402
+from engines.live.model.pairs import Pair, load_pair  # noqa: E402
+from engines.pairs.permutation import expected_output, make_cycle, parse_pair  # noqa: E402
+from engines.policy.architecture import Segment  # noqa: E402
+from engines.policy.request import Request  # noqa: E402
 from experiments.bench import exactness  # noqa: E402
 from experiments.bench.exactness import expected_of, is_tie  # noqa: E402
-from experiments.graph_check import Load, Served, compare, even_temperature, layout, main, make_loads, serve_all  # noqa: E402
+from experiments.checks import graphs as graph_check  # noqa: E402
+from experiments.checks.graphs import Load, Served, compare, even_temperature, layout, main, make_loads, serve_all  # noqa: E402
 
 pytestmark = pytest.mark.live
 NAME = graph_check.PAIRS["cpu"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from experiments.kernel_profile import Kernel, advances, main, report, short
+from experiments.checks.kernel_profile import Kernel, advances, main, report, short
 
 STAGE = [
     Kernel("gate", 10.0, 30.0),

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from experiments import progress
-from experiments.compare import compare
+from experiments.compare.compare import compare
+from experiments.compare.report import grid_table, print_summary, results_console, write_report
 from experiments.figures import timeline
-from experiments.report import grid_table, print_summary, results_console, write_report
+from experiments.program import progress
 from tests.experiments import synthetic
 
 

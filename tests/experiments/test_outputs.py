@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from engines.errors import InputError
-from engines.run import RUN_FILES, Run
-from experiments.cells import cell_folder, keep
+from engines.record.run import RUN_FILES, Run
 from experiments.cli import main
-from experiments.outputs import check_file, check_output, check_record, check_table
+from experiments.program.outputs import check_file, check_output, check_record, check_table
+from experiments.runner.cells import cell_folder, keep
 from tests.experiments import synthetic
 
 

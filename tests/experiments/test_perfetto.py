@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.run import Run
-from experiments.perfetto import REQUESTS_PROCESS, export
+from engines.record.run import Run
+from experiments.figures.perfetto import REQUESTS_PROCESS, export
 from tests.experiments import synthetic
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from engines.architecture import PDV
 from engines.errors import InputError
-from engines.run import Run
-from engines.workload import FixedLength, make_workload
-from experiments.compare import compare
-from experiments.identity import identity
-from experiments.predict import AcceptanceChoice, Prediction, predict, replayed
+from engines.policy.architecture import PDV
+from engines.record.run import Run
+from engines.workload.workload import FixedLength, make_workload
+from experiments.compare.compare import compare
+from experiments.compare.identity import identity
+from experiments.runner.predict import AcceptanceChoice, Prediction, predict, replayed
 from tests.experiments import synthetic
 
 TAPE = AcceptanceChoice("tape")

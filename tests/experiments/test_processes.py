@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.locks import locked
-from engines.run import Run
+from engines.record.run import Run
+from engines.storage.locks import locked
 from experiments.cli import main
 
 ROOT = Path(__file__).parents[2]

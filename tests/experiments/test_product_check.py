@@ -11,9 +11,9 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed, so its kernels are not checked")
 
-from experiments import product_check
-from experiments.kernel_check import LIMIT, Shape
-from experiments.product_check import DEVICE, PRODUCTS, Bench, launched, launches
+from experiments.checks import products as product_check
+from experiments.checks.kernels import LIMIT, Shape
+from experiments.checks.products import DEVICE, PRODUCTS, Bench, launched, launches
 
 SHAPES = [Shape("plain", 128, 192, 4, 2, 32), Shape("with head norms", 128, 192, 4, 2, 32, True)]
 

@@ -12,11 +12,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from engines.errors import InputError  # noqa: E402
-from experiments import layouts, layouts_predicted, soak, train_embedded_pair  # noqa: E402
-from experiments.options import parse_lengths, parse_numbers  # noqa: E402
+from experiments.checks import soak  # noqa: E402
+from experiments.embedded_pair import train as train_embedded_pair  # noqa: E402
+from experiments.runner import layouts, layouts_predicted  # noqa: E402
+from experiments.runner.options import parse_lengths, parse_numbers  # noqa: E402
 
 pytestmark = pytest.mark.live
-GPU_CHECKS = ["experiments.product_check", "experiments.kernel_check"]
+GPU_CHECKS = ["experiments.checks.products", "experiments.checks.kernels"]
 KERNELS = ["decode_attention", "kernels", "launching", "narrow_kernels", "narrow_products", "step_kernels"]
 
 
@@ -60,8 +62,8 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setattr("experiments.options.check_kernels", lambda: None)
-    monkeypatch.setattr("engines.live.launching.shared_bytes_of", lambda device: 99 * 1024)
+    monkeypatch.setattr("experiments.runner.options.check_kernels", lambda: None)
+    monkeypatch.setattr("engines.live.kernels.dependent_launch.shared_bytes_of", lambda device: 99 * 1024)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a small GPU")
     line = refusal(module, "", monkeypatch, capsys)
@@ -75,8 +77,8 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
 def test_a_check_of_kernels_refuses_what_means_nothing(
     module: str, options: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("experiments.options.check_kernels", lambda: None)
-    monkeypatch.setattr("experiments.options.check_shared_memory", lambda needed: None)
+    monkeypatch.setattr("experiments.runner.options.check_kernels", lambda: None)
+    monkeypatch.setattr("experiments.runner.options.check_shared_memory", lambda needed: None)
     assert refusal(module, options, monkeypatch, capsys).startswith(message)
 
 
@@ -105,7 +107,7 @@ def test_a_soak_refuses_bad_input(
 def test_a_soak_that_cannot_fit_is_refused_before_the_pair_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("engines.live.memory.free_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr("engines.live.serving.memory.free_bytes", lambda device: 1 << 20)
     monkeypatch.setattr(soak, "load_pair", lambda *arguments, **options: pytest.fail("the pair was made"))
     assert soak.main(["--out", str(tmp_path / "soak.csv")]) == 2
     assert "does not fit" in capsys.readouterr().err

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engines.metrics import PARTS, decompose
-from experiments.solo_times import with_solo_times
+from engines.record.metrics import PARTS, decompose
+from experiments.compare.solo_times import with_solo_times
 from sim.costs import CostModel
 from tests.experiments import synthetic
 

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from calibrate.profile import Profile
-from engines.architecture import PD, PDV
 from engines.errors import InputError
-from engines.metrics import acceptance
-from engines.workload import FixedLength, make_workload, with_random_prompts
-from experiments.layouts_predicted import acceptance_of, predicted, spec_of
-from experiments.study import SLOTS, layouts
+from engines.policy.architecture import PD, PDV
+from engines.record.metrics import acceptance
+from engines.workload.workload import FixedLength, make_workload, with_random_prompts
+from experiments.runner.layouts_predicted import acceptance_of, predicted, spec_of
+from experiments.runner.study import SLOTS, layouts
 from sim.engine import simulate
 from tests.calibrate.profiles import made_up
 
@@ -60,7 +60,7 @@ def test_layouts_have_names_of_their_own_and_room_for_every_client() -> None:
 @pytest.mark.live
 def test_a_short_soak_loses_nothing() -> None:
     pytest.importorskip("torch")
-    from experiments.soak import soak
+    from experiments.checks.soak import soak
 
     found = soak(PDV.replace(slots=8), "cpu", requests=200, clients=12)
     assert int(str(found["finished"])) + int(str(found["cancelled"])) == 200

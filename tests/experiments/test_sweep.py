@@ -12,14 +12,14 @@ import pytest
 
 from calibrate.profile import Profile
 from engines.errors import InputError
-from engines.run import Run
-from experiments import predict as predicting
-from experiments import sweep as sweeping
-from experiments.cells import fingerprint, keep, kept, load_runs
-from experiments.config import Experiment, Point
-from experiments.demo import Demo, Results
-from experiments.predict import AcceptanceChoice, Prediction
-from experiments.progress import Bar, Report
+from engines.record.run import Run
+from experiments.program.progress import Bar, Report
+from experiments.runner import predict as predicting
+from experiments.runner import sweep as sweeping
+from experiments.runner.cells import fingerprint, keep, kept, load_runs
+from experiments.runner.config import Experiment, Point
+from experiments.runner.demo import Demo, Results
+from experiments.runner.predict import AcceptanceChoice, Prediction
 from tests.experiments import synthetic
 
 GRID: dict[str, Any] = {

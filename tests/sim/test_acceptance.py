@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines.errors import InputError
-from engines.request import Request
+from engines.policy.request import Request
 from sim.acceptance import AcceptanceSource, Independent, Markov, PerPosition, PerRequestSpread, Tapes, matches
 from sim.acceptance_fits import MODELS, fit_markov, fit_tapes, from_profile
 from tests.calibrate.profiles import made_up

@@ -8,8 +8,8 @@ import pytest
 
 from calibrate.contention import NoContention
 from calibrate.profile import Profile
-from engines.architecture import Segment, Step
 from engines.errors import InputError
+from engines.policy.architecture import Segment, Step
 from sim.costs import CostModel
 from tests.calibrate.profiles import INFO, SPREAD, duration_ms, made_up, stage_costs
 

@@ -8,9 +8,9 @@ import pytest
 import simpy
 
 from calibrate.contention import NoContention, RunningSegment
-from engines.architecture import Segment
 from engines.errors import InputError
-from engines.run import SegmentTime
+from engines.policy.architecture import Segment
+from engines.record.run import SegmentTime
 from sim.costs import Contention
 from sim.gpu import Gpu
 

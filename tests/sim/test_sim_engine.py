@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from calibrate.contention import NoContention
-from engines.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Segment, Step
-from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.errors import InputError
-from engines.metrics import PARTS, decompose, summary
-from engines.request import Request, RequestState
-from engines.run import Run
-from engines.workload import FixedLength, UniformLength, Workload, make_workload
+from engines.policy.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Segment, Step
+from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.policy.request import Request, RequestState
+from engines.record.metrics import PARTS, decompose, summary
+from engines.record.run import Run
+from engines.workload.workload import FixedLength, UniformLength, Workload, make_workload
 from sim.acceptance import (
     AcceptanceSource,
     Independent,

@@ -15,9 +15,9 @@ import pytest
 from scipy import stats
 
 from calibrate.contention import NoContention
-from engines.architecture import PD, Segment, Step
-from engines.request import Request
-from engines.workload import FixedLength, Workload, make_workload
+from engines.policy.architecture import PD, Segment, Step
+from engines.policy.request import Request
+from engines.workload.workload import FixedLength, Workload, make_workload
 from sim.acceptance import Independent
 from sim.costs import SegmentCost
 from sim.engine import simulate

@@ -21,8 +21,8 @@ class NoTorch:
 sys.meta_path.insert(0, NoTorch())
 import sim
 from calibrate.profile import Profile
-from engines.architecture import PDV
-from engines.workload import FixedLength, make_workload
+from engines.policy.architecture import PDV
+from engines.workload.workload import FixedLength, make_workload
 from sim.acceptance_fits import from_profile
 from sim.engine import simulate
 profile = Profile.load(sys.argv[1])

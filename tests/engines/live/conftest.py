@@ -19,8 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from engines.live.pairs import Pair, load_pair
-from engines.request import Request
+from engines.live.model.pairs import Pair, load_pair
+from engines.policy.request import Request
 
 VOCABULARY, ENDS = 61, [3, 8, 20, 30, 45]  # several, so that some outputs do end early
 KINDS = ("llama", "qwen3")  # that pairs are made of

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from engines.architecture import ARCHITECTURES
-from engines.live.attention import Layout
-from engines.live.cache_check import CacheReport, check_engine, check_slot
-from engines.live.engine import LiveEngine
-from engines.live.pairs import Pair, load_pair
-from engines.live.serve import serve
-from engines.live.stages import Stages
-from engines.metrics import acceptance
-from engines.request import Request
-from engines.workload import Workload
+from engines.live.model.attention import Layout
+from engines.live.model.pairs import Pair, load_pair
+from engines.live.model.stages import Stages
+from engines.live.serving.cache_check import CacheReport, check_engine, check_slot
+from engines.live.serving.engine import LiveEngine
+from engines.live.serving.serve import serve
+from engines.policy.architecture import ARCHITECTURES
+from engines.policy.request import Request
+from engines.record.metrics import acceptance
+from engines.workload.workload import Workload
 
 PROMPTS = [random.Random(i).sample(range(4, 512), 30 + 9 * i) for i in range(3)]
 

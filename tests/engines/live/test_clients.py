@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from engines.live.serve import _Clients
-from engines.request import Request
-from engines.workload import Workload
+from engines.live.serving.serve import _Clients
+from engines.policy.request import Request
+from engines.workload.workload import Workload
 
 
 @dataclass

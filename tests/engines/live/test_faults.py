@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from engines.architecture import ARCHITECTURES, PD, PDV, Lane, Step
 from engines.errors import InputError
-from engines.live.engine import LiveEngine, RequestError
-from engines.live.pairs import Pair, make_pair
-from engines.live.serve import serve
-from engines.live.stages import Stages
-from engines.request import MOST_TOKENS, Request
-from engines.run import Run
-from engines.workload import Workload
+from engines.live.model.pairs import Pair, make_pair
+from engines.live.model.stages import Stages
+from engines.live.serving.engine import LiveEngine, RequestError
+from engines.live.serving.serve import serve
+from engines.policy.architecture import ARCHITECTURES, PD, PDV, Lane, Step
+from engines.policy.request import MOST_TOKENS, Request
+from engines.record.run import Run
+from engines.workload.workload import Workload
 from tests.engines.live.conftest import VOCABULARY, random_requests, tiny_model
 
 TIMEOUT_S = 30.0
@@ -103,7 +103,7 @@ def test_what_fails_while_a_request_is_taken_fails_that_request_alone(
 
     handle = engine.submit(good(0))
     with monkeypatch.context() as patch:
-        patch.setattr("engines.live.engine.TapeBuilder", no_memory)
+        patch.setattr("engines.live.serving.engine.TapeBuilder", no_memory)
         with pytest.raises(RequestError, match="no room for a tape"):
             engine.submit(good(1)).result(TIMEOUT_S)
     assert len(handle.result(TIMEOUT_S)) == 12

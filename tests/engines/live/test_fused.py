@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
-from engines.live.attention import NAME, Layout, PackedBatch, forward
-from engines.live.fused import FusedDecoder, supports
-from engines.live.kv_cache import SlotPool
-from engines.live.pairs import make_pair
+from engines.live.model.attention import NAME, Layout, PackedBatch, forward
+from engines.live.model.fused import FusedDecoder, supports
+from engines.live.model.kv_cache import SlotPool
+from engines.live.model.pairs import make_pair
 from tests.engines.live.conftest import VOCABULARY, tiny_model
 
 LLAMA3_ROPE = {

@@ -8,16 +8,16 @@ import dataclasses
 import pytest
 import torch
 
-from engines.architecture import ARCHITECTURES, PD, PDV, Segment, Step
-from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
-from engines.live.engine import LiveEngine
-from engines.live.graphs import Captured, GraphRunner, Plan, plan_for, sizes_up_to
-from engines.live.pairs import Pair
-from engines.live.serve import serve
-from engines.live.stages import Stages
-from engines.live.streams import HostStream
-from engines.request import Request
-from engines.workload import Workload
+from engines.live.device.streams import HostStream
+from engines.live.model.graphs import Captured, GraphRunner, Plan, plan_for, sizes_up_to
+from engines.live.model.pairs import Pair
+from engines.live.model.stages import Stages
+from engines.live.serving.engine import LiveEngine
+from engines.live.serving.serve import serve
+from engines.policy.architecture import ARCHITECTURES, PD, PDV, Segment, Step
+from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.policy.request import Request
+from engines.workload.workload import Workload
 from tests.engines.live.conftest import random_requests
 from tests.engines.live.test_lossless import collect, served
 
@@ -45,7 +45,7 @@ def test_replays_are_used_and_nothing_runs_uncaptured(llama: Pair, monkeypatch: 
     replays: list[int] = []
     replay = Captured.replay
     monkeypatch.setattr(Captured, "replay", lambda self: (replays.append(1), replay(self))[1])
-    monkeypatch.setattr("engines.live.eager.EagerRunner._run", lambda *args: pytest.fail("ran uncaptured"))
+    monkeypatch.setattr("engines.live.model.eager.EagerRunner._run", lambda *args: pytest.fail("ran uncaptured"))
     served_by_graphs(PDV, llama, random_requests(6), 4)
     assert len(replays) > 50
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engines.errors import InputError
-from engines.live import memory
-from engines.live.host_memory import free_host_bytes
+from engines.live.device.host_memory import free_host_bytes
+from engines.live.serving import memory
 
 MIB = 1 << 20
 SYSTEM = {"proc/meminfo": f"MemTotal: 9000 kB\nMemAvailable:   {1000 * 1024} kB\n"}

@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.live import operations
-from engines.live.attention import PackedBatch, _attend_gathered
-from engines.live.kv_cache import SlotPool
+from engines.live.kernels import elementwise as operations
+from engines.live.model.attention import PackedBatch, _attend_gathered
+from engines.live.model.kv_cache import SlotPool
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="triton is not installed, so its kernels are not checked")
 
-from engines.live import decode_attention, kernels  # noqa: E402
+from engines.live.kernels import decode_attention_triton as decode_attention  # noqa: E402
+from engines.live.kernels import elementwise_triton as kernels  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
 PRODUCT_DTYPES = DTYPES if DEVICE == "cuda" else [torch.float32, torch.float16]  # it multiplies no bfloat16 either

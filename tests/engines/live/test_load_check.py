@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import MistralConfig
 
 from engines.errors import InputError
-from engines.live.attention import PackedBatch, UnservedAttentionError, forward, slot_pool_attention
-from engines.live.kv_cache import SlotPool, layer_shape, positions_of
-from engines.live.load_check import check_served, expected_logits
-from engines.live.pairs import load_pair, make_pair
-from engines.origin import EMBEDDED
+from engines.live.model.attention import PackedBatch, UnservedAttentionError, forward, slot_pool_attention
+from engines.live.model.kv_cache import SlotPool, layer_shape, positions_of
+from engines.live.model.load_check import check_served, expected_logits
+from engines.live.model.pairs import load_pair, make_pair
+from engines.pairs.origin import EMBEDDED
 from tests.engines.live.conftest import tiny_model
 
 

@@ -8,13 +8,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines.architecture import BASELINE  # noqa: E402
-from engines.live.engine import LiveEngine  # noqa: E402
-from engines.live.pairs import Pair, load_pair  # noqa: E402
-from engines.live.serve import serve  # noqa: E402
-from engines.live.stages import Stages  # noqa: E402
-from engines.live.verification import request_keys  # noqa: E402
-from engines.workload import FixedLength, make_workload, with_random_prompts  # noqa: E402
+from engines.live.model.pairs import Pair, load_pair  # noqa: E402
+from engines.live.model.stages import Stages  # noqa: E402
+from engines.live.model.verification import request_keys  # noqa: E402
+from engines.live.serving.engine import LiveEngine  # noqa: E402
+from engines.live.serving.serve import serve  # noqa: E402
+from engines.policy.architecture import BASELINE  # noqa: E402
+from engines.workload.workload import FixedLength, make_workload, with_random_prompts  # noqa: E402
 
 pytestmark = pytest.mark.live
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engines.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Step
-from engines.draft_length import AdaptiveDraftLength, FixedDraftLength
-from engines.live.engine import Handle, LiveEngine
-from engines.live.fused import FusedDecoder
-from engines.live.pairs import Pair, load_pair
-from engines.live.serve import serve
-from engines.metrics import PARTS, acceptance, decompose
-from engines.request import Request
-from engines.run import Run
-from engines.workload import Workload
+from engines.live.model.fused import FusedDecoder
+from engines.live.model.pairs import Pair, load_pair
+from engines.live.serving.engine import Handle, LiveEngine
+from engines.live.serving.serve import serve
+from engines.policy.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Step
+from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.policy.request import Request
+from engines.record.metrics import PARTS, acceptance, decompose
+from engines.record.run import Run
+from engines.workload.workload import Workload
 from tests.engines.live.conftest import random_requests
 
 

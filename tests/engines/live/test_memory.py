@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from engines.architecture import BASELINE, PD, PDV, Step
 from engines.errors import InputError
-from engines.live.kv_cache import SlotPool
-from engines.live.memory import GIB, count_parameters, free_bytes, plan_slots, with_fitting_slots
-from engines.live.pairs import load_configs, load_pair
-from engines.live.permutation import shape_config
-from engines.shapes import SHAPES
+from engines.live.model.kv_cache import SlotPool
+from engines.live.model.pairs import load_configs, load_pair
+from engines.live.model.permutation import shape_config
+from engines.live.serving.memory import GIB, count_parameters, free_bytes, plan_slots, with_fitting_slots
+from engines.pairs.shapes import SHAPES
+from engines.policy.architecture import BASELINE, PD, PDV, Step
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")  # only named: nothing is put there
 LLAMA = "permutation:llama2-7b+tinyllama-1.1b"

@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama import LlamaForCausalLM
 
-from engines.live.attention import PackedBatch
-from engines.live.fused import FusedDecoder
-from engines.live.kv_cache import SlotPool
-from engines.live.passes import Product, WidePass
+from engines.live.kernels.passes import Product, WidePass
+from engines.live.model.attention import PackedBatch
+from engines.live.model.fused import FusedDecoder
+from engines.live.model.kv_cache import SlotPool
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="triton is not installed, so its kernels are not checked")
 
-from engines.live import narrow_products  # noqa: E402
-from engines.live.narrow_products import Launch, NarrowPass, launch_for  # noqa: E402
+from engines.live.kernels import skinny_gemm as narrow_products  # noqa: E402
+from engines.live.kernels.skinny_gemm import Launch, NarrowPass, launch_for  # noqa: E402
 
 DTYPE = torch.float16  # the interpreter multiplies no bfloat16
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 128, 192, 4, 2, 32

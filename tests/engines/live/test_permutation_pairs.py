@@ -10,21 +10,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engines.architecture import ARCHITECTURES
-from engines.live.engine import LiveEngine
-from engines.live.pairs import Pair, load_pair
-from engines.live.permutation import build_models
-from engines.live.serve import serve
-from engines.permutation import (
+from engines.live.model.pairs import Pair, load_pair
+from engines.live.model.permutation import build_models
+from engines.live.serving.engine import LiveEngine
+from engines.live.serving.serve import serve
+from engines.pairs.permutation import (
     PermutationSpec,
     expected_output,
     expected_tape,
     make_cycle,
     parse_pair,
 )
-from engines.request import Request
-from engines.shapes import SHAPES, ModelShape
-from engines.workload import Workload
+from engines.pairs.shapes import SHAPES, ModelShape
+from engines.policy.architecture import ARCHITECTURES
+from engines.policy.request import Request
+from engines.workload.workload import Workload
 from tests.engines.live.test_lossless import collect
 
 NAME = "permutation:tiny+tiny-draft:alpha=0.9,0.6"

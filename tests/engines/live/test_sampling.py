@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
-from engines.architecture import ARCHITECTURES, PDV
-from engines.draft_length import FixedDraftLength
-from engines.live import verification
-from engines.live.pairs import Pair
-from engines.live.verification import count_matches, gumbel, pick, request_key
-from engines.request import Request
+from engines.live.model import verification
+from engines.live.model.pairs import Pair
+from engines.live.model.verification import count_matches, gumbel, pick, request_key
+from engines.policy.architecture import ARCHITECTURES, PDV
+from engines.policy.draft_length import FixedDraftLength
+from engines.policy.request import Request
 from tests.engines.live.conftest import VOCABULARY, random_requests
 from tests.engines.live.test_lossless import served
 

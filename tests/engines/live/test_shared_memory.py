@@ -21,7 +21,7 @@ def shared_bytes(dtype: torch.dtype, sequences: int, heads: int, kv_heads: int, 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from engines.live import decode_attention
+    from engines.live.kernels import decode_attention_triton as decode_attention
 
     decode_attention.processors_of = lambda device: HOPPER_PROCESSORS
     pool, slots = torch.empty(2, 2048, kv_heads, head_dim, dtype=dtype), torch.zeros(sequences, dtype=torch.int64)

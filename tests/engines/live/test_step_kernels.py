@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.live import steps
-from engines.live.attention import Layout
-from engines.live.pairs import Pair
-from engines.live.stages import Stages
-from engines.live.steps import Candidates, Tables
+from engines.live.kernels import table_updates as steps
+from engines.live.kernels.table_updates import Candidates, Tables
+from engines.live.model.attention import Layout
+from engines.live.model.pairs import Pair
+from engines.live.model.stages import Stages
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="triton is not installed, so its kernels are not checked")
 
-from engines.live import step_kernels  # noqa: E402
+from engines.live.kernels import table_updates_triton as step_kernels  # noqa: E402
 
 SLOTS, ROW_LENGTH, MOST_DRAFTS, VOCABULARY = 11, 41, 8, 150
 NAMES = ("feed", "candidates", "keep_first_drafts", "keep_next_drafts", "keep_verified")

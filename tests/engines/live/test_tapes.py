@@ -7,14 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from engines.architecture import ARCHITECTURES
-from engines.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
-from engines.live.engine import LiveEngine
-from engines.live.pairs import Pair
-from engines.live.serve import serve
-from engines.request import Emission, settle
-from engines.run import Run
-from engines.workload import Workload
+from engines.live.model.pairs import Pair
+from engines.live.serving.engine import LiveEngine
+from engines.live.serving.serve import serve
+from engines.policy.architecture import ARCHITECTURES
+from engines.policy.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
+from engines.policy.request import Emission, settle
+from engines.record.run import Run
+from engines.workload.workload import Workload
 from tests.engines.live.conftest import random_requests
 
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from engines.architecture import ARCHITECTURES, PD
-from engines.live.engine import LiveEngine
-from engines.live.memory import empty_model
-from engines.live.pairs import Pair
-from engines.live.permutation import shape_config
-from engines.live.serve import serve
-from engines.live.utilisation import Sample, Sampler, count_model, measure_ceilings, nvml_reader, pair_counts
-from engines.metrics import device_utilisation
-from engines.run import Run
-from engines.shapes import SHAPES
-from engines.work_counts import Ceilings, achieved
-from engines.workload import Workload
+from engines.live.model.pairs import Pair
+from engines.live.model.permutation import shape_config
+from engines.live.serving.engine import LiveEngine
+from engines.live.serving.memory import empty_model
+from engines.live.serving.serve import serve
+from engines.live.serving.utilisation import Sample, Sampler, count_model, measure_ceilings, nvml_reader, pair_counts
+from engines.pairs.shapes import SHAPES
+from engines.policy.architecture import ARCHITECTURES, PD
+from engines.record.metrics import device_utilisation
+from engines.record.roofline import Ceilings, achieved
+from engines.record.run import Run
+from engines.workload.workload import Workload
 from tests.engines.live.conftest import random_requests
 
 CPU = torch.device("cpu")

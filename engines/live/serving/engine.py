@@ -1,0 +1,314 @@
+"""The live engine: the scheduler driven by threads, streams and the wall clock."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from engines.errors import InputError
+from engines.live.device.host import lane_settings
+from engines.live.device.streams import make_stream
+from engines.live.model.eager import EagerRunner
+from engines.live.model.graphs import GraphRunner, plan_for
+from engines.live.model.pairs import Pair
+from engines.live.model.stages import Stages
+from engines.live.serving.executor import Executor, Found
+from engines.live.serving.memory import plan_slots
+from engines.live.serving.tape import TapeBuilder
+from engines.policy.architecture import Architecture
+from engines.policy.batch import Work
+from engines.policy.request import Emission, Request, RequestState, Settlement, Status
+from engines.policy.scheduler import Scheduler
+from engines.record.run import Recorder, SegmentTime
+
+
+class RequestError(RuntimeError):
+    """A request was rejected, failed or was cancelled."""
+
+
+@dataclass(eq=False)
+class Handle:
+    """What the client of one request holds. tokens grows while the request runs; tape ([output tokens] int8, see
+    engines.record.run.Run) is there when it has ended."""
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    tape: np.ndarray | None = None
+    state: RequestState | None = None
+    error: str = ""
+    _done: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def finish(self, error: str = "") -> None:
+        """Nothing more will come."""
+        self.error = self.error or error
+        self._done.set()
+
+    def result(self, timeout_s: float | None = None) -> list[int]:
+        """Wait for the output tokens. Raises RequestError if there are none to come, TimeoutError if it waits
+        longer than `timeout_s`."""
+        if not self._done.wait(timeout_s):
+            raise TimeoutError(f"request {self.request.id} is not done after {timeout_s} s")
+        if self.error:
+            raise RequestError(f"request {self.request.id}: {self.error}")
+        return self.tokens
+
+
+class LiveEngine:
+    """Serves requests with a pair of models in the lanes of an architecture. Use it as a context manager.
+
+    max_context: prompt and output tokens of a request together; by default what the models can position, less
+    the room that drafts need. graphs: capture the stages at the start and replay them; by default on a GPU only.
+    sampling: capture them for sampled requests too, which run uncaptured otherwise. prefill_tokens: capture prefills
+    of up to so many tokens, all packed prompts together (default: max_context). progress: told (graphs captured,
+    graphs in all). reserve: bytes of memory to leave alone, as in engines.live.serving.memory.plan_slots; 0 if a
+    plan set them aside before the pair was loaded, since what loading has taken beside the weights came out of
+    them.
+
+    One thread runs each lane worker; the thread that brings news to the scheduler also hands out what can start.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        pair: Pair,
+        max_context: int | None = None,
+        graphs: bool | None = None,
+        sampling: bool = False,
+        prefill_tokens: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        reserve: int | None = None,
+    ) -> None:
+        configs = (pair.target.config, pair.draft.config)
+        plan = plan_slots(
+            architecture, configs, pair.device, pair.dtype, max_context, reserve=reserve, loaded=True
+        )  # fmt: skip
+        plan.check(architecture.slots)
+        self.architecture, self.pair = architecture, pair
+        self.stages = Stages(pair, architecture.slots, architecture.draft_length.maximum, max_context)
+        self.max_context = self.stages.max_context
+        self.scheduler = Scheduler(architecture)
+        self.lock = threading.RLock()
+        self.news = threading.Condition(self.lock)
+        self._handles: dict[int, Handle] = {}
+        self._tapes: dict[int, TapeBuilder] = {}
+        self.on_end: Callable[[Handle], None] = lambda handle: None
+        self.recorder = Recorder()
+        self._origin_s = time.perf_counter()
+        self._completing_s: float | None = None  # the moment of the completion that is being reported, if one is
+        self._closing = self._paused = False
+        self._crash: BaseException | None = None
+        self._graphs = pair.device.type == "cuda" if graphs is None else graphs
+        self._sampling, self._prefill_tokens, self._progress = sampling, prefill_tokens, progress
+        self._executors: dict[int, Executor] = {}  # by stream
+        self._inboxes: dict[tuple[str, int], queue.SimpleQueue[Work | None]] = {}
+        self._threads: list[threading.Thread] = []
+        self._settings = ExitStack()
+
+    # --- life -------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> LiveEngine:
+        self._settings.enter_context(lane_settings(self.pair.device))
+        self._executors = self._make_executors()
+        for lane in self.architecture.lanes:
+            for worker in range(lane.workers):
+                inbox = self._inboxes[lane.name, worker] = queue.SimpleQueue()
+                name = f"{lane.name}-{worker}"
+                thread = threading.Thread(target=self._work, args=(inbox, self._executors[lane.stream]), name=name)
+                self._threads.append(thread)
+                thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what waits, let running steps end, stop the threads, whatever else goes wrong."""
+        try:
+            with self.lock:
+                self._closing = True
+                for request_id in list(self.scheduler.requests):
+                    self.cancel(request_id)
+                while self.scheduler.running and self._crash is None:
+                    self.news.wait()
+        finally:
+            for inbox in self._inboxes.values():
+                inbox.put(None)
+            for thread in self._threads:
+                thread.join()
+            self._threads.clear()
+            self._settings.close()
+
+    def now(self) -> float:
+        """Seconds since the recording began."""
+        return time.perf_counter() - self._origin_s
+
+    def record(self, on_end: Callable[[Handle], None] = lambda handle: None) -> Recorder:
+        """Begin a new record at time 0; `on_end` is called, under the lock, with every handle that is done.
+        Raises RuntimeError while requests are here."""
+        with self.lock:
+            if not self.scheduler.idle:
+                raise RuntimeError("requests are still being served")
+            self.scheduler = Scheduler(self.architecture)
+            self.recorder, self.on_end, self._origin_s = Recorder(), on_end, time.perf_counter()
+            return self.recorder
+
+    @property
+    def crash(self) -> BaseException | None:
+        """What broke the engine, if anything did."""
+        return self._crash
+
+    # --- clients ----------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Handle:
+        """Take a request. One that cannot be served gets a handle that is done and carries the error; it is known to
+        be sound, and what it needs is there, before the scheduler hears of it."""
+        handle = Handle(request)
+        with self.lock:
+            now = self.now() if self._completing_s is None else self._completing_s
+            try:
+                if self._closing or self._crash is not None:
+                    raise RuntimeError("the engine is shut down")
+                self._check(request)
+                limit = min(request.max_tokens, self.max_context - request.prompt_tokens)
+                tape = TapeBuilder(limit, self.stages.max_draft_length + 1)
+                handle.state = self.scheduler.submit(request, now, limit)
+            except Exception as error:
+                if request.id not in self._handles:  # else the row is that of the request of this id that is here
+                    self.recorder.rejected(request, now, error)
+                self._release(handle, str(error))
+                return handle
+            self._handles[request.id], self._tapes[request.id] = handle, tape
+            self._dispatch(now)
+        return handle
+
+    def cancel(self, request_id: int) -> None:
+        """Give up a request, waiting or running. Its handle is done once nothing works on it."""
+        with self.lock:
+            now = self.now()
+            state = self.scheduler.cancel(request_id, now)
+            if state is not None:
+                self._end(state)
+                self._dispatch(now)
+
+    def _check(self, request: Request) -> None:
+        request.check()
+        prompt = request.prompt
+        if request.prompt_tokens >= self.max_context:
+            raise InputError("prompt_tokens", request.prompt_tokens, f"max_context is {self.max_context}; shorten it")
+        if not isinstance(prompt, Sequence) or len(prompt) != request.prompt_tokens:
+            given = len(prompt) if isinstance(prompt, Sequence) else prompt
+            raise InputError("prompt", given, f"give {request.prompt_tokens} token ids")
+        if set(map(type, prompt)) != {int} or min(prompt) < 0 or max(prompt) >= self.pair.vocabulary:
+            wrong = next(t for t in prompt if type(t) is not int or not 0 <= t < self.pair.vocabulary)
+            remedy = f"no such token; use whole numbers below {self.pair.vocabulary}, the size of the vocabulary"
+            raise InputError("prompt", wrong, remedy)
+
+    def sequence(self, request_id: int) -> list[int]:
+        """Prompt and output so far of a request that waits or runs."""
+        handle = self._handles[request_id]
+        return [*(handle.request.prompt or ()), *handle.tokens]
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Hold the lock at a moment when no step runs: those that do end first, and none starts until the context
+        is left. The tables and pools are then at rest."""
+        with self.lock:
+            self._paused = True
+            try:
+                while self.scheduler.running and self._crash is None:
+                    self.news.wait()
+                yield
+            finally:
+                self._paused = False
+                self._dispatch(self.now())
+
+    # --- lane workers -----------------------------------------------------------------------------------
+
+    def _make_executors(self) -> dict[int, Executor]:
+        """One for each stream; captures its graphs."""
+        priorities = {lane.stream: lane.stream_priority for lane in self.architecture.lanes}
+        streams = {number: make_stream(self.pair.device, priority) for number, priority in priorities.items()}
+        if not self._graphs:
+            return {n: Executor(self.stages, stream, EagerRunner(self.stages)) for n, stream in streams.items()}
+        plans = {n: plan_for(self.architecture, n, self.max_context, self._prefill_tokens) for n in streams}
+        runners = {n: GraphRunner(self.stages, stream, plans[n], self._sampling) for n, stream in streams.items()}
+        total, done = sum(map(len, runners.values())), itertools.count(1)
+        for runner in runners.values():
+            runner.capture(lambda: self._progress(next(done), total))
+        return {n: Executor(self.stages, streams[n], runner) for n, runner in runners.items()}
+
+    def _work(self, inbox: queue.SimpleQueue[Work | None], executor: Executor) -> None:
+        with torch.inference_mode():
+            while (work := inbox.get()) is not None:
+                try:
+                    self._finish(work, *executor.execute(work.step, work.members))
+                except BaseException as error:
+                    self._fall(error)
+                    raise
+
+    # --- news for the scheduler -------------------------------------------------------------------------
+
+    def _finish(self, work: Work, found: list[Found], segments: list[SegmentTime]) -> None:
+        with self.lock:
+            now, origin_s = self.now(), self._origin_s
+            self._completing_s = now
+            ended = self.scheduler.complete(work, [f.outcome for f in found], now)
+            times = [SegmentTime(s, start - origin_s, end - origin_s) for s, start, end, _ in segments]
+            self.recorder.worked(work, times, now)
+            for member in zip(work.members, found, work.settlements, work.draft_lengths, strict=True):
+                self._book(*member)
+            for state in ended:
+                self._end(state)
+            self._dispatch(now)
+            self._completing_s = None
+            if self._closing or self._paused:
+                self.news.notify_all()
+
+    def _book(self, state: RequestState, found: Found, settlement: Settlement | None, k: int) -> None:
+        """Add what a step found for one request to its tape and its tokens."""
+        emitted = settlement.emitted if settlement else 0
+        tape, position = self._tapes[state.id], state.emitted - emitted
+        if found.foreseen is not None:
+            tape.foreseen(position - 1, found.foreseen)
+        if isinstance(found.outcome, Emission) and settlement is not None and k:
+            tape.verified(position, found.outcome.matched, k)
+        self._handles[state.id].tokens += found.tokens[:emitted]
+
+    def _dispatch(self, now: float) -> None:
+        if self._crash is None and not self._paused:
+            for work in self.scheduler.dispatch(now):
+                self._inboxes[work.lane.name, work.worker].put(work)
+
+    def _end(self, state: RequestState) -> None:
+        handle = self._handles.pop(state.id)
+        self.recorder.ended(state)
+        handle.tape = self._tapes.pop(state.id).bits(state.emitted)
+        self._release(handle, "" if state.status is Status.FINISHED else state.error or state.finish_reason)
+
+    def _release(self, handle: Handle, error: str) -> None:
+        handle.finish(error)
+        self.on_end(handle)
+        self.news.notify_all()
+
+    def _fall(self, error: BaseException) -> None:
+        """The engine itself failed: every request gets the error, nothing hangs."""
+        with self.lock:
+            self._crash = error
+            for handle in self._handles.values():
+                handle.finish(f"the engine failed: {type(error).__name__}: {error}")
+            self.news.notify_all()

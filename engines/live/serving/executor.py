@@ -1,0 +1,92 @@
+"""Runs one step for the members of a batch, on a stream, and reads what came out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engines.live.device.streams import Stream
+from engines.live.model.eager import EagerRunner
+from engines.live.model.stages import Stages
+from engines.live.model.verification import request_keys
+from engines.policy.architecture import Segment, Step
+from engines.policy.batch import Outcome
+from engines.policy.request import Emission, Request, RequestState
+from engines.record.run import SegmentTime
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a step found for one member: what the scheduler is told, the target's tokens, and whether the draft
+    model would have proposed the last token before the step (None: not asked)."""
+
+    outcome: Outcome
+    tokens: Sequence[int] = ()
+    foreseen: bool | None = None
+
+
+class Executor:
+    """The hands of the lane workers on one stream; any number of threads may use it at once."""
+
+    def __init__(self, stages: Stages, stream: Stream, runner: EagerRunner) -> None:
+        self.stages, self.stream, self.runner = stages, stream, runner
+
+    def execute(self, step: Step, members: list[RequestState]) -> tuple[list[Found], list[SegmentTime]]:
+        """Run a step; times are on time.perf_counter's clock. If it raises, run it again for each member alone,
+        so that one request's fault is its own (a step changes nothing that matters before its last line)."""
+        try:
+            return self._run(step, members)
+        except Exception as error:
+            if len(members) == 1:
+                return [Found(error)], []
+        alone = [self.execute(step, [member]) for member in members]
+        return [found[0] for found, _ in alone], [segment for _, segments in alone for segment in segments]
+
+    def _run(self, step: Step, members: list[RequestState]) -> tuple[list[Found], list[SegmentTime]]:
+        results: dict[Segment, Any] = {}
+        slots = [state.slot for state in members if state.slot is not None]
+        counts = [state.request.prompt_tokens for state in members]
+        k = max(state.draft_length for state in members)
+        sampling = any(state.request.temperature > 0 for state in members)
+        with self.stream.turn():
+            if step is Step.PREFILL:
+                self._load(members)
+            calls = {segment: self.runner.ready(segment, slots, counts, k, sampling) for segment in step.segments}
+            marks = [self.stream.mark()]
+            for segment, call in calls.items():
+                results[segment] = call()
+                marks.append(self.stream.mark())
+        times = itertools.pairwise(self.stream.times(marks))
+        segments = [SegmentTime(s, *pair) for s, pair in zip(step.segments, times, strict=True)]
+        values = {segment: result.tolist() for segment, result in results.items() if result is not None}
+        return self._read(members, values), segments
+
+    def _load(self, members: list[RequestState]) -> None:
+        requests = [state.request for state in members]
+        self.stages.load(
+            [state.slot for state in members if state.slot is not None],
+            [request.prompt or () for request in requests],
+            request_keys([request.seed for request in requests], [request.id for request in requests]),
+            [request.temperature for request in requests],
+        )
+
+    def _read(self, members: list[RequestState], values: dict[Segment, list[Any]]) -> list[Found]:
+        foreseen = values.get(Segment.DRAFT, [None] * len(members))
+        if Segment.VERIFY in values:
+            steps = [(matched, picked[: matched + 1]) for matched, *picked in values[Segment.VERIFY]]
+        elif Segment.PREFILL_TARGET in values:
+            steps = [(0, [token]) for token in values[Segment.PREFILL_TARGET]]
+        else:
+            return [Found(None, (), hindsight) for hindsight in foreseen]
+        return [
+            Found(Emission(matched, self._stop_after(state.request, tokens)), tokens, hindsight)
+            for state, (matched, tokens), hindsight in zip(members, steps, foreseen, strict=True)
+        ]
+
+    def _stop_after(self, request: Request, tokens: Sequence[int]) -> int | None:
+        if request.ignore_eos:
+            return None
+        ends = self.stages.pair.end_tokens
+        return next((i + 1 for i, token in enumerate(tokens) if token in ends), None)

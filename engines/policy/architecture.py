@@ -1,0 +1,301 @@
+"""An architecture is a value: lanes, the steps each lane runs, and the rules between them.
+
+Nothing here acts. `engines.policy.scheduler.Scheduler` interprets the value, for the live engine and the simulator
+alike, so a new architecture is a new value (in Python or TOML) and no new code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from engines.errors import InputError, require_name, require_whole
+from engines.policy.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
+from engines.storage.reading import read_toml
+
+MOST_SLOTS = 1_000_000  # far beyond any device's memory
+MOST_WORKERS = 10_000  # of a lane: far more than any device runs at once
+MOST_STREAMS, MOST_DEVICES = 10_000, 1_000  # of one host
+MOST_PRIORITY = 100  # of a stream; CUDA has -5 to 0
+
+
+class Stage(StrEnum):
+    """What a request can need next."""
+
+    PREFILL = "prefill"
+    DRAFT = "draft"
+    VERIFY = "verify"
+
+
+class Step(StrEnum):
+    """What a lane runs as one unit: a stage, or draft and verify back to back."""
+
+    PREFILL = "prefill"
+    DRAFT = "draft"
+    VERIFY = "verify"
+    DRAFT_VERIFY = "draft+verify"
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that a request needs to join this step."""
+        return Stage.DRAFT if self is Step.DRAFT_VERIFY else Stage(self.value)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What the device runs for this step, in order. Prefill ends with the target's first token."""
+        return _SEGMENTS[self]
+
+
+class Segment(StrEnum):
+    """The part of a step that one model does. Costs and contention are measured by segment, since a draft
+    model's small kernels and a target model's large ones share a device differently."""
+
+    PREFILL_DRAFT = "prefill_draft"
+    PREFILL_TARGET = "prefill_target"
+    DRAFT = "draft"
+    VERIFY = "verify"
+
+
+_SEGMENTS = {
+    Step.PREFILL: (Segment.PREFILL_DRAFT, Segment.PREFILL_TARGET),
+    Step.DRAFT: (Segment.DRAFT,),
+    Step.VERIFY: (Segment.VERIFY,),
+    Step.DRAFT_VERIFY: (Segment.DRAFT, Segment.VERIFY),
+}
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Workers that run certain steps on one CUDA stream.
+
+    steps: each step the lane runs, with the largest batch (requests) of it.
+    workers: how many batches of this lane can be under way at once.
+    stream: number of the CUDA stream; lanes or workers with the same number on a device share it, first come
+    first served. stream_priority is CUDA's (negative is more urgent); device is the index of the device.
+    carries_request: a worker takes one request and runs all its steps in this lane until it ends.
+    """
+
+    name: str
+    steps: Mapping[Step, int]
+    workers: int = 1
+    stream: int = 0
+    stream_priority: int = 0
+    device: int = 0
+    carries_request: bool = False
+
+    def __post_init__(self) -> None:
+        require_name("lanes.name", self.name)
+        where = f"lanes.{self.name}"
+        try:
+            steps = {Step(step): limit for step, limit in self.steps.items()}
+        except (ValueError, AttributeError) as error:
+            known = ", ".join(f'"{s.value}"' for s in Step)
+            raise InputError(f"{where}.steps", self.steps, f"map each of {known} to its batch limit") from error
+        object.__setattr__(self, "steps", steps)
+        if not steps:
+            raise InputError(f"{where}.steps", {}, "give the lane at least one step")
+        for step, limit in steps.items():
+            require_whole(f"{where}.steps.{step}", limit, 1, MOST_SLOTS)
+        if not isinstance(self.carries_request, bool):
+            raise InputError(f"{where}.carries_request", self.carries_request, "use true or false")
+        if self.carries_request and max(steps.values()) > 1:
+            raise InputError(f"{where}.steps", self.steps, "a lane that carries requests has batch limits of 1")
+        require_whole(f"{where}.workers", self.workers, 1, MOST_WORKERS)
+        require_whole(f"{where}.stream", self.stream, 0, MOST_STREAMS - 1)
+        require_whole(f"{where}.device", self.device, 0, MOST_DEVICES - 1)
+        require_whole(f"{where}.stream_priority", self.stream_priority, -MOST_PRIORITY, MOST_PRIORITY)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A layout of speculative decoding.
+
+    priority: which stage goes first when several could start and permits, or one lane's worker, are short.
+    Empty means first come, first served.
+    verify_first_above: verify overtakes the order above while its queue is longer than draft's by more than
+    this; None switches the rule off.
+    hybrid_at_or_below: with this many requests in slots or fewer, a lane that drafts runs draft and verify as
+    one step; 0 switches hybrid mode off.
+    slots: places in the key-value pool; a request holds one from the start of its prefill to its end.
+    running_stages: permits per device, the number of steps that may run there at once; None is one for every
+    worker, so that all may.
+    queue_limit: requests that may wait for a slot; None is no limit.
+    """
+
+    name: str
+    lanes: tuple[Lane, ...]
+    priority: tuple[Stage, ...] = ()
+    verify_first_above: int | None = None
+    hybrid_at_or_below: int = 0
+    draft_length: DraftLength = field(default_factory=FixedDraftLength)
+    slots: int = 64
+    running_stages: int | None = None
+    queue_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        require_name("name", self.name)
+        object.__setattr__(self, "lanes", tuple(self.lanes))
+        if not self.lanes:
+            raise InputError("lanes", [], "give the architecture at least one lane")
+        names = [lane.name for lane in self.lanes]
+        if len(set(names)) < len(names):
+            raise InputError("lanes", names, "give every lane a name of its own")
+        self._check_steps()
+        try:
+            object.__setattr__(self, "priority", tuple(Stage(stage) for stage in self.priority))
+        except (ValueError, TypeError) as error:
+            raise InputError("priority", self.priority, f"list stages: {', '.join(Stage)}") from error
+        if self.priority and sorted(self.priority) != sorted(Stage):
+            raise InputError("priority", list(self.priority), "list each stage once, or leave it empty for FIFO")
+        if self.verify_first_above is not None:
+            require_whole("verify_first_above", self.verify_first_above, 0)
+            if not self.priority or not self._runs(Step.VERIFY):
+                raise InputError(
+                    "verify_first_above", self.verify_first_above, "needs a priority order and a verify step"
+                )
+        require_whole("hybrid_at_or_below", self.hybrid_at_or_below, 0)
+        if self.hybrid_at_or_below:
+            if not self._runs(Step.DRAFT):
+                raise InputError("hybrid_at_or_below", self.hybrid_at_or_below, "needs a lane with a draft step")
+            if self.lane_for(Stage.DRAFT)[0].device != self.lane_for(Stage.VERIFY)[0].device:
+                remedy = "put the lanes that draft and verify on one device, or use 0"
+                raise InputError("hybrid_at_or_below", self.hybrid_at_or_below, remedy)
+        require_whole("slots", self.slots, 1, MOST_SLOTS)
+        if self.running_stages is not None:
+            require_whole("running_stages", self.running_stages, 1)
+        if self.queue_limit is not None:
+            require_whole("queue_limit", self.queue_limit, 1)
+
+    def _runs(self, step: Step) -> bool:
+        return any(step in lane.steps for lane in self.lanes)
+
+    def _check_steps(self) -> None:
+        steps = [step for lane in self.lanes for step in lane.steps]
+        separate = [Step.PREFILL, Step.DRAFT, Step.VERIFY]
+        if sorted(steps) not in (sorted(separate), sorted([Step.PREFILL, Step.DRAFT_VERIFY])):
+            raise InputError(
+                "lanes",
+                [str(step) for step in steps],
+                'all lanes together run "prefill" once and either "draft" and "verify" or "draft+verify" once',
+            )
+
+    def lane_for(self, stage: Stage) -> tuple[Lane, Step]:
+        """The lane, and its step, that serve requests that need `stage`."""
+        for lane in self.lanes:
+            for step in lane.steps:
+                if step.stage is stage:
+                    return lane, step
+        raise KeyError(stage)  # only verify, where draft+verify is one step
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        return tuple(sorted({lane.device for lane in self.lanes}))
+
+    def permits(self, device: int) -> int:
+        """Steps that may run at once on a device."""
+        if self.running_stages is not None:
+            return self.running_stages
+        return sum(lane.workers for lane in self.lanes if lane.device == device)
+
+    def replace(self, **changes: Any) -> Architecture:
+        """A copy with other values, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def with_batch_limits(self, limits: Mapping[Step, int]) -> Architecture:
+        """A copy whose lanes have other batch limits for the given steps."""
+        lanes = tuple(
+            dataclasses.replace(lane, steps={s: limits.get(s, n) for s, n in lane.steps.items()})
+            for lane in self.lanes
+        )
+        return self.replace(lanes=lanes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in TOML; settings that are off (None) are left out."""
+        lanes = [
+            {**_plain(lane), "steps": {str(step): limit for step, limit in lane.steps.items()}} for lane in self.lanes
+        ]
+        length: int | dict[str, Any] = (
+            self.draft_length.k if isinstance(self.draft_length, FixedDraftLength) else _plain(self.draft_length)
+        )
+        return {
+            **_plain(self),
+            "lanes": lanes,
+            "priority": [str(stage) for stage in self.priority],
+            "draft_length": length,
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Architecture:
+        """Build and check an architecture from plain values, for instance parsed TOML. Raises InputError."""
+        values = dict(values)
+        lanes = values.pop("lanes", None)
+        if not isinstance(lanes, list) or not all(isinstance(lane, Mapping) for lane in lanes):
+            raise InputError("lanes", lanes, "write one [[lanes]] table a lane")
+        if "draft_length" in values:
+            values["draft_length"] = _draft_length(values["draft_length"])
+        return _build(Architecture, "", {**values, "lanes": tuple(_build(Lane, "lanes.", lane) for lane in lanes)})
+
+
+def _draft_length(value: Any) -> DraftLength:
+    if isinstance(value, Mapping):
+        return _build(AdaptiveDraftLength, "draft_length.", value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError("draft_length", value, "give a number, or a table for an adaptive draft length")
+    return FixedDraftLength(value)
+
+
+def _build(kind: Any, prefix: str, values: Mapping[str, Any]) -> Any:
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for name in values:
+        if name not in known:
+            raise InputError(f"{prefix}{name}", values[name], f"no such setting; there are {', '.join(known)}")
+    for name, f in known.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise InputError(f"{prefix}{name}", None, "give it")
+    return kind(**values)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+    return {name: v for name, v in fields if v is not None}
+
+
+BASELINE = Architecture(
+    "baseline",
+    lanes=(Lane("worker", {Step.PREFILL: 1, Step.DRAFT: 1, Step.VERIFY: 1}, workers=4, carries_request=True),),
+)
+PD = Architecture(
+    "pd",
+    lanes=(
+        Lane("prefill", {Step.PREFILL: 1}, stream=0),
+        Lane("decode", {Step.DRAFT_VERIFY: 6}, stream=1),
+    ),
+    priority=(Stage.DRAFT, Stage.VERIFY, Stage.PREFILL),
+)
+PDV = Architecture(
+    "pdv",
+    lanes=(
+        Lane("decode", {Step.DRAFT: 6}, stream=0),
+        Lane("verify", {Step.VERIFY: 12}, stream=1),
+        Lane("prefill", {Step.PREFILL: 1}, stream=2),
+    ),
+    priority=(Stage.DRAFT, Stage.VERIFY, Stage.PREFILL),
+    verify_first_above=2,
+    hybrid_at_or_below=1,
+)
+ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (BASELINE, PD, PDV)}
+
+
+def load_architecture(name: str) -> Architecture:
+    """A built-in architecture by name, or one described in a .toml file. Raises InputError."""
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise InputError("architecture", name, f"use {', '.join(ARCHITECTURES)} or the path of a .toml file")
+    return Architecture.from_dict(read_toml("architecture", path))

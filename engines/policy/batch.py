@@ -1,0 +1,53 @@
+"""What a scheduler hands to a worker, and what the worker hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from engines.policy.architecture import Lane, Step
+from engines.policy.request import Emission, RequestState, Settlement
+
+
+class Wait(NamedTuple):
+    """How long a request waited before a step, by cause; seconds. The parts sum to the whole wait.
+
+    admission_s: no slot was free (before prefill). permit_s: a worker was free and a permit was not.
+    queue_s: the rest, while the lane's workers were busy.
+    """
+
+    admission_s: float
+    queue_s: float
+    permit_s: float
+
+
+@dataclass(slots=True)
+class Work:
+    """A batch that a worker of a lane has started.
+
+    back_to_back: the worker comes straight from the batch before, and need not be woken.
+    draft_lengths: k of each member (0 for prefill). waits: what each member waited for before this work.
+    settlements: filled in by Scheduler.complete, one a member; None for members that failed, were cancelled
+    or had nothing to settle (draft).
+    """
+
+    id: int
+    lane: Lane
+    worker: int
+    step: Step
+    members: list[RequestState]
+    dispatched_s: float
+    hybrid: bool = False
+    back_to_back: bool = False
+    draft_lengths: list[int] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
+    settlements: list[Settlement | None] = field(default_factory=list)
+
+    @property
+    def slots(self) -> list[int]:
+        """Slot numbers of the members: all that a lane hands to the device."""
+        return [member.slot for member in self.members if member.slot is not None]
+
+
+Outcome = Emission | Exception | None
+"""What a step found for one member: an Emission (prefill, verify), None (draft), or the error it met."""

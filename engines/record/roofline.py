@@ -1,0 +1,162 @@
+"""Bytes and operations of each segment: what a device cannot avoid moving and computing.
+
+Counted are a model's weights once a pass, the keys and values that attention reads and those that are written, and
+the multiplications and additions of the matrices and of attention. Activations, embedding rows and logits are left
+out: a percent or so at real sizes. So bytes over the copy bandwidth, or operations over the matrix rate, is a floor
+of a segment's time, and bytes over its time is the bandwidth that it achieved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from engines.policy.architecture import Segment
+from engines.record.run import Run
+
+Number = int | float | np.ndarray | pd.Series
+
+
+@dataclass(frozen=True)
+class ModelCounts:
+    """A decoder in numbers.
+
+    layer_parameters: weights that every token goes through (all but embeddings and output matrix).
+    head_parameters: the output matrix. layers, heads, kv_heads, head_dim: of attention. value_bytes: bytes of one
+    weight, key or value.
+    """
+
+    layer_parameters: int
+    head_parameters: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_bytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """What one pass reads of the weights."""
+        return (self.layer_parameters + self.head_parameters) * self.value_bytes
+
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one token, all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.value_bytes
+
+
+class PairCounts(NamedTuple):
+    """Both models of a pair."""
+
+    target: ModelCounts
+    draft: ModelCounts
+
+
+class WorkCounts(NamedTuple):
+    """What a segment moves and computes; numbers, or arrays where the inputs were.
+
+    weight_bytes and matrix_operations are the matrix products', cache_bytes and attention_operations are
+    attention's.
+    """
+
+    weight_bytes: Number
+    cache_bytes: Number
+    matrix_operations: Number
+    attention_operations: Number
+
+    @property
+    def bytes(self) -> Number:
+        return self.weight_bytes + self.cache_bytes
+
+    @property
+    def operations(self) -> Number:
+        return self.matrix_operations + self.attention_operations
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a device reached on the simplest work: a copy, in bytes/s (read and written bytes both count), and a
+    matrix product, in operations/s."""
+
+    copy_bytes_per_s: float
+    matrix_operations_per_s: float
+
+    def floor_s(self, work: WorkCounts) -> Number:
+        """The least seconds that the work takes. Matrix products and attention run one after the other; each is
+        bound by what it moves or by what it computes."""
+        matrices = self._bound(work.weight_bytes, work.matrix_operations)
+        return matrices + self._bound(work.cache_bytes, work.attention_operations)
+
+    def _bound(self, moved: Number, computed: Number) -> Number:
+        return np.maximum(moved / self.copy_bytes_per_s, computed / self.matrix_operations_per_s)
+
+
+def count_work(
+    segment: Segment, pair: PairCounts, batch: Number, draft_length: Number, tokens: Number, context_tokens: Number
+) -> WorkCounts:
+    """Work of one segment, for the columns of the spans table (engines.record.run): `batch` requests, their
+    `context_tokens` known tokens each (prompt and output so far, mean), `draft_length` drafts each; `tokens` is
+    only looked at for prefill, where it is the prompts' tokens together (packed prompts count as equally long).
+    """
+    k = draft_length
+    if segment is Segment.DRAFT:  # k passes; the first feeds two tokens of each, so k + 1 are fed
+        keys_read = k * context_tokens + k * (k - 1) / 2
+        pairs = (k + 1) * context_tokens - 1 + k * (k - 1) / 2
+        return _count(pair.draft, k, batch * (k + 1), batch * (k + 1), batch * keys_read, batch * pairs)
+    if segment is Segment.VERIFY:  # one pass over the last known token and the drafts
+        pairs = (k + 1) * context_tokens + k * (k + 1) / 2
+        new = batch * (k + 1)
+        return _count(pair.target, 1, new, new, batch * (context_tokens + k), batch * pairs)
+    target = segment is Segment.PREFILL_TARGET
+    pairs = tokens * (tokens / batch + 1) / 2
+    return _count(pair.target if target else pair.draft, 1, tokens, batch if target else 1, tokens, pairs)
+
+
+def _count(
+    model: ModelCounts, passes: Number, tokens: Number, rows: Number, keys_read: Number, pairs: Number
+) -> WorkCounts:
+    """tokens: fed, and so written to the pool; rows: of logits; pairs: of a query and a key that it looks at."""
+    return WorkCounts(
+        weight_bytes=passes * model.weight_bytes,
+        cache_bytes=(keys_read + tokens) * model.token_bytes,
+        matrix_operations=2 * (model.layer_parameters * tokens + model.head_parameters * rows),
+        attention_operations=4 * model.layers * model.heads * model.head_dim * pairs,  # scores, weighted values
+    )
+
+
+def count_spans(spans: pd.DataFrame, pair: PairCounts) -> pd.DataFrame:
+    """The WorkCounts of each row of a run's spans, on its index."""
+    out = pd.DataFrame(0.0, index=spans.index, columns=list(WorkCounts._fields))
+    for name, rows in spans.groupby("segment"):
+        columns = (rows[c].astype(float) for c in ("batch_size", "draft_length", "tokens", "context_tokens"))
+        work = count_work(Segment(str(name)), pair, *columns)
+        for field, values in zip(WorkCounts._fields, work, strict=True):
+            out.loc[rows.index, field] = values
+    return out
+
+
+def achieved(run: Run, pair: PairCounts, ceilings: Ceilings | None = None) -> dict[str, float]:
+    """What a run moved and computed, over its duration and (per segment) over that segment's time on the device:
+    achieved TB/s and TFLOP/s, with ceilings also as shares of them, and floor_share, the least time that the
+    work takes over the time that it took. Rates of overlapping segments share the device, so they are not what a
+    segment reaches alone."""
+    counts = count_spans(run.spans, pair)
+    held = run.spans["end_s"] - run.spans["start_s"]
+    out = _rates("", WorkCounts(*(counts[field] for field in counts)), run.duration_s, ceilings)
+    for name, rows in counts.groupby(run.spans["segment"]):
+        work = WorkCounts(*(rows[field] for field in counts))
+        out |= _rates(f"{name}.", work, float(held[rows.index].sum()), ceilings)
+    return out
+
+
+def _rates(prefix: str, work: WorkCounts, seconds: float, ceilings: Ceilings | None) -> dict[str, float]:
+    moved, computed = (float(np.sum(values)) / seconds for values in (work.bytes, work.operations))
+    out = {f"{prefix}tb_per_s": moved / 1e12, f"{prefix}tflop_per_s": computed / 1e12}
+    if ceilings is not None:
+        out[f"{prefix}bandwidth_share"] = moved / ceilings.copy_bytes_per_s
+        out[f"{prefix}matrix_share"] = computed / ceilings.matrix_operations_per_s
+        out[f"{prefix}floor_share"] = float(np.sum(ceilings.floor_s(work))) / seconds
+    return out

@@ -1,0 +1,175 @@
+"""The record of a run, live or simulated alike.
+
+A folder holds `run.toml` (what ran, where, with which resolved settings) and four tables: `requests` (one row a
+request), `steps` (one row a request and work), `spans` (one row a work and segment) and `tapes` (the acceptance
+tape of each request). Times are seconds after the start of the run; a simulated run has the same columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import tomli_w
+
+from engines.errors import InputError
+from engines.policy.architecture import Segment
+from engines.policy.batch import Work
+from engines.policy.request import Request, RequestState, Status
+from engines.record.schema import AGAIN, REQUESTS, SPANS, STEPS, read_settings, read_tables, read_tapes
+from engines.storage.files import finish, replace_files
+
+SCHEMA_VERSION = 2
+TABLES = ("requests", "steps", "spans", "tapes")
+RUN_FILES = ("run.toml", *(f"{name}.parquet" for name in TABLES))
+DIGEST = "tables_sha256"  # in run.toml, of all tables: they are one record, and not parts of two
+REQUEST_COLUMNS, STEP_COLUMNS, SPAN_COLUMNS = list(REQUESTS), list(STEPS), list(SPANS)
+
+
+class SegmentTime(NamedTuple):
+    """When a segment ran on the device, and how long it would have taken alone (nan: not known)."""
+
+    segment: Segment
+    start_s: float
+    end_s: float
+    solo_s: float = float("nan")
+
+
+@dataclass
+class Run:
+    """What happened.
+
+    info: plain values for run.toml: kind ("live" or "simulated"), architecture, workload, seed, versions, ...
+    requests, steps, spans: tables with the columns above. tapes: request id -> int8 array, one entry an output
+    token: 1 if the draft model would have proposed it, 0 if not, -1 if unknown; entry 0 (prefill) is -1.
+    """
+
+    info: dict[str, Any]
+    requests: pd.DataFrame
+    steps: pd.DataFrame
+    spans: pd.DataFrame
+    tapes: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.info.get("name", self.info.get("architecture", {}).get("name", "run")))
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The requests that got all their tokens."""
+        return self.requests[self.requests["status"] == Status.FINISHED]
+
+    @property
+    def duration_s(self) -> float:
+        """First arrival to last finish."""
+        return float(self.requests["finish_s"].max() - self.requests["arrival_s"].min())
+
+    def save(self, folder: Path) -> Path:
+        """Write the record. One that is in the folder is replaced, as a whole or, if this fails or is killed, not at
+        all; other files there stay. Raises InputError if another process writes there."""
+        tapes = pd.DataFrame({"request": list(self.tapes), "bits": [t.tolist() for t in self.tapes.values()]})
+        tables = {"requests": self.requests, "steps": self.steps, "spans": self.spans, "tapes": tapes}
+        contents = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
+        info = {"schema_version": SCHEMA_VERSION, DIGEST: _digest(contents), **self.info}
+        replace_files(folder, {"run.toml": tomli_w.dumps(info).encode(), **contents}, RUN_FILES)
+        return folder
+
+    @staticmethod
+    def load(folder: Path) -> Run:
+        """Read a record. Raises InputError if it is not there, is damaged or incomplete, contradicts itself, has
+        another schema version, or has tables that are not those that it was saved with."""
+        finish(folder, RUN_FILES)
+        path = folder / "run.toml"
+        if not path.is_file():
+            raise InputError("run", str(folder), "no run.toml there; give the folder that `pdv run` wrote")
+        version, info = read_settings(path, SCHEMA_VERSION)
+        digest = info.pop(DIGEST, None)
+        tables = read_tables(folder, version)
+        requests = tables["requests"]
+        longest = dict(zip(requests["request"].tolist(), requests["output_tokens"].tolist(), strict=True))
+        tapes = read_tapes("run", folder / "tapes.parquet", AGAIN, longest)
+        if digest is not None and digest != _digest({n: (folder / n).read_bytes() for n in RUN_FILES[1:]}):
+            remedy = "the tables are not those that run.toml was saved with; record the run again"
+            raise InputError("run", str(folder), remedy)
+        return Run(info, **tables, tapes=tapes)
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _digest(contents: Mapping[str, bytes]) -> str:
+    """Of the files' contents, in the order of their names."""
+    digests = [hashlib.sha256(content).digest() for _, content in sorted(contents.items())]
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _recordable(value: Any) -> int:
+    """A whole number that a table can hold; -1 for anything else (the error of the request says what it was)."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    return value if whole else -1
+
+
+class Recorder:
+    """Collects what the driver of a scheduler reports and makes the Run of it."""
+
+    def __init__(self) -> None:
+        self._requests: list[tuple[Any, ...]] = []
+        self._steps: list[tuple[Any, ...]] = []
+        self._spans: list[tuple[Any, ...]] = []
+
+    def worked(self, work: Work, segments: Iterable[SegmentTime], completed_s: float) -> None:
+        """A completed work (after Scheduler.complete). A work that failed may have no segments."""
+        members = work.members
+        tokens = context = 0
+        for state, settlement, wait, k in zip(members, work.settlements, work.waits, work.draft_lengths, strict=True):
+            emitted = settlement.emitted if settlement else 0
+            position = state.emitted - emitted
+            tokens += state.request.prompt_tokens
+            context += state.request.prompt_tokens + position
+            booked = (settlement.accepted, settlement.rejected, settlement.discarded) if settlement else (0, 0, 0)
+            self._steps.append((work.id, state.id, position, *wait, k, emitted, *booked))
+        size, longest = len(members), max(work.draft_lengths)
+        through = {Segment.DRAFT: size * longest, Segment.VERIFY: size * (longest + 1)}
+        for segment, start_s, end_s, solo_s in segments:
+            self._spans.append(
+                (work.id, work.lane.name, work.worker, work.lane.device, work.lane.stream, str(work.step),
+                 str(segment), size, longest, through.get(segment, tokens),
+                 context / size, work.hybrid, work.back_to_back, work.dispatched_s, start_s, end_s, completed_s,
+                 solo_s)
+            )  # fmt: skip
+
+    def ended(self, state: RequestState) -> None:
+        """A request that has left the scheduler."""
+        self._requests.append(
+            (state.id, state.arrival_s, state.prefill_start_s, state.prefill_end_s, state.finish_s,
+             state.request.prompt_tokens, state.max_tokens, state.emitted, state.verifications, state.drafted,
+             state.accepted, state.rejected, state.discarded, str(state.status), state.finish_reason, state.error)
+        )  # fmt: skip
+
+    def rejected(self, request: Request, now: float, error: Exception) -> None:
+        """A request that was refused at the door, perhaps because of what it asked for. One whose id is no such thing
+        has no row."""
+        if _recordable(request.id) != request.id or request.id < 0:
+            return
+        id_, prompt, limit = (_recordable(n) for n in (request.id, request.prompt_tokens, request.max_tokens))
+        self._requests.append(
+            (id_, now, None, None, now, prompt, limit, 0, 0, 0, 0, 0, 0, str(Status.REJECTED), "rejected", str(error))
+        )
+
+    def run(self, info: Mapping[str, Any], tapes: Mapping[int, np.ndarray] | None = None) -> Run:
+        """The record, ordered by request and by work."""
+        requests = pd.DataFrame(self._requests, columns=REQUEST_COLUMNS).sort_values("request", ignore_index=True)
+        for column in ("prefill_start_s", "first_token_s", "finish_s"):
+            requests[column] = requests[column].astype(float)
+        steps = pd.DataFrame(self._steps, columns=STEP_COLUMNS)
+        spans = pd.DataFrame(self._spans, columns=SPAN_COLUMNS)
+        return Run(dict(info), requests, steps, spans, dict(sorted((tapes or {}).items())))

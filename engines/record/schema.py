@@ -1,0 +1,192 @@
+"""What the record of a run must hold, checked when it is read: its settings, its tables, and the tables against one
+another. engines.record.run says what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pydantic import AfterValidator, Field
+
+from engines.errors import InputError
+from engines.policy.architecture import Architecture, Segment, Step
+from engines.policy.request import Status
+from engines.storage.reading import read_toml
+from engines.storage.tables import Column, Table, first, read_parquet
+from engines.storage.validation import Count, NotNegative, Positive, Record, Text, Whole, checked
+from engines.workload.lengths import MOST_TOKENS
+
+AGAIN = "record the run again"
+FINAL = (Status.FINISHED, Status.CANCELLED, Status.FAILED, Status.REJECTED)
+MOST_S = 1e12  # of a time: the clock of a longer run would stand still
+
+_COUNT = Column("whole", least=0)
+_ANY = Column("whole")  # of a request that was refused: the numbers may be why
+_TIME = Column("number", least=0, most=MOST_S)
+_TIME_IF_ANY = Column("number", least=0, most=MOST_S, empty=True)
+_WAIT = Column("number", least=-1e-6, most=MOST_S)  # a difference of times: not quite 0 where there was none
+_NAME = Column("text")
+REQUESTS = {
+    "request": _COUNT, "arrival_s": _TIME, "prefill_start_s": _TIME_IF_ANY, "first_token_s": _TIME_IF_ANY,
+    "finish_s": _TIME, "prompt_tokens": _ANY, "max_tokens": _ANY, "output_tokens": _COUNT, "verifications": _COUNT,
+    "drafted": _COUNT, "accepted": _COUNT, "rejected": _COUNT, "discarded": _COUNT,
+    "status": Column("text", among=FINAL), "finish_reason": _NAME, "error": _NAME,
+}  # fmt: skip
+STEPS = {
+    "work": _COUNT, "request": _COUNT, "position": _COUNT, "admission_s": _WAIT, "queue_s": _WAIT, "permit_s": _WAIT,
+    "draft_length": _COUNT, "emitted": _COUNT, "accepted": _COUNT, "rejected": _COUNT, "discarded": _COUNT,
+}  # fmt: skip
+SPANS = {
+    "work": _COUNT, "lane": _NAME, "worker": _COUNT, "device": _COUNT, "stream": _COUNT,
+    "step": Column("text", among=tuple(Step)), "segment": Column("text", among=tuple(Segment)),
+    "batch_size": Column("whole", least=1), "draft_length": _COUNT, "tokens": _COUNT,
+    "context_tokens": Column("number", least=0, most=MOST_S), "hybrid": Column("flag"),
+    "back_to_back": Column("flag"), "dispatched_s": _TIME, "start_s": _TIME, "end_s": _TIME, "completed_s": _TIME,
+    "solo_s": _TIME_IF_ANY,
+}  # fmt: skip
+
+
+def _architecture(values: dict[str, Any]) -> dict[str, Any]:
+    Architecture.from_dict(values)
+    return values
+
+
+class WorkloadSettings(Record):
+    """The `workload` of run.toml: what is known of how it was made."""
+
+    kind: Text | None = None
+    count: Whole | None = None
+    concurrency: Count | None = None
+    rate: Positive | None = None
+    process: Text | None = None
+    cv: NotNegative | None = None
+    mean_think_s: NotNegative | None = None
+    temperature: NotNegative | None = None
+    seed: Whole | None = None
+    ignore_eos: bool | None = None
+
+
+class RunSettings(Record):
+    """run.toml without its schema version."""
+
+    kind: Literal["live", "simulated"]
+    architecture: Annotated[dict[str, Any], AfterValidator(_architecture)]
+    workload: WorkloadSettings
+    name: Text | None = None
+    device: Text | None = None
+    pair: Text | None = None
+    dtype: Text | None = None
+    date: Text | None = None
+    max_context: Count | None = None
+    seed: Whole | None = None
+    jitter: bool | None = None
+    replays: Text | None = None
+    fingerprint: Text | None = None
+    versions: Annotated[dict[str, str], Field(default_factory=dict)]
+
+
+def read_settings(path: Path, newest: int) -> tuple[int, dict[str, Any]]:
+    """The schema version, `newest` at most, and the rest of run.toml as plain values, checked. Raises InputError."""
+    info = read_toml("run", path, AGAIN)
+    found = info.pop("schema_version", None)
+    if type(found) is not int or not 1 <= found <= newest:
+        raise InputError(f"run {path} schema_version", found, f"this version reads 1 to {newest}; {AGAIN}")
+    checked(RunSettings, info, f"run {path}", AGAIN)
+    return found, info
+
+
+def read_tables(folder: Path, version: int) -> dict[str, pd.DataFrame]:
+    """requests, steps and spans of a record of that schema version, checked by themselves and against one another.
+    Raises InputError."""
+    files = {name: Table("run", folder / f"{name}.parquet", AGAIN) for name in ("requests", "steps", "spans")}
+    spans = {name: kind for name, kind in SPANS.items() if version > 1 or name != "back_to_back"}
+    kinds: dict[str, Mapping[str, Column]] = {"requests": REQUESTS, "steps": STEPS, "spans": spans}
+    tables = {name: file.read(kinds[name]) for name, file in files.items()}
+    _check_requests(files["requests"], tables["requests"])
+    _check_spans(files["spans"], tables["spans"])
+    _check_steps(files["steps"], **tables)
+    if version == 1:
+        tables["spans"] = _with_back_to_back(tables["spans"])[list(SPANS)]
+    return tables
+
+
+def _with_back_to_back(spans: pd.DataFrame) -> pd.DataFrame:
+    """Records of version 1 do not say whether a worker came straight from the work before; their times do, where
+    both moments are the same number."""
+    works = spans.drop_duplicates("work").sort_values("dispatched_s", kind="stable")
+    before_s = works.groupby(["lane", "worker"])["completed_s"].shift()
+    known = pd.Series((works["dispatched_s"] == before_s).to_numpy(), index=works["work"])
+    return spans.assign(back_to_back=spans["work"].map(known).astype(bool))
+
+
+def _check_requests(file: Table, requests: pd.DataFrame) -> None:
+    file.refuse(requests, "request", first(requests["request"].duplicated()), "is there twice")
+    finished = (requests["status"] == Status.FINISHED).to_numpy()
+    for column in ("prefill_start_s", "first_token_s"):
+        file.refuse(requests, column, first(finished & requests[column].isna()), "a finished request has one")
+    before = requests["arrival_s"]
+    for column in ("prefill_start_s", "first_token_s", "finish_s"):
+        moment = requests[column]
+        file.refuse(requests, column, first(moment < before), "is before what comes first in the life of a request")
+        before = moment.fillna(before)
+    taken = (requests["status"] != Status.REJECTED).to_numpy()
+    for column, least in (("prompt_tokens", 0), ("max_tokens", 1)):
+        wrong = first(taken & ~requests[column].between(least, MOST_TOKENS))
+        file.refuse(requests, column, wrong, f"needs {least} to {MOST_TOKENS} tokens")
+    file.refuse(requests, "output_tokens", first(finished & (requests["output_tokens"] < 1)), "it has none")
+    too_many = taken & (requests["output_tokens"] > requests["max_tokens"])
+    file.refuse(requests, "output_tokens", first(too_many), "is more than max_tokens")
+
+
+def _check_spans(file: Table, spans: pd.DataFrame) -> None:
+    file.refuse(spans, "end_s", first(spans["end_s"] < spans["start_s"]), "is before start_s")
+    file.refuse(spans, "completed_s", first(spans["completed_s"] < spans["dispatched_s"]), "is before dispatched_s")
+
+
+def _check_steps(file: Table, requests: pd.DataFrame, steps: pd.DataFrame, spans: pd.DataFrame) -> None:
+    unknown = ~steps["request"].isin(requests["request"])
+    file.refuse(steps, "request", first(unknown), "requests.parquet has no such request")
+    finished = requests.loc[requests["status"] == Status.FINISHED, "request"]
+    # A work that failed may have no spans; then its requests did not finish.
+    needed = (steps["emitted"] > 0) | steps["request"].isin(finished)
+    file.refuse(steps, "work", first(needed & ~steps["work"].isin(spans["work"])), "spans.parquet has no such work")
+
+
+def read_tapes(
+    field: str, path: Path, remedy: str, longest: Mapping[int, int] | None = None
+) -> dict[int, np.ndarray]:
+    """Acceptance tapes: request id -> int8 array of -1, 0 and 1. longest: how many entries each request's may have,
+    where that is known. Raises InputError."""
+    table = read_parquet(field, path, ("request", "bits"), remedy)
+    file = Table(field, path, remedy)
+    if not table.num_rows:
+        return {}
+    ids, bits = (table[column].combine_chunks() for column in ("request", "bits"))
+    if not _COUNT.fits(ids.type) or ids.null_count or not _is_list_of_whole(bits.type) or bits.null_count:
+        raise InputError(field, str(path), f"needs a whole number and a list of -1, 0 and 1 in every row; {remedy}")
+    requests, lengths = ids.to_numpy(zero_copy_only=False), bits.value_lengths().to_numpy(zero_copy_only=False)
+    flat = bits.flatten()
+    rows = np.repeat(np.arange(len(requests)), lengths)
+    known = flat.fill_null(0).to_numpy(zero_copy_only=False)
+    wrong = first(flat.is_null().to_numpy(zero_copy_only=False) | (known < -1) | (known > 1))
+    if wrong is not None:
+        raise file.error("bits", int(rows[wrong]), flat[wrong].as_py(), "a tape holds -1, 0 and 1")
+    doubled = first(pd.Series(requests).duplicated())
+    if doubled is not None:
+        raise file.error("request", doubled, int(requests[doubled]), "is there twice")
+    tapes = np.split(known.astype(np.int8), np.cumsum(lengths)[:-1])
+    found = dict(zip(requests.tolist(), tapes, strict=True))
+    for row, (request, tape) in enumerate(found.items()):
+        if longest is not None and len(tape) > longest.get(request, 0):
+            reason = f"the request has {longest.get(request, 0)} output tokens, and its tape {len(tape)} entries"
+            raise file.error("request", row, request, reason)
+    return found
+
+
+def _is_list_of_whole(kind: pa.DataType) -> bool:
+    types = pa.types
+    return (types.is_list(kind) or types.is_large_list(kind)) and types.is_integer(kind.value_type)

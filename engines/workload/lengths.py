@@ -1,0 +1,110 @@
+"""How long prompts and outputs are: fixed, uniform, lognormal, or as listed in a trace."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.special import ndtri
+
+from engines.errors import InputError, require_whole
+from engines.policy.request import MOST_TOKENS
+
+MOST_SIGMA = 10.0  # of a logarithm: one such step is a factor of 22,000
+
+
+class Lengths(Protocol):
+    """Token counts as a function of uniform numbers in [0, 1), one a request in order of id."""
+
+    def tokens(self, uniform: np.ndarray) -> np.ndarray: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class FixedLength:
+    """Every request has the same number of tokens."""
+
+    value: int
+
+    def __post_init__(self) -> None:
+        require_whole("length", self.value, 1, MOST_TOKENS)
+
+    def tokens(self, uniform: np.ndarray) -> np.ndarray:
+        return np.full(len(uniform), self.value)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "fixed", "tokens": self.value}
+
+
+@dataclass(frozen=True)
+class UniformLength:
+    """Every whole number from low to high is equally likely."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _bounds(self.low, self.high)
+
+    def tokens(self, uniform: np.ndarray) -> np.ndarray:
+        return self.low + np.floor(uniform * (self.high - self.low + 1)).astype(int)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "uniform", **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class LogNormalLength:
+    """Lognormal around a median (tokens); sigma, from 0 to MOST_SIGMA, is the standard deviation of the logarithm.
+    Rounded, and what falls outside low..high is set to the bound."""
+
+    median: float
+    sigma: float
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _bounds(self.low, self.high)
+        _number("length.median", self.median, 1, MOST_TOKENS)
+        _number("length.sigma", self.sigma, 0, MOST_SIGMA)
+
+    def tokens(self, uniform: np.ndarray) -> np.ndarray:
+        lengths = self.median * np.exp(self.sigma * ndtri(np.maximum(uniform, np.finfo(float).tiny)))
+        return np.clip(np.rint(lengths), self.low, self.high).astype(int)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "lognormal", **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class ListedLength:
+    """The lengths of a trace: request i has the i-th, starting over where the list is shorter."""
+
+    values: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise InputError("length.values", (), "list at least one length")
+        for value in self.values:
+            require_whole("length.values", value, 1, MOST_TOKENS)
+
+    def tokens(self, uniform: np.ndarray) -> np.ndarray:
+        return np.resize(self.values, len(uniform))
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "listed", "values": len(self.values)}
+
+
+def _number(field: str, value: float, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InputError(field, value, f"use a number from {least:g} to {most:g}")
+
+
+def _bounds(low: int, high: int) -> None:
+    require_whole("length.low", low, 1)
+    require_whole("length.high", high, 1, MOST_TOKENS)
+    if high < low:
+        raise InputError("length.low, high", (low, high), "need low <= high")

@@ -1,0 +1,135 @@
+"""The rows of a trace file: CSV or JSON lines, plain or compressed by gzip, a line in memory at a time."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import itertools
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from engines.errors import InputError
+from engines.storage.reading import require_file
+
+LONGEST_LINE = 1_000_000  # characters; lines of the known traces have some hundreds
+GZIP = b"\x1f\x8b"  # what such files begin with
+
+Row = tuple[int, Mapping[str, Any]]
+"""The number of a row's last line, from 1, and its values by column: text from CSV."""
+
+
+def trace_rows(path: Path) -> Iterator[Row]:
+    """Read a file row by row; every row of a CSV file has all its columns.
+
+    Raises InputError, with the line where there is one, for what is no regular file, is not text or cannot be
+    decompressed, for lines that are not CSV or JSON, and for columns and keys that are there twice.
+    """
+    field = "trace"
+    require_file(field, path)  # a device can be read for ever, a pipe blocks
+    try:
+        with _open(path) as file:
+            lines = _lines(path, file)
+            blank = 0
+            for line in lines:
+                if line.strip():
+                    break
+                blank += 1
+            else:
+                raise InputError(field, str(path), "the file is empty; give a trace with at least one request")
+            rows = _json_rows if line.lstrip().startswith(("{", "[")) else _csv_rows
+            yield from rows(path, itertools.chain([line], lines), blank)
+    except UnicodeDecodeError as error:
+        raise InputError(field, str(path), "not a text file; give a CSV or JSON-lines trace") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(field, str(path), f"cannot decompress the file ({error}); compress it again") from error
+    except OSError as error:
+        raise InputError(field, str(path), f"cannot read the file ({error.strerror}); give another file") from error
+
+
+def _open(path: Path) -> TextIO:
+    with path.open("rb") as file:
+        compressed = file.read(len(GZIP)) == GZIP
+    return gzip.open(path, "rt", encoding="utf-8-sig") if compressed else path.open(encoding="utf-8-sig")
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    for number in itertools.count(1):
+        line = file.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) > LONGEST_LINE:
+            remedy = f"the line has more than {LONGEST_LINE} characters; give a CSV or JSON-lines trace"
+            raise InputError(f"trace {path.name}, line {number}", shortened(line), remedy)
+        if "\0" in line:
+            remedy = "it holds a NUL, as text does not; give a CSV or JSON-lines trace"
+            raise InputError(f"trace {path.name}, line {number}", shortened(line), remedy)
+        yield line
+
+
+def _json_rows(path: Path, lines: Iterable[str], before: int) -> Iterator[Row]:
+    for number, line in enumerate(lines, before + 1):
+        if not line.strip():
+            continue
+        where = f"trace {path.name}, line {number}"
+        try:
+            row = json.loads(line, object_pairs_hook=_object)
+        except RecursionError as error:
+            raise InputError(where, shortened(line), "it is nested too deep; repair the line") from error
+        except ValueError as error:  # also a key twice, and numbers of thousands of digits
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
+            raise InputError(where, shortened(line), f"not valid JSON ({reason}); repair the line") from error
+        if not isinstance(row, dict):
+            raise InputError(where, shortened(line), "write one JSON object a line")
+        yield number, row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"{_twice(name for name, _ in pairs)} is there twice")
+    return made
+
+
+def _csv_rows(path: Path, lines: Iterable[str], before: int) -> Iterator[Row]:
+    reader = csv.reader(lines, strict=True)
+    columns: list[str] = []
+    number = before
+    try:
+        for cells in reader:
+            number = before + reader.line_num
+            if not columns:
+                columns = cells
+                _check_columns(path, columns)
+            elif len(cells) > 1 or any(cell.strip() for cell in cells):
+                _check_cells(f"trace {path.name}, line {number}", columns, cells)
+                yield number, dict(zip(columns, cells, strict=True))
+    except csv.Error as error:
+        where = f"trace {path.name}, line {number + 1}"
+        raise InputError(where, "unreadable", f"not valid CSV ({error}); repair the line") from error
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    named = [column for column in columns if column]
+    if len(set(named)) < len(named):
+        raise InputError("trace", str(path), f"column {_twice(named)} is there twice; remove one")
+
+
+def _check_cells(where: str, columns: list[str], cells: list[str]) -> None:
+    if len(cells) < len(columns):
+        raise InputError(f"{where}, {columns[len(cells)]}", None, "the value is missing; complete or remove the line")
+    if len(cells) > len(columns):
+        raise InputError(where, f"{len(cells)} values", f"there are {len(columns)} columns; repair the line")
+
+
+def _twice(names: Iterable[str]) -> str:
+    return shortened(Counter(names).most_common(1)[0][0])
+
+
+def shortened(text: str) -> str:
+    """A line or a list of names, as much of it as a message needs."""
+    text = text.rstrip("\n")
+    return text if len(text) <= 80 else f"{text[:77]}..."

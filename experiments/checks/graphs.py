@@ -1,0 +1,260 @@
+"""Whether stages captured as CUDA graphs say, token by token, what the same stages say uncaptured.
+
+    python -m experiments.checks.graphs --device cuda [--pair permutation:...] [--dtype float32]
+
+Closed loops of random lengths are served twice, replayed and uncaptured: by every architecture, with a fixed and an
+adaptive draft length, greedy, sampled and mixed, by several numbers of clients. What must hold:
+
+- Greedy outputs that are known (a permutation pair's closed form; transformers' own in float32) are just that.
+- Any other output may part from its twin only at a tie. Graphs pad batches, and matrix products of another size round
+  otherwise, so where the two first part a plain transformers pass scores both tokens (logit / temperature + noise):
+  both must be as good as the best, within rounding. In float32 hardly a token in a hundred thousand is such a tie.
+
+The control says how much parting is none of the graphs' doing: the share of requests on which uncaptured runs with
+different numbers of clients agree. On a CPU nothing is captured, but places, padding and replays are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from rich import box
+from rich.table import Table
+
+from calibrate.measure import prompts_for
+from engines.errors import InputError
+from engines.live.model.pairs import Pair, load_pair
+from engines.live.serving.engine import Handle, LiveEngine
+from engines.live.serving.serve import serve
+from engines.pairs.permutation import PREFIX, margin, parse_pair
+from engines.policy.architecture import Architecture, Step, load_architecture
+from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.policy.request import Request
+from engines.storage.files import replaced
+from engines.workload.workload import UniformLength, Workload, make_workload
+from experiments.bench.engines import CARRIED, PACKED, free_memory
+from experiments.bench.exactness import Expected, expected_of, is_tie
+from experiments.compare.report import results_console
+from experiments.program.ending import in_one_line
+from experiments.program.outputs import check_file
+from experiments.runner.options import check_live, parse_numbers
+from experiments.runner.preflight import check_fits
+
+# Layers that say as much as the closed form allows, so that a token computed from the wrong context shows.
+PAIRS = {
+    "cpu": "permutation:tiny+tiny-draft:scale=0.3",
+    "cuda": "permutation:llama2-7b+tinyllama-1.1b:scale=1:layers=2",
+}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+LONGEST_PROMPT, LONGEST_OUTPUT = 128, 16  # tokens; contexts above 128 are split over programs in small batches
+DRAFT_LENGTHS = {
+    "4": FixedDraftLength(4),
+    "3 to 5": AdaptiveDraftLength(3, 5, 4, window=6, every=2, raise_above=0.6, lower_below=0.5),
+}
+DECODINGS = {"greedy": (False,), "sampled": (True,), "mixed": (False, True)}  # which requests sample, in turn
+CASE = ["dtype", "architecture", "draft_length", "decoding"]
+
+# --- cases ----------------------------------------------------------------------------------------------
+
+
+class Load(NamedTuple):
+    """One closed loop. decoding: a key of DECODINGS."""
+
+    decoding: str
+    clients: int
+    workload: Workload
+
+
+def carries(architecture: Architecture) -> bool:
+    return any(lane.carries_request for lane in architecture.lanes)
+
+
+def layout(name: str, draft_length: str, clients: int) -> Architecture:
+    """An architecture with a slot, and where requests are batched a place in every batch, for each client."""
+    architecture = load_architecture(name).replace(slots=clients, draft_length=DRAFT_LENGTHS[draft_length])
+    sizes = dict.fromkeys((Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY), clients)
+    return architecture if carries(architecture) else architecture.with_batch_limits({**sizes, Step.PREFILL: PACKED})
+
+
+def make_loads(pair: Pair, clients: Sequence[int], temperature: float) -> list[Load]:
+    """Every decoding by every number of clients; request i is the same for all numbers of clients."""
+    lengths = UniformLength(1, LONGEST_PROMPT), UniformLength(1, LONGEST_OUTPUT)
+    loads = []
+    for decoding, samples in DECODINGS.items():
+        for n in clients:
+            workload = prompts_for(pair, make_workload(6 + 5 * n // 4, *lengths, concurrency=n), seed=0)
+            requests = tuple(
+                dataclasses.replace(request, temperature=temperature * samples[request.id % len(samples)])
+                for request in workload.requests
+            )
+            loads.append(Load(decoding, n, dataclasses.replace(workload, requests=requests)))
+    return loads
+
+
+def even_temperature(pair_name: str) -> float:
+    """A temperature at which a permutation pair's favourite has about half of the probability (at 0.8 it has nearly
+    all): the other logits are standard normal, and together weigh about as much as their number."""
+    if not pair_name.startswith(PREFIX):
+        return 0.8
+    spec = parse_pair(pair_name)
+    weight = math.log(spec.target_shape.vocabulary)
+    return margin(spec.target_shape, spec.layer_scale) * math.sqrt(4 * weight) / weight
+
+
+# --- serving --------------------------------------------------------------------------------------------
+
+
+class Served(NamedTuple):
+    """Output tokens by request id, as far as a request came; draft lengths that came up, in order of size."""
+
+    outputs: dict[int, list[int]]
+    drafted: list[int]
+
+
+def serve_all(architecture: Architecture, pair: Pair, loads: Sequence[Load], graphs: bool) -> list[Served]:
+    """Serve the loads one after another with one engine."""
+    free_memory(pair.device)  # of the engine before
+    served = []
+    with LiveEngine(architecture, pair, LONGEST_PROMPT + LONGEST_OUTPUT, graphs=graphs, sampling=True) as engine:
+        for load in loads:
+            handles: list[Handle] = []
+            run = serve(engine, load.workload, on_end=handles.append, complete_tapes=False)
+            outputs = {handle.request.id: handle.tokens for handle in handles}
+            served.append(Served(outputs, sorted(set(run.steps["draft_length"]) - {0})))
+    return served
+
+
+# --- comparing ------------------------------------------------------------------------------------------
+
+
+def first_difference(a: Sequence[int], b: Sequence[int], count: int) -> int | None:
+    """The first of `count` places where the two have not the same token, or one has none."""
+    return next((i for i in range(count) if i >= min(len(a), len(b)) or a[i] != b[i]), None)
+
+
+def compare(
+    pair: Pair, expected: Expected, requests: Sequence[Request], graphs: Served, eager: Served
+) -> dict[str, Any]:
+    """How many outputs are equal, part at a tie or are wrong. known: how many had to be what is known; first: where
+    the first wrong one is, in words."""
+    found: dict[str, Any] = {"requests": len(requests), "equal": 0, "ties": 0, "wrong": 0, "known": 0, "first": ""}
+    for request in requests:
+        count, a, b = request.max_tokens, graphs.outputs[request.id], eager.outputs[request.id]
+        must_be_known = expected.exact and request.temperature == 0
+        right = expected.tokens(request.prompt or (), count) if must_be_known else None
+        found["known"] += right is not None
+        twins = [(a, b)] if right is None else [(a, right), (b, right)]
+        differences = [first_difference(*two, count) for two in twins]
+        place = min((i for i in differences if i is not None), default=None)
+        if place is None:
+            found["equal"] += 1
+        elif right is None and place < min(len(a), len(b)) and is_tie(pair, request, a[:place], (a[place], b[place])):
+            found["ties"] += 1
+        else:
+            found["wrong"] += 1
+            found["first"] = found["first"] or f"request {request.id}, output token {place}"
+    return found
+
+
+def check(
+    pair: Pair, expected: Expected, name: str, draft_length: str, loads: Sequence[Load]
+) -> Iterator[dict[str, Any]]:
+    """One row a load of an architecture."""
+    architecture = layout(name, draft_length, max(load.clients for load in loads))
+    graphs, eager = (serve_all(architecture, pair, loads, captured) for captured in (True, False))
+    for load, replayed, once in zip(loads, graphs, eager, strict=True):
+        others = [e for x, e in zip(loads, eager, strict=True) if x.decoding == load.decoding and e is not once]
+        again = others[-1].outputs if others else {}
+        both = once.outputs.keys() & again.keys()
+        case = (str(pair.dtype).removeprefix("torch."), architecture.name, draft_length, load.decoding)
+        yield {
+            **dict(zip(CASE, case, strict=True)), "clients": load.clients,
+            "drafted": " ".join(map(str, replayed.drafted)),
+            **compare(pair, expected, load.workload.requests, replayed, once),
+            "control_requests": len(both), "control_equal": sum(once.outputs[i] == again[i] for i in both),
+        }  # fmt: skip
+
+
+# --- reporting ------------------------------------------------------------------------------------------
+
+
+def report(rows: pd.DataFrame) -> Table:
+    """One row a case, all numbers of clients together."""
+    table = Table(box=box.SIMPLE_HEAD, caption="known: outputs that had to be what is known; control: see --help")
+    for heading in ("", "architecture", "k", "decoding"):
+        table.add_column(heading)
+    for heading in ("requests", "equal", "ties", "wrong", "known", "control"):
+        table.add_column(heading, justify="right")
+    for case, group in rows.groupby(CASE, sort=False):
+        total = group.sum(numeric_only=True)
+        control = f"{total.control_equal / total.control_requests:.0%}" if total.control_requests else "-"
+        counts = (total.requests, total.equal, total.ties, total.wrong, total.known)
+        table.add_row(*map(str, case), *(f"{count:g}" for count in counts), control)
+    return table
+
+
+def check_all(options: argparse.Namespace) -> pd.DataFrame:
+    """One row a case and number of clients. Raises InputError before any work."""
+    kind = "cpu" if options.device == "cpu" else "cuda"
+    pair_name = options.pair or PAIRS[kind]
+    dtypes = (options.dtype or ("float32" if kind == "cpu" else ",".join(DTYPES))).split(",")
+    names, clients = options.architectures.split(","), parse_numbers("clients", options.clients)
+    check_live(options.device, pair_name)
+    check_file("out", options.out)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise InputError("dtype", dtype, f"use {' or '.join(DTYPES)}, or both with a comma between")
+    for name in names:
+        if len(load_architecture(name).devices) > 1:
+            raise InputError("architectures", name, "its lanes are on several devices; a live engine uses one")
+    most = {name: max(CARRIED, clients[0]) if carries(load_architecture(name)) else clients[-1] for name in names}
+    for name, draft_length in itertools.product(names, DRAFT_LENGTHS):
+        context = LONGEST_PROMPT + LONGEST_OUTPUT
+        largest = layout(name, draft_length, max(n for n in clients if n <= most[name]))
+        check_fits(largest, pair_name, device=options.device, max_context=context)
+    rows: list[dict[str, Any]] = []
+    for dtype in dtypes:
+        pair = load_pair(pair_name, device=options.device, dtype=DTYPES[dtype])
+        expected, loads = expected_of(pair_name, pair), make_loads(pair, clients, even_temperature(pair_name))
+        for name in names:
+            for draft_length in DRAFT_LENGTHS:
+                fitting = [load for load in loads if load.clients <= most[name]]
+                rows += check(pair, expected, name, draft_length, fitting)
+    return pd.DataFrame(rows)
+
+
+@in_one_line
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pair", help="default: a small permutation pair")
+    parser.add_argument("--dtype", help="bfloat16, float32 or bfloat16,float32 (default: both; on a CPU float32)")
+    parser.add_argument("--architectures", default="baseline,pd,pdv")
+    parser.add_argument("--clients", default="1,3,10,64")
+    parser.add_argument("--out", type=Path, default=Path("results/graph_check.csv"))
+    options = parser.parse_args(arguments)
+    started = time.perf_counter()
+    rows = check_all(options)
+    with replaced(options.out) as beside:
+        rows.to_csv(beside, index=False)
+    results_console().print(report(rows))
+    wrong = rows[rows["wrong"] > 0]
+    for row in wrong.to_dict("records"):
+        case = f"{row['dtype']} {row['architecture']}, k {row['draft_length']}, {row['decoding']}"
+        print(f"WRONG: {case}, {row['clients']} clients: {row['wrong']} of {row['requests']}, first {row['first']}")
+    print(f"{time.perf_counter() - started:.0f} s; {'all right' if wrong.empty else 'SOMETHING IS WRONG'}")
+    return 0 if wrong.empty else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Where the time of a draft and a verify goes, kernel by kernel, as the engines run them on a GPU.
+
+    python -m experiments.checks.kernel_profile --device cuda [--pair permutation:...] [--batches 1,8] [--out FILE]
+
+A kernel may start while the one before it still runs, so its own duration says little. `advance_us` is the time from
+the end of all kernels before it, or from its own start if it began later, to its own end: the advances of a stage sum
+to the time in which its kernels ran. What is left is `idle`: the device waited for the next graph to be launched,
+which takes longer under the profiler than without it. One row a kernel name; times are of one replay, the median of
+five.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+from calibrate.workbench import Load, Work, Workbench, make_runner, make_stages
+from engines.errors import InputError, require_whole
+from engines.live.device.streams import Stream, make_stream
+from engines.live.model.pairs import load_pair
+from engines.policy.architecture import PD, Segment, Step
+from engines.policy.draft_length import FixedDraftLength
+from engines.storage.files import replaced
+from experiments.program.ending import in_one_line
+from experiments.program.outputs import check_file
+from experiments.runner.options import check_kernels, check_live, parse_numbers
+from experiments.runner.preflight import check_fits
+
+REPLAYS, TIMES = 5, 41
+NAME_LENGTH = 48
+PAIR = "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8"
+
+
+class Kernel(NamedTuple):
+    """One launch, microseconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+def advances(kernels: Iterable[Kernel]) -> pd.DataFrame:
+    """One row a name, and one called idle: launches, advance_us, duration_us (both summed over the launches)."""
+    rows, done = [], None
+    for kernel in sorted(kernels, key=lambda each: (each.start, each.end)):
+        before = kernel.start if done is None else done
+        done = max(before, kernel.end)
+        begun, lasted = max(before, kernel.start), kernel.end - kernel.start
+        rows.append(("idle", 0, begun - before, begun - before))
+        rows.append((kernel.name, 1, done - min(begun, done), lasted))
+    table = pd.DataFrame(rows, columns=["kernel", "launches", "advance_us", "duration_us"])
+    summed = table.groupby("kernel", as_index=False).sum().sort_values("advance_us", ascending=False)
+    return summed.sort_values("kernel", key=lambda names: names == "idle", kind="stable", ignore_index=True)
+
+
+def short(name: str) -> str:
+    """A kernel's name without what C++ says around it; the rest may be cut off."""
+    return name.removeprefix("void ").replace("at::native::", "").split("(")[0][:NAME_LENGTH]
+
+
+def profile_stage(stream: Stream, work: Work) -> pd.DataFrame:
+    """The columns of `advances`, the median replay by the time that its kernels ran."""
+    from torch.profiler import ProfilerActivity, profile
+
+    work()
+    tables = []
+    for _ in range(REPLAYS):
+        with stream.turn():
+            work.reset()
+            call = work.ready()
+            torch.cuda.synchronize()
+            with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+                call()
+                torch.cuda.synchronize()
+        events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        kernels = [Kernel(short(e.name), e.time_range.start, e.time_range.end) for e in events]
+        tables.append(advances(kernel for kernel in kernels if not kernel.name.startswith(("Memcpy", "Memset"))))
+    ran = [table.loc[table["kernel"] != "idle", "advance_us"].sum() for table in tables]
+    return tables[sorted(range(REPLAYS), key=ran.__getitem__)[REPLAYS // 2]]
+
+
+def profile_pair(name: str, batches: Sequence[int], context: int, k: int, device: str) -> pd.DataFrame:
+    """Draft and verify of each batch size. Adds to `advances` the columns segment, batch, stage_ms: the median time
+    of the stage without the profiler."""
+    pair = load_pair(name, device=device)
+    stages = make_stages(pair, batches[-1], k, context + k + 1)
+    stream = make_stream(pair.device)
+    loads = [Load(segment, b, k, 0, context) for segment in (Segment.DRAFT, Segment.VERIFY) for b in batches]
+    bench = Workbench(stages, 0, batches[-1], make_runner(stages, stream, loads))
+    tables = []
+    for load in loads:
+        work = bench.work(load)
+        times = sorted(bench.time(stream, work) for _ in range(TIMES))
+        table = profile_stage(stream, work)
+        table.insert(0, "segment", str(load.segment))
+        table.insert(1, "batch", load.batch)
+        table.insert(2, "stage_ms", 1e3 * times[TIMES // 2])
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def report(rows: pd.DataFrame) -> str:
+    lines = []
+    for (segment, batch, stage_ms), table in rows.groupby(["segment", "batch", "stage_ms"], sort=False):
+        busy = table.loc[table["kernel"] != "idle", "advance_us"].sum()
+        lines.append(f"{segment}, batch {batch}: {stage_ms:.2f} ms; its kernels, profiled: {busy / 1e3:.2f} ms")
+        for row in table.to_dict("records"):
+            launches, advance_us = row["launches"], row["advance_us"]
+            each = advance_us / max(1, launches)
+            lines.append(f"    {row['kernel']:{NAME_LENGTH}} {launches:4}  {advance_us:8.1f} us  each {each:7.2f}")
+    return "\n".join(lines)
+
+
+def check(options: argparse.Namespace) -> tuple[int, ...]:
+    """The batch sizes. Raises InputError for what cannot be profiled, before any work."""
+    check_live(options.device, options.pair)
+    if not options.device.startswith("cuda"):
+        raise InputError("device", options.device, "kernels are those of a GPU; use cuda or cuda:N")
+    check_kernels()
+    require_whole("context", options.context, 2)
+    require_whole("draft_length", options.draft_length, 1)
+    check_file("out", options.out)
+    batches = tuple(parse_numbers("batches", options.batches))
+    lanes = PD.with_batch_limits({Step.DRAFT_VERIFY: batches[-1], Step.PREFILL: 1})
+    architecture = lanes.replace(slots=batches[-1], draft_length=FixedDraftLength(options.draft_length))
+    longest = options.context + options.draft_length + 2
+    check_fits(architecture, options.pair, device=options.device, max_context=longest)
+    return batches
+
+
+@in_one_line
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--pair", default=PAIR)
+    parser.add_argument("--batches", default="1,8", help="requests of a draft or a verify")
+    parser.add_argument("--context", type=int, default=400, help="tokens before the drafts")
+    parser.add_argument("--draft-length", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("results/kernel_profile.csv"))
+    options = parser.parse_args(arguments)
+    batches = check(options)
+    with torch.inference_mode():
+        rows = profile_pair(options.pair, batches, options.context, options.draft_length, options.device)
+    with replaced(options.out) as beside:
+        rows.to_csv(beside, index=False, float_format="%.3f")
+    print(report(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

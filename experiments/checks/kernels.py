@@ -1,0 +1,288 @@
+"""Check the Triton kernels on a GPU at real shapes, and time attention in many launches against its floor.
+
+    python -m experiments.checks.kernels [--seconds 85]
+
+Every kernel runs on random data, into memory that was poisoned, beside slots that hold what is not a number, and is
+compared with the PyTorch function of the same name in float32 (relative error of the norm; bfloat16 rounds at 4e-3).
+Attention is timed over as many layers' pools as the second-level cache cannot hold, in a CUDA graph. The floor is
+the bytes of the keys and values read, over the bandwidth of a device-to-device copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import itertools
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from engines.errors import require_whole
+from engines.live.kernels import elementwise as operations
+from engines.live.model.attention import PackedBatch, _attend_gathered, _attend_in_place
+from engines.live.model.kv_cache import SlotPool
+from engines.live.serving.utilisation import measure_ceilings
+from experiments.program.ending import in_one_line
+from experiments.runner.options import check_kernels, check_shared_memory, positive
+
+if importlib.util.find_spec("triton") is not None:  # without it, main says so
+    from engines.live.kernels.decode_attention_triton import LEAST_SHARED_BYTES, DecodeAttention, LaunchConfig
+
+CONTEXT, ROW_LENGTH, COLD_BYTES = 400, 512, 3 * 10**8
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # without a GPU the kernels can be interpreted
+LIMIT = 1e-2  # relative error that bfloat16 operands may cause
+LAUNCHES = (  # keys, warps, stages
+    (32, 1, 4), (32, 2, 4), (32, 4, 4), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3),
+    (128, 4, 2), (128, 4, 3), (128, 8, 2),
+)  # fmt: skip
+
+
+class Shape(NamedTuple):
+    name: str
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    head_norms: bool = False
+
+
+LLAMA2 = Shape("Llama-2-7B", 4096, 11008, 32, 32, 128)
+TINY = Shape("TinyLlama-1.1B", 2048, 5632, 32, 4, 64)
+LLAMA3 = Shape("Llama-3.1-8B", 4096, 14336, 32, 8, 128)
+QWEN3 = Shape("Qwen3-14B", 5120, 17408, 40, 8, 128, True)
+SHAPES = (LLAMA2, TINY, LLAMA3, QWEN3)
+TIMED = [(LLAMA2, 5), (TINY, 1), (TINY, 2), (LLAMA3, 5), (QWEN3, 5)]  # with the new tokens a sequence
+
+
+def relative_error(out: Tensor, reference: Tensor) -> float:
+    return float((out.double() - reference.double()).norm() / reference.double().norm())
+
+
+def poison(like: Tensor, copies: int = 4) -> None:
+    """Leave what is not a number in the memory that the allocator will hand out next for such a tensor."""
+    blocks = [torch.full_like(like, torch.nan) for _ in range(copies)]
+    del blocks
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(torch.bfloat16)
+
+
+class Bench:
+    """Sequences of mixed lengths (400 tokens in the mean) in shuffled slots of several layers' pools; all else in
+    the pools is not a number."""
+
+    def __init__(self, shape: Shape, size: int, queries: int, layers: int | None = None) -> None:
+        self.shape, self.queries = shape, queries
+        torch.manual_seed(size)
+        spread = torch.linspace(-90, 90, size) if size > 1 else torch.zeros(1)
+        first = (CONTEXT + spread).long()[torch.randperm(size)].cuda()
+        lengths = first + queries
+        token_bytes = 2 * shape.kv_heads * shape.head_dim * 2
+        self.bytes = int(lengths.sum()) * token_bytes
+        layers = layers or min(24, -(-COLD_BYTES // self.bytes))
+        config = LlamaConfig(
+            num_hidden_layers=layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+            hidden_size=shape.hidden, head_dim=shape.head_dim,
+        )  # fmt: skip
+        self.pool = SlotPool(config, size + 1, ROW_LENGTH, DEVICE, torch.bfloat16)
+        slots = torch.randperm(size + 1)[:size].cuda()
+        self.batch = PackedBatch(self.pool, slots, first, queries)
+        hidden = torch.ones(size + 2, ROW_LENGTH, dtype=torch.bool, device=DEVICE)
+        hidden[slots] = torch.arange(ROW_LENGTH, device=DEVICE) >= lengths[:, None]
+        for table in (*self.pool.keys, *self.pool.values):
+            table.normal_()
+            table[hidden] = torch.nan
+        self.query = random(size * queries, shape.heads, shape.head_dim)
+        self.scale = shape.head_dim**-0.5
+
+    def kernel(self, config: LaunchConfig | None) -> DecodeAttention:
+        return DecodeAttention(
+            self.batch.slots, self.batch.first, self.queries, self.shape.heads, self.pool.keys[0], self.scale, config
+        )
+
+    def flash(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return _attend_in_place(query, keys, values, self.batch, self.scale)
+
+    def reference(self) -> Tensor:
+        keys, values = (table[0].nan_to_num().float() for table in (self.pool.keys, self.pool.values))
+        return _attend_gathered(self.query.float(), keys, values, self.batch, self.scale)
+
+    def time_us(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+        layers = list(zip(self.pool.keys, self.pool.values, strict=True))
+        calls = list(itertools.islice(itertools.cycle(layers), max(24, len(layers))))
+        return graph_us(lambda: [attend(self.query, *layer) for layer in calls]) / len(calls)
+
+
+def graph_us(work: Callable[[], object]) -> float:
+    """Microseconds that a CUDA graph of the work takes: the median of nine replays."""
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    graph.replay()
+    times = []
+    for _ in range(9):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return statistics.median(times)
+
+
+def twenty_times(function: Callable[..., Tensor], arguments: list[object]) -> None:
+    for _ in range(20):
+        function(*arguments)
+
+
+def between_products(shape: Shape, tokens: int) -> list[tuple[str, float, float]]:
+    """(name, worst relative error, microseconds) of each element-wise kernel."""
+    rows = torch.randperm(3 * ROW_LENGTH, device=DEVICE)[:tokens]
+    kv_size = (3, ROW_LENGTH, shape.kv_heads, shape.head_dim)
+    angles = torch.rand(tokens, shape.head_dim // 2, device=DEVICE) * 400
+    rotations = torch.cat([angles.cos(), angles.sin()], -1).to(torch.bfloat16)
+    norms = random(shape.heads + shape.kv_heads, shape.head_dim) if shape.head_norms else None
+    qkv = random(tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
+    calls: dict[str, tuple[Callable[..., Tensor], list[object], list[int]]] = {
+        "add_rms_norm": (
+            operations.add_rms_norm,
+            [random(tokens, shape.hidden), random(tokens, shape.hidden), random(shape.hidden), 1e-5], [1],
+        ),
+        "rotate_and_store": (
+            operations.rotate_and_store,
+            [qkv, rotations, norms, 1e-6, rows, random(*kv_size), random(*kv_size)], [5, 6],
+        ),
+        "silu_mul": (operations.silu_mul, [random(tokens, 2 * shape.intermediate)], []),
+    }  # fmt: skip
+    results = []
+    for name, (function, arguments, written) in calls.items():
+        there = [a.cpu() if isinstance(a, Tensor) else a for a in arguments]
+        expected = function(*there)
+        poison(expected.cuda())
+        out = function(*arguments)
+        pairs = [(out.cpu(), expected)]
+        for i in written:
+            pairs.append((arguments[i].cpu(), there[i]))  # type: ignore[attr-defined,arg-type]
+        worst = max(relative_error(*pair) for pair in pairs)
+        results.append((name, worst, graph_us(partial(twenty_times, function, arguments)) / 20))
+    return results
+
+
+def compile_ahead(shape: Shape, queries: int, config: LaunchConfig) -> None:
+    """Fill Triton's cache on disk, in a process of its own: compiling one launch after another takes minutes."""
+    bench = Bench(shape, 1, queries, layers=1)
+    try:
+        bench.kernel(config)(bench.query, bench.pool.keys[0], bench.pool.values[0])
+        torch.cuda.synchronize()
+    except Exception as error:
+        print(f"{label(config)} for {shape.name}, {queries} new tokens: {type(error).__name__}: {error}"[:150])
+
+
+def label(config: LaunchConfig) -> str:
+    return f"{config.keys}/{config.warps}/{config.stages}/{config.splits}"
+
+
+def resolved(bench: Bench, config: LaunchConfig | None) -> LaunchConfig:
+    kernel = bench.kernel(config)
+    return dataclasses.replace(kernel.config, splits=kernel.splits)
+
+
+def launches(bench: Bench) -> list[LaunchConfig]:
+    """The launch in use first, then it with other splits, then others."""
+    used = resolved(bench, None)
+    assert used.splits is not None
+    splits = [dataclasses.replace(used, splits=s) for s in (used.splits // 2, used.splits * 2) if 1 <= s <= 16]
+    return list(dict.fromkeys([used, *splits, *(resolved(bench, LaunchConfig(*launch)) for launch in LAUNCHES)]))
+
+
+def check(benches: list[tuple[int, Bench]]) -> bool:
+    """Compare attention with its reference; prints the worst error of each shape."""
+    errors: dict[str, float] = {}
+    for _, bench in benches:
+        reference, attend = bench.reference(), bench.kernel(None)
+        for _ in range(2):  # the second time in scratch memory that the first has used
+            poison(bench.query)
+            out = attend(bench.query, bench.pool.keys[0], bench.pool.values[0])
+            error = relative_error(out, reference)
+            name = bench.shape.name
+            errors[name] = max(errors.get(name, 0.0), error if error == error else float("inf"))
+    for name, error in errors.items():
+        print(f"attention {name:15} worst relative error {error:.1e} {'ok' if error < LIMIT else 'WRONG'}")
+    return all(error < LIMIT for error in errors.values())
+
+
+@in_one_line
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=85.0, help="stop timing after this long")
+    parser.add_argument("--processes", type=int, default=12, help="that compile")
+    options = parser.parse_args(arguments)
+    check_kernels()
+    check_shared_memory(LEAST_SHARED_BYTES)
+    positive("seconds", options.seconds)
+    require_whole("processes", options.processes, 1)
+    begin = time.perf_counter()
+    checked = [
+        (size, Bench(shape, size, queries, layers=1))
+        for shape in SHAPES for size in (1, 8, 64) for queries in (1, 2, 5, 9)
+    ]  # fmt: skip
+    timed = [(size, Bench(shape, size, queries)) for shape, queries in TIMED for size in (1, 8, 64)]
+    wanted = [(b.shape, b.queries, resolved(b, None)) for _, b in checked]
+    wanted += [(b.shape, b.queries, config) for _, b in timed for config in launches(b)]
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_ahead, *zip(*dict.fromkeys(wanted), strict=True)))
+    print(
+        f"{torch.cuda.get_device_name()}: {len(set(wanted))} launches compiled, {time.perf_counter() - begin:.0f} s"
+    )
+
+    right = True
+    for shape in SHAPES:
+        for tokens in (8, 320):
+            results = between_products(shape, tokens)
+            right &= all(error < LIMIT for _, error, _ in results)
+            print(
+                f"{shape.name:15} {tokens:3} tokens:", *(f"{n} {e:.0e} {us:.1f} us" for n, e, us in results), sep="  "
+            )
+    right &= check(checked)
+
+    bandwidth = measure_ceilings(DEVICE, torch.bfloat16).copy_bytes_per_s / 1e6
+    print(f"copy {bandwidth / 1e6:.2f} TB/s. Attention in us; launches as keys/warps/stages/splits, best five first")
+    print(f"{'shape':15} {'new':>3} {'batch':>5} {'floor':>6} {'flash':>6} {'used':>6}  launches")
+    for size, bench in timed:
+        if time.perf_counter() - begin > options.seconds:
+            print(f"{bench.shape.name:15} {bench.queries:3} {size:5}  left out: time is up")
+            continue
+        found: dict[LaunchConfig, float] = {}
+        for config in launches(bench):
+            try:
+                found[config] = bench.time_us(bench.kernel(config))
+            except Exception:  # more shared memory than there is; compile_ahead has said so
+                continue
+        used = resolved(bench, None)
+        best = sorted(found, key=found.__getitem__)[:5]
+        print(
+            f"{bench.shape.name:15} {bench.queries:3} {size:5} {bench.bytes / bandwidth:6.1f} "
+            f"{bench.time_us(bench.flash):6.1f} {found[used]:6.1f} ",
+            *(f"{label(config)}: {found[config]:.1f}" for config in [*best, used]), sep="  ",
+        )  # fmt: skip
+    print(f"{time.perf_counter() - begin:.0f} s; {'all right' if right else 'SOMETHING IS WRONG'}")
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        sys.exit(main())

@@ -1,0 +1,220 @@
+"""Check the products of few tokens on a GPU at real shapes, and time them in many launches against their floor.
+
+    python -m experiments.checks.products [--tokens 8,40] [--seconds 120]
+
+Every product is that of a decoder layer, with all that it does on the way, and is compared with the library's matrix
+product and the kernels around it (relative error of the norm; bfloat16 rounds at 4e-3). Times are of a chain in a
+CUDA graph, over as many layers' weights as the second-level cache cannot hold. The floor is the bytes of the weights,
+over the bandwidth of a device-to-device copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from engines.errors import InputError, require_whole
+from engines.live.kernels.passes import Pass, Product, WidePass
+from engines.live.serving.utilisation import measure_ceilings
+from experiments.checks.kernels import (
+    DEVICE,
+    LIMIT,
+    LLAMA2,
+    LLAMA3,
+    QWEN3,
+    TINY,
+    Shape,
+    graph_us,
+    random,
+    relative_error,
+)
+from experiments.program.ending import in_one_line
+from experiments.runner.options import check_kernels, check_shared_memory, parse_numbers, positive
+
+if importlib.util.find_spec("triton") is not None:  # without it, main says so
+    from engines.live.kernels import skinny_gemm as narrow_products
+    from engines.live.kernels.dependent_launch import HOPPER_SHARED_BYTES, processors_of
+    from engines.live.kernels.skinny_gemm import (
+        FEW,
+        LEAST_COLUMNS,
+        MOST_COLUMNS,
+        MOST_TOKENS,
+        SHARED_BYTES,
+        Launch,
+        NarrowPass,
+        launch_for,
+    )
+
+COLD_BYTES = 4 * 10**8
+PRODUCTS = ("queries", "output", "gate", "down", "head")
+LLAMA32 = Shape("Llama-3.2-1B", 2048, 8192, 32, 8, 64)
+QWEN06 = Shape("Qwen3-0.6B", 1024, 3072, 16, 8, 128, True)
+SHAPES = {shape.name: shape for shape in (LLAMA2, TINY, LLAMA3, LLAMA32, QWEN3, QWEN06)}
+VOCABULARIES = {LLAMA3: 128256, LLAMA32: 128256, QWEN3: 151936, QWEN06: 151936}  # the others have 32,000
+
+
+class Bench:
+    """One product of a layer, of several layers' weights."""
+
+    def __init__(self, shape: Shape, product: str, tokens: int, layers: int | None = None) -> None:
+        torch.manual_seed(tokens)
+        self.shape, self.product, self.tokens = shape, product, tokens
+        hidden, heads = shape.hidden, shape.heads * shape.head_dim
+        self.outputs, self.inputs = {
+            "queries": (heads + 2 * shape.kv_heads * shape.head_dim, hidden),
+            "output": (hidden, heads),
+            "gate": (2 * shape.intermediate, hidden),
+            "down": (hidden, shape.intermediate),
+            "head": (VOCABULARIES.get(shape, 32000), hidden),
+        }[product]
+        self.bytes = 2 * self.outputs * self.inputs
+        layers = layers or max(3, min(24, -(-COLD_BYTES // self.bytes)))
+        self.weights = [random(self.outputs, self.inputs) * self.inputs**-0.5 for _ in range(layers)]
+        self.x, self.ids = random(tokens, self.inputs), torch.arange(tokens, device=DEVICE)
+        self.table, self.norm, self.next_norm = random(tokens, hidden), random(hidden), random(hidden)
+        angles = torch.rand(tokens, shape.head_dim // 2, device=DEVICE) * 400
+        self.rotations = torch.cat([angles.cos(), angles.sin()], -1).to(self.x)
+        normed = shape.heads + shape.kv_heads
+        self.head_norms = random(normed, shape.head_dim) if shape.head_norms else None
+        self.rows = torch.randperm(1024, device=DEVICE)[:tokens]
+        self.pools = [torch.zeros(2, 512, shape.kv_heads, shape.head_dim).to(self.x) for _ in range(2)]
+
+    def start(self, kind: Callable[..., Pass]) -> Pass:
+        """A pass whose residual was made by as many programs as in a layer."""
+        begun = kind(self.ids, self.table, self.norm, 1e-5)
+        begun.add(random(self.tokens, 512), Product(random(self.shape.hidden, 512) / 22, None), self.norm)
+        return begun
+
+    def do(self, begun: Pass, weight: Tensor) -> list[Tensor]:
+        product = Product(weight, None)
+        if self.product == "queries":
+            return [begun.queries(product, self.head_norms, self.rotations, self.rows, *self.pools), *self.pools]
+        if self.product == "gate":
+            return [begun.gate(product)]
+        if self.product != "head":
+            begun.add(self.x, product, self.next_norm)
+            return []
+        return [begun.project(product)]
+
+    def error(self) -> float:
+        """Worst relative error against the library: of what the product makes, and of what a next one makes of it."""
+        found = []
+        for kind in (NarrowPass, WidePass):
+            torch.manual_seed(0)
+            begun = self.start(kind)
+            made = [each.clone() for each in self.do(begun, self.weights[0])]
+            found.append([*made, begun.project(Product(random(64, self.shape.hidden) / 64, None))])
+        errors = [relative_error(*pair) for pair in zip(*found, strict=True)]
+        return max(error if error == error else float("inf") for error in errors)
+
+    def time_us(self, kind: Callable[..., Pass], launch: Launch | None = None) -> float:
+        begun, calls = self.start(kind), max(24, len(self.weights))
+        weights = list(itertools.islice(itertools.cycle(self.weights), calls))
+        with launched(launch):
+            return graph_us(lambda: [self.do(begun, weight) for weight in weights]) / calls
+
+
+def launched(launch: Launch | None) -> AbstractContextManager[object]:
+    """Every product is launched so (None: as it is)."""
+    return nullcontext() if launch is None else mock.patch.object(narrow_products, "launch_for", return_value=launch)
+
+
+def launches(bench: Bench) -> list[Launch]:
+    """The launch in use first, then others whose programs all run at the same time: one to four on each processor,
+    each with an equal share of the columns and of the shared memory."""
+    rows = FEW if bench.tokens <= FEW else MOST_TOKENS
+    heads = bench.product == "queries" and not bench.shape.head_norms
+    processors = processors_of(DEVICE)
+    found = [launch_for(bench.outputs, bench.inputs, rows, processors, heads)]
+    split = (1, 2, 4) if bench.outputs <= 64 * processors and not heads else (1,)
+    for each, splits, warps in itertools.product((1, 2, 3, 4), split, (2, 4)):
+        columns = 2 * -(-bench.outputs * splits // (2 * processors * each))
+        columns = 1 << (columns - 1).bit_length() if heads else columns
+        if not LEAST_COLUMNS <= columns <= MOST_COLUMNS or rows * columns > 128 * 32 * warps:
+            continue
+        for step in (64, 128, 256):
+            tile = 1 << (columns - 1).bit_length()
+            stages = min(8, SHARED_BYTES // each // (2 * (tile + rows) * step))
+            if stages >= 3 and bench.inputs // splits >= 2 * step and bench.inputs % step == 0:
+                found.append(Launch(columns, splits, step, warps, stages, 256))
+    return list(dict.fromkeys(found))
+
+
+def compile_ahead(shape: Shape, product: str, tokens: int, launch: Launch) -> None:
+    """Fill Triton's cache on disk, in a process of its own."""
+    with torch.inference_mode():
+        bench = Bench(shape, product, tokens, layers=1)
+        begun = bench.start(NarrowPass)
+        with launched(launch):
+            bench.do(begun, bench.weights[0])
+        torch.cuda.synchronize()
+
+
+def label(launch: Launch) -> str:
+    sizes = (launch.columns, launch.splits, launch.step, launch.warps, launch.stages, launch.ahead)
+    return "/".join(str(size) for size in sizes)
+
+
+@in_one_line
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", default="8,40", help="of a product, 1 to 64")
+    parser.add_argument("--shapes", default="Llama-2-7B,TinyLlama-1.1B", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--seconds", type=float, default=120.0, help="stop timing after this long")
+    parser.add_argument("--processes", type=int, default=14, help="that compile")
+    options = parser.parse_args(arguments)
+    begin = time.perf_counter()
+    names = options.shapes.split(",")
+    check_kernels()
+    check_shared_memory(HOPPER_SHARED_BYTES)
+    positive("seconds", options.seconds)
+    require_whole("processes", options.processes, 1)
+    counts = parse_numbers("tokens", options.tokens)
+    if counts[-1] > MOST_TOKENS:
+        raise InputError("tokens", counts[-1], f"a narrow pass has {MOST_TOKENS} at most")
+    for name in names:
+        if name not in SHAPES:
+            raise InputError("shapes", name, f"use {', '.join(SHAPES)}")
+    cases = list(itertools.product([SHAPES[name] for name in names], PRODUCTS, counts))
+    wanted = [(*case, launch) for case in cases for launch in launches(Bench(*case, layers=1))]
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_ahead, *zip(*wanted, strict=True), chunksize=4))
+    print(f"{torch.cuda.get_device_name()}: {len(wanted)} launches compiled, {time.perf_counter() - begin:.0f} s")
+
+    bandwidth = measure_ceilings(DEVICE, torch.bfloat16).copy_bytes_per_s / 1e6
+    right = True
+    print(f"copy {bandwidth / 1e6:.2f} TB/s. In us; best four launches as columns/splits/step/warps/stages/ahead")
+    print(f"{'shape':15} {'product':8} {'tokens':>6} {'error':>7} {'floor':>6} {'library':>7} {'used':>6}  launches")
+    for shape, product, tokens in cases:
+        bench = Bench(shape, product, tokens)
+        error = bench.error()
+        right &= error < LIMIT
+        text = f"{shape.name:15} {product:8} {tokens:6} {error:7.0e} {bench.bytes / bandwidth:6.1f}"
+        if time.perf_counter() - begin > options.seconds:
+            print(text, "  not timed: time is up")
+            continue
+        found = {launch: bench.time_us(NarrowPass, launch) for launch in launches(bench)}
+        used = next(iter(found))
+        best = sorted(found, key=found.__getitem__)[:4]
+        print(
+            text, f"{bench.time_us(WidePass):7.1f} {found[used]:6.1f} ", label(used),
+            *(f"{label(launch)}: {found[launch]:.1f}" for launch in best), sep="  ",
+        )  # fmt: skip
+    print(f"{time.perf_counter() - begin:.0f} s; {'all right' if right else 'SOMETHING IS WRONG'}")
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        sys.exit(main())

@@ -1,0 +1,171 @@
+"""Whether runs may be set against one another.
+
+What makes a comparison meaningless is refused: a live run in place of a simulated one, another device or pair,
+runs of a cell that are no repeats of one another. What a simulation may differ in, because somebody asks what would
+be if, is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from calibrate.profile import Profile
+from engines.errors import InputError
+from engines.record.run import Run
+from experiments.runner.cells import Cell, cell_of
+
+MEASURED_ON = ("device", "pair", "pair_models", "dtype")
+REPEATS_MAY_DIFFER = {"seed"}  # repeats with other random numbers are repeats
+REPLAYS_MAY_DIFFER = {"seed", "requests", "lengths"}  # each asks what its live run finished
+NAMES_ONLY = {"kind", "of", "count", "prompt_seed", "trace_digest"}  # of a workload: said otherwise, or no setting
+SAMPLING = {"temperature": 0.0, "seed": 0, "ignore_eos": True}  # what a record that says nothing means
+
+
+class Sides(NamedTuple):
+    """Both sides of a cell. differs: what some simulation has otherwise than some live run."""
+
+    cell: Cell
+    lives: list[Run]
+    simulations: list[Run]
+    differs: tuple[str, ...]
+
+
+def check_kind(field: str, runs: Iterable[Run], kind: str) -> None:
+    """Raises InputError for a run that is not of the kind, "live" or "simulated"."""
+    for run in runs:
+        if run.info.get("kind") != kind:
+            remedy = f"the record says kind = {run.info.get('kind')!r}; give a {kind} run here"
+            raise InputError(field, run.name, remedy)
+
+
+def check_profile(profile: Profile, lives: Iterable[Run]) -> None:
+    """Raises InputError for a profile of another device, pair or type than a live run's."""
+    for live in lives:
+        _refuse_others("profile", profile.info, live, "give the profile of that one")
+
+
+def sides(lives: Sequence[Run], simulations: Sequence[Run]) -> list[Sides]:
+    """The cells that are on both sides, in order. A cell's simulations are those that replay nothing, where there are
+    any, since a closed loop has to be simulated as one.
+
+    Raises InputError for runs of the wrong kind, of another device, pair or type than the other side, or that are no
+    repeats of the others of their cell.
+    """
+    check_kind("live", lives, "live")
+    check_kind("simulated", simulations, "simulated")
+    live_cells, simulated_cells = by_cell(lives), by_cell(simulations)
+    simulated_cells = {cell: own_of(runs) for cell, runs in simulated_cells.items()}
+    for field, cells in (("live", live_cells), ("simulated", simulated_cells)):
+        for cell, runs in cells.items():
+            _check_repeats(field, cell, runs)
+    return [
+        Sides(cell, live_cells[cell], simulated_cells[cell], _differ(live_cells[cell], simulated_cells[cell]))
+        for cell in sorted(live_cells)
+        if cell in simulated_cells
+    ]
+
+
+def differences(live: Run, simulated: Run) -> list[str]:
+    """The settings in which a simulation is not what the live run was, by name. Raises InputError for another device,
+    pair or type."""
+    _refuse_others("simulated", _measured_on(simulated), live, "simulate from the profile of that one")
+    return _differing(live, simulated)
+
+
+def own_of(simulations: Sequence[Run]) -> list[Run]:
+    """Those of a cell that replay nothing, or all if they all do."""
+    return [run for run in simulations if "replays" not in run.info] or list(simulations)
+
+
+def by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
+    """The runs of each cell, as they come."""
+    cells: dict[Cell, list[Run]] = {}
+    for run in runs:
+        cells.setdefault(cell_of(run), []).append(run)
+    return cells
+
+
+def union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Each name once, in order of its first appearance."""
+    return tuple(dict.fromkeys(name for some in names for name in some))
+
+
+def _differ(lives: Sequence[Run], simulations: Sequence[Run]) -> tuple[str, ...]:
+    return union(differences(live, simulated) for live in lives for simulated in simulations)
+
+
+def _check_repeats(field: str, cell: Cell, runs: Sequence[Run]) -> None:
+    first = runs[0]
+    for other in runs[1:]:
+        allowed = REPLAYS_MAY_DIFFER if "replays" in first.info else REPEATS_MAY_DIFFER
+        names = union([_differing(first, other), _changed(_predicted(first), _predicted(other))])
+        differing = [name for name in names if name not in allowed]
+        if differing:
+            remedy = f"both are {cell}, but no repeats: they differ in {', '.join(differing)}; compare them apart"
+            raise InputError(field, f"{first.name}, {other.name}", remedy)
+
+
+def _refuse_others(what: str, info: Mapping[str, Any], live: Run, remedy: str) -> None:
+    measured = _measured_on(live)
+    for name in MEASURED_ON:
+        other, own = info.get(name), measured[name]
+        if None not in (other, own) and other != own:
+            raise InputError(f"{what} {name}", other, f"the live run {live.name} has {own!r}; {remedy}")
+
+
+def _measured_on(run: Run) -> dict[str, Any]:
+    """Device, pair, its models and type: a live run's own, a simulated one's of its profile."""
+    info = run.info if run.info.get("kind") == "live" else run.info.get("costs", {})
+    return {name: info.get(name) for name in MEASURED_ON}
+
+
+def _predicted(run: Run) -> dict[str, Any]:
+    """What else decides a simulation, seeds apart."""
+    return {"profile": run.info.get("costs"), **{name: run.info.get(name) for name in ("acceptance", "jitter")}}
+
+
+def _differing(one: Run, other: Run) -> list[str]:
+    names = _changed(_settings(one), _settings(other))
+    if None in (_measured_on(one)["pair_models"], _measured_on(other)["pair_models"]):
+        names = [name for name in names if name != "pair_models"]  # older records and profiles do not name them
+    digests = [run.info.get("workload", {}).get("trace_digest") for run in (one, other)]
+    if None not in digests and digests[0] != digests[1]:
+        names.append("trace")
+    if not names and not np.array_equal(_asked(one), _asked(other)):
+        names.append("lengths")
+    return list(union([names]))
+
+
+def _asked(run: Run) -> np.ndarray:
+    """Which request asked for what: one row a request."""
+    return run.requests.sort_values("request")[["request", "prompt_tokens", "max_tokens"]].to_numpy()
+
+
+def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in union([one, other]) if one.get(name) != other.get(name)]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What was asked of a run, and of what: plain values by name."""
+    workload = {**SAMPLING, **run.info.get("workload", {})}
+    return {
+        **_measured_on(run),
+        "requests": len(run.requests),
+        **{name: value for name, value in workload.items() if name not in NAMES_ONLY},
+        "max_context": run.info.get("max_context"),
+        **_layout(run.info.get("architecture", {})),
+    }
+
+
+def _layout(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """An architecture's settings, those of a lane and the limits of its steps each under a name of its own."""
+    out = {name: value for name, value in architecture.items() if name not in ("name", "lanes")}
+    out["architecture"] = architecture.get("name")
+    for lane in architecture.get("lanes", ()):
+        where = f"lanes.{lane.get('name')}"
+        out |= {f"{where}.{name}": value for name, value in lane.items() if name not in ("name", "steps")}
+        out |= {f"{where}.{step}": limit for step, limit in lane.get("steps", {}).items()}
+    return out

@@ -1,0 +1,119 @@
+"""Where results go: checked before any work, so that none is lost in the end, nor anything that others put there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+import tomllib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from engines.errors import InputError
+from engines.record.run import RUN_FILES
+from engines.storage.files import holds
+
+UNFINISHED = "unfinished"  # beside a profile: the parts of a calibration that is not finished
+LONGEST_HEADER = 10_000  # characters
+MOVE = "move what is there, or give another folder"
+
+
+def check_output(field: str, path: Path, files: Collection[str] = ()) -> None:
+    """Raises InputError if a folder cannot be made or written to there, or if something in it is in the way of
+    `files`, before any work is done for it. Leaves nothing behind."""
+    nearest = path
+    try:
+        while not _there(nearest):
+            nearest = nearest.parent
+        _follow(field, path, nearest)
+        if not nearest.is_dir():
+            raise InputError(field, str(path), f"{nearest} is a file; give a folder")
+        with tempfile.TemporaryFile(dir=nearest):  # permissions alone do not tell, for root or on a read-only disk
+            pass
+    except OSError as error:
+        remedy = f"cannot write to {nearest} ({error.strerror}); give a folder that can be written to"
+        raise InputError(field, str(path), remedy) from error
+    for name in files:
+        if os.path.lexists(path / name):
+            _check_replaceable(field, path / name)
+
+
+def check_file(field: str, path: Path) -> None:
+    """Raises InputError if a file cannot be made or replaced there, before any work is done for it."""
+    try:
+        if _there(path):
+            _check_replaceable(field, path)
+    except OSError as error:
+        raise InputError(field, str(path), f"no file can be there ({error.strerror}); give another") from error
+    check_output(field, Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent)
+
+
+def check_table(field: str, path: Path, columns: Collection[str]) -> None:
+    """Raises InputError if no CSV file can be written there, or if one is there that does not have these columns: a
+    file that nobody named is replaced only if it is ours."""
+    check_file(field, path)
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            header = file.readline(LONGEST_HEADER).strip().split(",")
+        if not set(columns) <= set(header):
+            raise InputError(field, str(path), f"this is beside it and was not written by pdv; {MOVE}")
+
+
+def check_record(field: str, folder: Path) -> None:
+    """Raises InputError if no run's record can be written there: a record is replaced, other files of the same names
+    are not."""
+    check_output(field, folder, RUN_FILES)
+    check_ours(field, folder, RUN_FILES)
+
+
+def check_ours(field: str, folder: Path, names: Sequence[str], mark: str | None = None, alone: bool = False) -> None:
+    """Raises InputError if a folder has files of these names that are not ours: the first of the names is a TOML
+    file, and ours says its schema_version and, where one is given, the mark.
+
+    alone: the folder is made for these files, so that others are not ours either, unless these are there too.
+    """
+    description, *_ = names
+    if not holds(folder, description):
+        present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        foreign = [name for name in present if (not name.startswith(".") if alone else name in names)]
+        if foreign:
+            raise InputError(field, str(folder), f"{foreign[0]} is there and was not written by pdv; {MOVE}")
+    elif (folder / description).is_file():  # else it is on its way there, after a save that was killed
+        try:
+            said = tomllib.loads((folder / description).read_text())
+        except (OSError, ValueError, RecursionError):
+            said = {}
+        if "schema_version" not in said or (mark is not None and mark not in said):
+            maker = "pdv" if mark is None else "this command"
+            raise InputError(field, str(folder), f"the {description} there was not written by {maker}; {MOVE}")
+
+
+def _there(path: Path) -> bool:
+    """Whether something has this name, a link to nothing too. Raises OSError for a name that nothing can have."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _follow(field: str, path: Path, link: Path) -> None:
+    """Raises InputError for a link that leads nowhere."""
+    try:
+        link.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        looped = isinstance(error, RuntimeError) or error.errno == errno.ELOOP
+        kind = "a link that leads back to itself" if looped else "a link to something that is not there"
+        raise InputError(field, str(path), f"{link} is {kind}; give another path, or remove the link") from error
+
+
+def _check_replaceable(field: str, path: Path) -> None:
+    _follow(field, path, path)
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError(field, str(path), "this is a folder; give a file")
+    if not stat.S_ISREG(mode):
+        raise InputError(field, str(path), "this is a device or a pipe; give a file")
+    if not os.access(path, os.W_OK):
+        raise InputError(field, str(path), "this file is read-only; give another")

@@ -1,0 +1,104 @@
+"""A cell is one point of an experiment's grid: an architecture under a load. Runs know their own cell, so live
+and simulated runs find each other, and a cell that is finished on disk is not computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engines.errors import InputError
+from engines.policy.architecture import Architecture
+from engines.policy.draft_length import FixedDraftLength
+from engines.record.run import RUN_FILES, Run
+from engines.storage.files import holds
+from experiments.program.outputs import check_ours, check_output
+
+
+class Cell(NamedTuple):
+    """Where in the grid a run belongs.
+
+    load: "concurrency" (closed loop; level = clients), "rate" (open loop; level = requests a second) or "trace"
+    (level = number of requests). draft_length: "4", or "2-8" for an adaptive one.
+    """
+
+    architecture: str
+    draft_length: str
+    load: str
+    level: float
+
+    def __str__(self) -> str:
+        unit = {"rate": " requests/s", "trace": " requests"}.get(self.load, "")
+        return f"{self.architecture}, {self.load} {self.level:g}{unit}, k {self.draft_length}"
+
+
+CELL_COLUMNS = list(Cell._fields)
+
+
+def cell_of(run: Run) -> Cell:
+    """The cell of a live or simulated run. A run that replays another belongs to that one's cell."""
+    architecture, workload = run.info.get("architecture", {}), run.info.get("workload", {})
+    length = architecture.get("draft_length", FixedDraftLength().k)
+    if isinstance(length, Mapping):
+        length = f"{length['minimum']}-{length['maximum']}"
+    load, level = "trace", float(len(run.requests))
+    for kind in ("concurrency", "rate"):
+        if workload.get(kind) is not None:
+            load, level = kind, float(workload[kind])
+            break
+    return Cell(str(architecture.get("name", run.name)), str(length), load, level)
+
+
+def draft_length_label(architecture: Architecture) -> str:
+    """ "4" for a fixed draft length, "2-8" for an adaptive one."""
+    length = architecture.draft_length
+    return str(length.k) if isinstance(length, FixedDraftLength) else f"{length.minimum}-{length.maximum}"
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """A short digest of plain values: equal settings, equal digest, whatever their order."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def kept(folder: Path, digest: str) -> Run | None:
+    """The run in a folder if it is whole and was finished with exactly these settings, else None."""
+    try:
+        run = Run.load(folder)
+    except InputError:  # not there, damaged or of another version: what made it makes it again
+        return None
+    return run if run.info.get("fingerprint") == digest else None
+
+
+def cell_folder(root: Path, name: str) -> Path:
+    """The folder of a cell, once it is sure that `keep` may write there: inside the root, links followed, and with
+    nothing in it but a record that `keep` wrote. Raises InputError."""
+    folder = root / name
+    if folder.resolve().parent != root.resolve():
+        raise InputError("out", str(folder), f"this folder would not lie in {root}; name it differently, or move it")
+    check_output("out", folder, RUN_FILES)
+    check_ours("out", folder, RUN_FILES, mark="fingerprint", alone=True)
+    return folder
+
+
+def keep(run: Run, folder: Path, digest: str) -> Run:
+    """Write a finished run so that `kept` finds it. The record appears whole or not at all, so an interrupted
+    experiment never mistakes half a record for a finished cell."""
+    run.info |= {"name": folder.name, "fingerprint": digest}
+    run.save(folder)
+    return run
+
+
+def load_runs(field: str, folder: Path) -> list[Run]:
+    """The run in a folder, or all runs in its subfolders, by name; hidden ones are no runs. Raises InputError if
+    there is none, and for one that is damaged."""
+    if holds(folder, "run.toml"):
+        return [Run.load(folder)]
+    if not folder.is_dir():
+        raise InputError(field, str(folder), "no such folder; give a run's folder, or a folder of runs")
+    found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and holds(path, "run.toml"))
+    if not found:
+        raise InputError(field, str(folder), "no run in it; give the folder that `pdv run` or `pdv simulate` wrote")
+    return [Run.load(path) for path in found]

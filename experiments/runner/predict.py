@@ -1,0 +1,194 @@
+"""Simulated runs, as the experiments need them: acceptance written as text, replays, the record's names."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import calibrate
+import engines
+import sim
+from calibrate.contention import NoContention
+from calibrate.profile import COLUMNS, Profile
+from engines.errors import InputError
+from engines.policy.architecture import Architecture
+from engines.policy.context import context_of
+from engines.record.run import Run
+from engines.workload.workload import Workload, replay
+from experiments.compare.comparable import check_kind
+from experiments.compare.identity import identity
+from experiments.program.progress import Report
+from experiments.runner.cells import fingerprint
+from sim import acceptance as sources
+from sim.acceptance_fits import from_profile
+from sim.costs import CostModel
+from sim.engine import simulate
+
+_NUMBER = r"\d*\.?\d+"
+_SPREAD = re.compile(rf"({_NUMBER})\s*(?:±|\+-)\s*({_NUMBER})")
+
+
+class AcceptanceChoice(NamedTuple):
+    """kind: "profile", "tape", "independent" (values: alpha), "positions" (values: the unconditional rate of each
+    position) or "spread" (values: mean and standard deviation of alpha over requests)."""
+
+    kind: str
+    values: tuple[float, ...] = ()
+
+
+FROM_PROFILE = AcceptanceChoice("profile")
+
+
+def parse_acceptance(text: str) -> AcceptanceChoice:
+    """profile, tape, 0.8, "0.8,0.6,0.5" or "0.7±0.1" (also 0.7+-0.1). Raises InputError."""
+    remedy = "use profile, tape, 0.8 (each draft), 0.8,0.6,0.5 (rates by position) or 0.7±0.1 (spread over requests)"
+    if text in ("profile", "tape"):
+        return AcceptanceChoice(text)
+    values: tuple[float, ...]
+    if match := _SPREAD.fullmatch(text):
+        kind, values = "spread", (float(match[1]), float(match[2]))
+    else:
+        parts = [part.strip() for part in text.split(",")]
+        if not all(re.fullmatch(_NUMBER, part) for part in parts):
+            raise InputError("acceptance", text, remedy)
+        kind = "independent" if len(parts) == 1 else "positions"
+        values = tuple(float(part) for part in parts)
+    if any(value > 1 for value in values):
+        raise InputError("acceptance", text, "probabilities lie between 0 and 1")
+    if kind == "positions" and any(b > a for a, b in itertools.pairwise(values)):
+        raise InputError("acceptance", text, "rates by position cannot rise: entry i counts the first i + 1 drafts")
+    return AcceptanceChoice(kind, values)
+
+
+@dataclass
+class Prediction:
+    """How to predict: from which profile, with which acceptance, with or without its finer effects.
+
+    max_context: tokens of prompt and output together, by default what the profile's models can; a prediction with
+    the tapes of a live run takes that one's.
+    """
+
+    profile: Profile
+    acceptance: AcceptanceChoice = FROM_PROFILE
+    extrapolate: bool = False
+    jitter: bool = True
+    contention: bool = True
+    seed: int = 0
+    max_context: int | None = None
+    _costs: CostModel | None = field(default=None, init=False, repr=False)
+
+    def costs(self) -> CostModel:
+        """The profile's cost model, fitted once."""
+        if self._costs is None:
+            self._costs = CostModel(self.profile, self.extrapolate, None if self.contention else NoContention())
+        return self._costs
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides a prediction, as plain values: the profile as a digest of its tables, tapes and facts, and
+        the program, since another version may decide and draw otherwise."""
+        profile = self.profile
+        tables = {name: getattr(profile, name).to_csv() for name in COLUMNS}
+        tapes = {str(request): tape.tolist() for request, tape in profile.tapes.items()}
+        return {
+            "profile": fingerprint({**tables, "tapes": tapes, "info": profile.info}),
+            "program": program(),
+            "acceptance": list(self.acceptance),
+            "extrapolate": self.extrapolate,
+            "jitter": self.jitter,
+            "contention": self.contention,
+            "seed": self.seed,
+            "max_context": self.max_context,
+        }
+
+
+@cache
+def program() -> str:
+    """A digest of the code that decides what a simulated run is, and of the libraries it draws from."""
+    folders = [Path(package.__path__[0]) for package in (engines, calibrate, sim)]
+    sources = [path for folder in folders for path in sorted(folder.rglob("*.py")) if "live" not in path.parts]
+    texts = {path.as_posix(): path.read_text(encoding="utf-8") for path in sources}
+    return fingerprint({**texts, **{name: version(name) for name in ("numpy", "simpy")}})
+
+
+def replayed(live: Run) -> Workload:
+    """The finished requests of a live run at their recorded arrivals, as an open loop. Raises InputError if no
+    request finished, or for a simulated run."""
+    check_kind("replay", [live], "live")
+    workload = replay(live)
+    finished = set(live.finished["request"])
+    requests = tuple(request for request in workload.requests if request.id in finished)
+    if not requests:
+        raise InputError("replay", live.name, "no request finished in it; replay another run")
+    return dataclasses.replace(workload, requests=requests)
+
+
+def predict(
+    architecture: Architecture,
+    workload: Workload,
+    settings: Prediction,
+    *,
+    live: Run | None = None,
+    info: dict[str, Any] | None = None,
+    progress: Report | None = None,
+) -> Run:
+    """Simulate the workload. `info` is added to the record's.
+
+    live: the run whose tapes the acceptance "tape" replays (without one, the profile's). A workload that is
+    `replayed(live)` is marked so that a comparison pairs the two by request. Raises InputError.
+    """
+    limit: int | None
+    if live is None:
+        limit = _context(architecture, settings)
+    else:
+        check_kind("live", [live], "live")
+        limit = live.info.get("max_context")
+    run = simulate(
+        architecture,
+        workload,
+        settings.costs(),
+        _source(settings, live),
+        seed=settings.seed,
+        jitter=settings.jitter,
+        max_context=limit,
+        progress=progress,
+    )
+    if live is not None and workload.info.get("kind") == "replay":
+        run.info |= {"replays": live.name, "replays_id": identity(live)}
+    run.info |= info or {}
+    return run
+
+
+def check(architecture: Architecture, workload: Workload, settings: Prediction) -> None:
+    """Raises InputError for a context that the profile's models do not have, and for outputs that its tapes, if they
+    are asked for, do not hold."""
+    context, source = _context(architecture, settings), _source(settings, None)
+    if isinstance(source, sources.Tapes):
+        source.check(workload.requests, context)
+
+
+def _context(architecture: Architecture, settings: Prediction) -> int:
+    """Tokens of prompt and output that a live engine with these models would take."""
+    return context_of(settings.profile.info["max_context"], architecture.draft_length.maximum, settings.max_context)
+
+
+def _source(settings: Prediction, live: Run | None) -> sources.AcceptanceSource:
+    kind, values = settings.acceptance
+    if kind == "tape":
+        tapes = sources.Tapes(settings.profile.tapes) if live is None else sources.Tapes.recorded_by(live)
+        if not tapes.tapes:
+            remedy = "the profile holds no tapes; use --replay, or another acceptance"
+            raise InputError("acceptance", "tape", remedy)
+        return tapes
+    if kind == "independent":
+        return sources.Independent(*values)
+    if kind == "spread":
+        return sources.PerRequestSpread(*values)
+    if kind == "positions":
+        return sources.PerPosition(values)
+    return from_profile(settings.profile)

@@ -1,0 +1,78 @@
+"""What a pair takes on a device is planned from configurations, and refused if it cannot fit, before any weights are
+read. Every command that loads a pair comes here first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calibrate.measure import footprint
+from engines.live.model.kv_cache import positions_of
+from engines.live.model.pairs import default_dtype, find_device, load_configs
+from engines.live.serving.memory import GIB, MOST_SLOTS, MemoryPlan, plan_slots, with_fitting_slots
+from engines.policy.architecture import Architecture
+from engines.workload.workload import Workload
+from experiments.program.progress import console
+from experiments.runner.live import grid_of
+
+MOST_GIB = 1 << 30  # of a reserve: far beyond every device
+
+
+def check_fits(
+    architecture: Architecture,
+    pair: str | Path,
+    draft: str | Path | None = None,
+    device: str = "cpu",
+    *,
+    max_context: int | None = None,
+    reserve_gib: float | None = None,
+) -> None:
+    """Raise InputError, with the numbers, unless the pair and the architecture's slots fit the device.
+
+    pair, draft, device: as engines.live.model.pairs.load_pair takes them. max_context: tokens a slot holds, by
+    default what the pair can. reserve_gib: memory to leave alone, by default a tenth of what is free, 4 GiB at
+    most.
+    """
+    _plan(architecture, pair, draft, device, max_context, reserve_gib).check(architecture.slots)
+
+
+def fill(
+    architecture: Architecture,
+    workload: Workload,
+    pair: str | Path,
+    draft: str | Path | None = None,
+    device: str = "cpu",
+    *,
+    max_context: int | None = None,
+    reserve_gib: float | None = None,
+) -> Architecture:
+    """The architecture with as many slots as fit the device, but no more than requests can be there at once, and
+    MOST_SLOTS at most. A line on standard error says how many they are and why. Takes and raises what check_fits
+    does."""
+    plan = _plan(architecture, pair, draft, device, max_context, reserve_gib)
+    at_once = min(len(workload.requests), workload.concurrency or len(workload.requests))
+    filled = with_fitting_slots(architecture, plan, most=min(at_once, MOST_SLOTS))
+    bound = ""
+    if filled.slots < plan.slots:
+        bound = f"{filled.slots}, all that {'the load can use' if at_once <= MOST_SLOTS else 'auto takes'}; "
+    console.print(f"slots: {bound}{plan.slots} fit ({plan})", highlight=False, soft_wrap=True)
+    return filled
+
+
+def check_calibration_fits(
+    points: dict[str, list[int]], pair: str | Path, draft: str | Path | None = None, device: str = "cpu"
+) -> None:
+    """As check_fits, for a calibration over these points (as experiments.runner.live.measure takes them)."""
+    grid = grid_of(points)
+    grid.check(positions_of(*load_configs(pair, draft)))
+    architecture, context = footprint(grid)
+    check_fits(architecture, pair, draft, device, max_context=context)
+
+
+def _plan(
+    architecture: Architecture, pair: str | Path, draft: str | Path | None, device: str, max_context: int | None,
+    reserve_gib: float | None,
+) -> MemoryPlan:  # fmt: skip
+    place = find_device(device)
+    reserve = None if reserve_gib is None else int(min(reserve_gib, MOST_GIB) * GIB)
+    configs = load_configs(pair, draft)
+    return plan_slots(architecture, configs, place, default_dtype(place), max_context, reserve=reserve)
