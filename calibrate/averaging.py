@@ -12,11 +12,11 @@ from engines.errors import InputError
 SAME = ("device", "pair", "pair_models", "dtype", "draft_length")
 
 
-def pooled(profiles: Sequence[Profile]) -> Profile:
-    """The mean of profiles that were measured at different times, so that a mood of the machine is one of several.
+def averaged(profiles: Sequence[Profile]) -> Profile:
+    """The mean of profiles that were measured at different times, so that a drift of the machine is one of several.
 
     Durations, quantiles, host times and rates are averaged point by point; repeats are added up; acceptance and
-    tapes, which no mood changes, are the first's. Raises InputError if the profiles are not of one device, pair,
+    tapes, which no drift changes, are the first's. Raises InputError if the profiles are not of one device, pair,
     type and draft length, or do not have the same points.
     """
     first = profiles[0]
@@ -28,7 +28,7 @@ def pooled(profiles: Sequence[Profile]) -> Profile:
     costs["repeats"] = sum(profile.stage_costs["repeats"].to_numpy() for profile in profiles)
     contention = _mean([profile.contention for profile in profiles], ["group", *KEY])
     host_times = _mean([profile.host_times for profile in profiles], ["step"])
-    info = {**first.info, "pooled": len(profiles)}
+    info = {**first.info, "averaged": len(profiles)}
     return Profile(info, costs, host_times, contention, first.acceptance, first.tapes)
 
 

@@ -151,7 +151,7 @@ def leave_one_group_out(table: pd.DataFrame) -> pd.DataFrame:
         model = fit_contention(together.drop(group.index))
         running = [
             RunningSegment(Segment(segment), int(batch), float(tau))
-            for segment, batch, tau in zip(group["segment"], group["batch"], _kernel_ms(group), strict=True)
+            for segment, batch, tau in zip(group["segment"], group["batch_size"], _kernel_ms(group), strict=True)
         ]
         predicted = np.array(model.rates(running))
         held_out.append(group.assign(predicted=predicted, error=predicted - group["rate"].to_numpy()))

@@ -102,7 +102,7 @@ def _scaled(progress: Progress, part: str) -> Progress:
 
 
 def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Run]:
-    """With the largest draft length, and so that nothing contends: lanes apart and one client, where every work is
+    """With the largest draft length, and so that nothing contends: lanes apart and one client, where every batch is
     handed over to another thread; the same with draft and verify as one step; and one worker that two clients keep
     going from each step to the next, and from a request to the next one's prefill."""
     prompt = min(128, grid.prompt_tokens[-1], pair.max_context // 2)
@@ -136,19 +136,21 @@ def prompts_for(pair: Pair, workload: Workload, seed: int) -> Workload:
 
 
 def host_times(runs: Sequence[Run]) -> pd.DataFrame:
-    """The table `host_times` of a profile: medians over the works of all runs, apart for workers that came straight
-    from the work before. Where one of the two was never seen, it is taken to be as long as the other."""
+    """The table `host_times` of a profile: medians over the batches of all runs, apart for workers that came straight
+    from the batch before. Where one of the two was never seen, it is taken to be as long as the other."""
     rows = []
     for run in runs:
         spans = run.spans.assign(device_s=run.spans["end_s"] - run.spans["start_s"])
-        works = spans.groupby("work").agg(
+        batches = spans.groupby("batch_id").agg(
             step=("step", "first"), back_to_back=("back_to_back", "first"), device_s=("device_s", "sum"),
             start_s=("dispatched_s", "first"), end_s=("completed_s", "first"),
         )  # fmt: skip
-        kind = np.where(works["back_to_back"], "going_on_ms", "woken_ms")
-        host_ms = 1e3 * (works["end_s"] - works["start_s"] - works["device_s"])
-        rows.append(pd.DataFrame({"step": works["step"], "kind": kind, "host_ms": host_ms.clip(lower=0.0)}))
+        kind = np.where(batches["back_to_back"], "back_to_back_ms", "wake_up_ms")
+        host_ms = 1e3 * (batches["end_s"] - batches["start_s"] - batches["device_s"])
+        rows.append(pd.DataFrame({"step": batches["step"], "kind": kind, "host_ms": host_ms.clip(lower=0.0)}))
     table = pd.concat(rows).pivot_table(index="step", columns="kind", values="host_ms", aggfunc="median")
     table = table.reindex(columns=HOST_COLUMNS[1:])
     woken, going_on = (table[column] for column in HOST_COLUMNS[1:])
-    return pd.DataFrame({"woken_ms": woken.fillna(going_on), "going_on_ms": going_on.fillna(woken)}).reset_index()
+    return pd.DataFrame(
+        {"wake_up_ms": woken.fillna(going_on), "back_to_back_ms": going_on.fillna(woken)}
+    ).reset_index()

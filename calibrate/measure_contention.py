@@ -95,7 +95,17 @@ def measure_contention(
                 rows.append(
                     {"group": name, **load.columns, "solo_ms": alone_s * 1e3, "kernels": kernels[load], "rate": rate}
                 )
-    columns = ["group", "segment", "batch", "draft_length", "tokens", "context_tokens", "solo_ms", "kernels", "rate"]
+    columns = [
+        "group",
+        "segment",
+        "batch_size",
+        "draft_length",
+        "tokens",
+        "context_tokens",
+        "solo_ms",
+        "kernels",
+        "rate",
+    ]
     return pd.DataFrame(rows)[columns]
 
 

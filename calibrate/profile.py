@@ -44,7 +44,12 @@ __all__ = [
     "STAGE_COST_COLUMNS", "Profile",
 ]  # fmt: skip
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+BEFORE_3 = {
+    "batch": "batch_size",
+    "woken_ms": "wake_up_ms",
+    "going_on_ms": "back_to_back_ms",
+}  # columns renamed since
 PROFILE_FILES = ("profile.toml", *(f"{name}.csv" for name in COLUMNS), "tapes.parquet")
 FLOAT_DIGITS = 6
 
@@ -119,7 +124,8 @@ class Profile:
             if name == "host_times" and version == 1:
                 tables[name] = _first_host_times(tables["stage_costs"], f"{folder}/stage_costs.csv")
                 continue
-            tables[name] = read_csv(path)
+            table = read_csv(path)
+            tables[name] = table.rename(columns=BEFORE_3) if version < 3 else table
             if len(tables[name]) != rows.get(name, len(tables[name])):
                 raise InputError(
                     str(path), f"{len(tables[name])} rows",
@@ -139,8 +145,8 @@ def _read_info(path: Path) -> tuple[int, dict[str, Any]]:
         raise InputError("profile", str(path.parent), "no profile.toml there; give the folder `pdv calibrate` wrote")
     info = read_toml("profile", path, AGAIN)
     version = info.pop("schema_version", None)
-    if type(version) is not int or version not in (1, SCHEMA_VERSION):
-        raise InputError(f"{path} schema_version", version, f"this version reads 1 and {SCHEMA_VERSION}; {AGAIN}")
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise InputError(f"{path} schema_version", version, f"this version reads 1 to {SCHEMA_VERSION}; {AGAIN}")
     checked(ProfileSettings, info, str(path), AGAIN)
     return version, info
 
@@ -154,4 +160,4 @@ def _first_host_times(costs: pd.DataFrame, where: str) -> pd.DataFrame:
     host_ms = numbers(where, costs, "host_ms", HOST_TIME)
     known = host_ms.groupby(costs["segment"]).max().to_dict()
     times = [max((known[segment] for segment in step.segments if segment in known), default=0.0) for step in Step]
-    return pd.DataFrame({"step": list(Step), "woken_ms": times, "going_on_ms": times})
+    return pd.DataFrame({"step": list(Step), "wake_up_ms": times, "back_to_back_ms": times})

@@ -31,13 +31,13 @@ HOST_TIME = Column("number", least=0, most=MOST_MS)
 _SHARE = Column("number", least=0, most=1)
 _SEGMENT, _STEP = Column("text", among=tuple(Segment)), Column("text", among=tuple(Step))
 _CONTEXT = Column("number", least=0, most=MOST_OF_ANY)
-KEY = ["segment", "batch", "draft_length", "tokens", "context_tokens"]
+KEY = ["segment", "batch_size", "draft_length", "tokens", "context_tokens"]
 _POINT = dict(zip(KEY, (_SEGMENT, _COUNT, _WHOLE, _COUNT, _CONTEXT), strict=True))
 TABLES: dict[str, dict[str, Column]] = {
     "stage_costs": {
         **_POINT, "kernels": _KERNELS, "repeats": _COUNT, **dict.fromkeys(QUANTILES, _DURATION), "mean_ms": _DURATION,
     },
-    "host_times": {"step": _STEP, "woken_ms": HOST_TIME, "going_on_ms": HOST_TIME},
+    "host_times": {"step": _STEP, "wake_up_ms": HOST_TIME, "back_to_back_ms": HOST_TIME},
     "contention": {
         "group": Column("text"), **_POINT, "solo_ms": _DURATION, "kernels": _KERNELS,
         "rate": Column("number", least=LEAST_RATE, most=HIGHEST_RATE),
@@ -72,7 +72,7 @@ class ProfileSettings(Record):
     draft_length: Count
     batch_buckets: Annotated[list[Count], AfterValidator(_rising), Field(default_factory=list)]
     fingerprint: Text | None = None
-    pooled: Count | None = None
+    averaged: Count | None = None
     rows: Annotated[dict[str, Whole], Field(default_factory=dict)]
 
 

@@ -93,7 +93,7 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
 
     Returns the profile's stage costs without host times. Loads run as an engine runs them, from captured graphs on
     a GPU; capturing does not count against the budget. Each round measures every load once, in another order: so
-    all loads see the same moods of the machine, and each finds the caches as a different one left them. Two threads
+    all loads see the same drifts of the machine, and each finds the caches as a different one left them. Two threads
     take turns, as the workers of lanes do: on a CPU, work that moves to a thread just woken is slower.
     Every load gets FEWEST measurements whatever the budget.
     """

@@ -24,7 +24,7 @@ _Found = TypeVar("_Found")
 
 
 class Load(NamedTuple):
-    """A piece of work for one model: `batch` requests.
+    """A job of work for one model: `batch` requests.
 
     Prefill: `tokens` prompt tokens in all, shared out evenly. Draft, verify: `draft_length` drafts each, after
     `context_tokens` tokens each.
@@ -54,7 +54,7 @@ class Load(NamedTuple):
     def columns(self) -> dict[str, Any]:
         return {
             "segment": str(self.segment),
-            "batch": self.batch,
+            "batch_size": self.batch,
             "draft_length": self.draft_length,
             "tokens": self.tokens,
             "context_tokens": self.context_tokens,

@@ -54,8 +54,8 @@ class Costs(Protocol):
         """The cost of one execution. quantile: where in the measured spread it falls, None for the mean."""
 
     def host_s(self, step: Step, back_to_back: bool) -> float:
-        """What a work of this step spends outside the device, around it. back_to_back: its worker comes straight from
-        another work, and need not be woken."""
+        """What a batch of this step spends outside the device, around it. back_to_back: its worker comes straight
+        from another batch, and need not be woken."""
 
     def describe(self) -> dict[str, object]:
         """Plain values for run.toml."""
@@ -79,7 +79,7 @@ class CostModel:
         self._info = {name: profile.info[name] for name in known if name in profile.info}
         self._extrapolate = extrapolate
         times = profile.host_times
-        seconds = (times[["woken_ms", "going_on_ms"]] / 1e3).to_numpy().tolist()
+        seconds = (times[["wake_up_ms", "back_to_back_ms"]] / 1e3).to_numpy().tolist()
         self._host_s = {Step(step): pair for step, pair in zip(times["step"], seconds, strict=True)}
         self._grids = {
             segment: _Grid(segment, rows, profile.batch_buckets, extrapolate)
@@ -126,9 +126,9 @@ class _Grid:
         self.segment = segment
         self.buckets = () if prefill else buckets
         self.extrapolate = extrapolate
-        self.names = ("draft_length", "batch", "mean prompt tokens" if prefill else "context_tokens")
-        load = rows["tokens"] / rows["batch"] if prefill else rows["context_tokens"]
-        points = np.column_stack([rows["draft_length"], rows["batch"], load]).astype(float)
+        self.names = ("draft_length", "batch_size", "mean prompt tokens" if prefill else "context_tokens")
+        load = rows["tokens"] / rows["batch_size"] if prefill else rows["context_tokens"]
+        points = np.column_stack([rows["draft_length"], rows["batch_size"], load]).astype(float)
         mean_s = rows["mean_ms"].to_numpy(float) / 1e3
         values = np.column_stack([mean_s, rows["mean_ms"] / rows["kernels"]])
         spread = rows[list(QUANTILES)].to_numpy(float) / rows["mean_ms"].to_numpy(float)[:, None]

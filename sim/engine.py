@@ -19,7 +19,7 @@ from calibrate.contention import RunningSegment
 from calibrate.profile import Profile
 from engines.errors import InputError, require_whole
 from engines.policy.architecture import Architecture, Lane, Segment, Step
-from engines.policy.batch import Outcome, Work
+from engines.policy.batch import Batch, Outcome
 from engines.policy.request import MOST_KEY, Emission, Request, RequestState
 from engines.policy.scheduler import QueueFullError, Scheduler
 from engines.record.run import Recorder, Run, SegmentTime
@@ -29,7 +29,7 @@ from sim.costs import CostModel, Costs
 from sim.gpu import Gpu
 from sim.population import Population
 
-Story = Generator[simpy.Event, Any, None]
+Process = Generator[simpy.Event, Any, None]
 Progress = Callable[[int, int], None]
 """Told (requests ended, requests in all)."""
 
@@ -53,8 +53,8 @@ def simulate(
     leave no room are rejected. info: more plain values for run.toml.
 
     The same arguments give the same record, byte for byte. Raises InputError for tapes that are shorter than the
-    outputs asked for, before anything runs, from the costs for work outside the measured range and from the device
-    for work too short to be seen on its clock. Raises AssertionError if Little's law does not hold over the run.
+    outputs asked for, before anything runs, from the costs for batch outside the measured range and from the device
+    for batch too short to be seen on its clock. Raises AssertionError if Little's law does not hold over the run.
     """
     require_whole("seed", seed, 0, MOST_KEY)
     if isinstance(acceptance, Tapes):
@@ -108,7 +108,7 @@ class _Engine:
         self._gpus = {device: Gpu(self._environment, costs.contention) for device in architecture.devices}
         self._known: dict[int, RequestAcceptance] = {}  # of the requests that are here
         self._population = Population()
-        self._seats: dict[tuple[str, int], simpy.Event] = {}
+        self._next_batches: dict[tuple[str, int], simpy.Event] = {}
         self._ended = 0
         for lane in architecture.lanes:
             for worker in range(lane.workers):
@@ -126,46 +126,46 @@ class _Engine:
 
     # --- the life of a worker ---------------------------------------------------------------------------
 
-    def _worker(self, lane: Lane, worker: int) -> Story:
+    def _worker(self, lane: Lane, worker: int) -> Process:
         """Wait for a batch, occupy the device, report what came out, repeat."""
         environment, gpu = self._environment, self._gpus[lane.device]
-        next_work = self._seat(lane, worker)
+        next_batch = self._next_batch(lane, worker)
         while True:
-            work = yield next_work
-            segments = self._segments(work)
-            host_s = self._costs.host_s(work.step, work.back_to_back)
+            batch = yield next_batch
+            segments = self._segments(batch)
+            host_s = self._costs.host_s(batch.step, batch.back_to_back)
             yield environment.timeout(host_s / 2)
             times = yield gpu.run(lane.stream, segments)
             yield environment.timeout(host_s / 2)
-            next_work = self._seat(lane, worker)  # the report may bring the next batch
-            self._report(work, times)
+            next_batch = self._next_batch(lane, worker)  # the report may bring the next batch
+            self._report(batch, times)
 
-    def _seat(self, lane: Lane, worker: int) -> simpy.Event:
-        """Where the worker waits; succeeds with its next work."""
-        seat = self._seats[lane.name, worker] = self._environment.event()
-        return seat
+    def _next_batch(self, lane: Lane, worker: int) -> simpy.Event:
+        """Where the worker waits; succeeds with its next batch."""
+        event = self._next_batches[lane.name, worker] = self._environment.event()
+        return event
 
     def _dispatch(self) -> None:
-        for work in self._scheduler.dispatch(self._environment.now):
-            self._seats[work.lane.name, work.worker].succeed(work)
+        for batch in self._scheduler.dispatch(self._environment.now):
+            self._next_batches[batch.lane.name, batch.worker].succeed(batch)
 
-    def _report(self, work: Work, times: list[SegmentTime]) -> None:
+    def _report(self, batch: Batch, times: list[SegmentTime]) -> None:
         now = self._environment.now
-        ended = self._scheduler.complete(work, self._outcomes(work), now)
-        self._recorder.worked(work, times, now)
+        ended = self._scheduler.complete(batch, self._outcomes(batch), now)
+        self._recorder.completed(batch, times, now)
         for state in ended:
             self._leave(state)
         self._dispatch()
 
-    def _segments(self, work: Work) -> list[tuple[RunningSegment, float]]:
-        """What the work does on the device, and how long each of it takes alone."""
-        members = work.members
-        size, k = len(members), max(work.draft_lengths)
+    def _segments(self, batch: Batch) -> list[tuple[RunningSegment, float]]:
+        """What the batch does on the device, and how long each of it takes alone."""
+        members = batch.members
+        size, k = len(members), max(batch.draft_lengths)
         prompts = sum([state.request.prompt_tokens for state in members])
         context = prompts + sum([state.emitted for state in members])
         segments = []
-        for segment in work.step.segments:
-            if work.step is Step.PREFILL:
+        for segment in batch.step.segments:
+            if batch.step is Step.PREFILL:
                 tokens, mean_context = prompts, 0.0
             else:
                 tokens, mean_context = size * (k + (segment is Segment.VERIFY)), context / size
@@ -174,10 +174,10 @@ class _Engine:
             segments.append((RunningSegment(segment, size, cost.kernel_ms), cost.duration_s))
         return segments
 
-    def _outcomes(self, work: Work) -> list[Outcome]:
-        if work.step is Step.DRAFT:
-            return [None] * len(work.members)
-        return [self._emission(state, k) for state, k in zip(work.members, work.draft_lengths, strict=True)]
+    def _outcomes(self, batch: Batch) -> list[Outcome]:
+        if batch.step is Step.DRAFT:
+            return [None] * len(batch.members)
+        return [self._emission(state, k) for state, k in zip(batch.members, batch.draft_lengths, strict=True)]
 
     def _emission(self, state: RequestState, draft_length: int) -> Emission:
         """What the target finds for one request; `draft_length` is 0 in prefill."""
@@ -189,14 +189,14 @@ class _Engine:
 
     # --- the life of a request --------------------------------------------------------------------------
 
-    def _open_loop(self) -> Story:
+    def _open_loop(self) -> Process:
         """Requests arrive at their own times, whatever became of the others."""
         for request in self._unsent:
             arrival_s = request.arrival_s or 0.0
             yield self._environment.timeout(max(0.0, arrival_s - self._environment.now))
             self._submit(request)
 
-    def _closed_loop(self) -> Story:
+    def _closed_loop(self) -> Process:
         """Each client sends a request, waits until it has ended, thinks, and sends the next unsent one."""
         yield self._environment.timeout(0)
         for request in list(islice(self._unsent, self._workload.concurrency)):
@@ -212,7 +212,7 @@ class _Engine:
             if self._submit(request):
                 return
 
-    def _think(self, request: Request) -> Story:
+    def _think(self, request: Request) -> Process:
         yield self._environment.timeout(self._think_s[request.id])
         if not self._submit(request):
             self._next_of_client()

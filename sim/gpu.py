@@ -1,6 +1,6 @@
 """A device whose streams run side by side and slow one another.
 
-A stream is a FIFO of pieces; a piece is the segments of one work, back to back. Streams share the device by the
+A stream is a FIFO of jobs; a job is the segments of one batch, back to back. Streams share the device by the
 contention model: whenever a segment starts or ends, what is left of the others goes on at their new rates.
 """
 
@@ -17,8 +17,8 @@ from engines.record.run import SegmentTime
 from sim.costs import Contention
 
 
-class Piece:
-    """The segments of one work on a stream.
+class Job:
+    """The segments of one batch on a stream.
 
     segments: each with its duration alone, seconds. done: succeeds with one SegmentTime a segment.
     """
@@ -56,33 +56,33 @@ class Gpu:
     def __init__(self, environment: simpy.Environment, contention: Contention) -> None:
         self._environment = environment
         self._contention = contention
-        self._waiting: dict[int, deque[Piece]] = {}  # behind the running piece of each stream
-        self._running: dict[int, Piece] = {}  # by stream
+        self._waiting: dict[int, deque[Job]] = {}  # behind the running job of each stream
+        self._running: dict[int, Job] = {}  # by stream
         self._rated_s = 0.0  # when the rates were last set
         self._next_end: simpy.Event | None = None
 
     def run(self, stream: int, segments: Sequence[tuple[RunningSegment, float]]) -> simpy.Event:
-        """Queue a piece on a stream. The event succeeds with its SegmentTimes when its last segment ends."""
-        piece = Piece(segments, self._environment.event())
+        """Queue a job on a stream. The event succeeds with its SegmentTimes when its last segment ends."""
+        job = Job(segments, self._environment.event())
         if stream in self._running:
-            self._waiting.setdefault(stream, deque()).append(piece)
+            self._waiting.setdefault(stream, deque()).append(job)
         else:
             self._progress()
-            self._start(stream, piece)
+            self._start(stream, job)
             self._set_rates()
-        return piece.done
+        return job.done
 
-    def _start(self, stream: int, piece: Piece) -> None:
-        self._running[stream] = piece
-        piece.begin_segment(self._environment.now)
+    def _start(self, stream: int, job: Job) -> None:
+        self._running[stream] = job
+        job.begin_segment(self._environment.now)
 
     def _progress(self) -> None:
         """Take what was done since the rates were last set from what is left."""
         now = self._environment.now
         passed = now - self._rated_s
         if passed > 0:
-            for piece in self._running.values():
-                piece.left_s = max(0.0, piece.left_s - passed * piece.rate)
+            for job in self._running.values():
+                job.left_s = max(0.0, job.left_s - passed * job.rate)
         self._rated_s = now
 
     def _set_rates(self) -> None:
@@ -92,15 +92,15 @@ class Gpu:
             self._next_end = None
             return
         if len(running) == 1:
-            ((stream, piece),) = running.items()
-            piece.rate, soonest_s = 1.0, piece.left_s
+            ((stream, job),) = running.items()
+            job.rate, soonest_s = 1.0, job.left_s
         else:
-            rates = self._contention.rates([piece.current for piece in running.values()])
+            rates = self._contention.rates([job.current for job in running.values()])
             stream, soonest_s = 0, float("inf")
-            for (number, piece), rate in zip(running.items(), rates, strict=True):
-                piece.rate = rate
-                if piece.left_s / rate < soonest_s:
-                    stream, soonest_s = number, piece.left_s / rate
+            for (number, job), rate in zip(running.items(), rates, strict=True):
+                job.rate = rate
+                if job.left_s / rate < soonest_s:
+                    stream, soonest_s = number, job.left_s / rate
         end = self._environment.timeout(soonest_s, stream)
         end.callbacks.append(self._end)
         self._next_end = end
@@ -112,13 +112,13 @@ class Gpu:
         now = self._environment.now
         stream: int = event.value  # type: ignore[assignment]
         self._progress()
-        piece = self._running[stream]
-        if piece.end_segment(now):
-            piece.done.succeed(piece.times)
+        job = self._running[stream]
+        if job.end_segment(now):
+            job.done.succeed(job.times)
             waiting = self._waiting.get(stream)
             del self._running[stream]
             if waiting:
                 self._start(stream, waiting.popleft())
         else:
-            piece.begin_segment(now)
+            job.begin_segment(now)
         self._set_rates()

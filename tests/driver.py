@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from engines.policy.architecture import Step
-from engines.policy.batch import Outcome, Work
+from engines.policy.batch import Batch, Outcome
 from engines.policy.request import Emission, Request, RequestState
 from engines.policy.scheduler import QueueFullError, Scheduler
 from engines.record.run import Recorder, Run, SegmentTime
 
-Duration = Callable[[Work], float]
+Duration = Callable[[Batch], float]
 Matched = Callable[[int, int, int], int]  # request id, position, k -> drafts that match
 
 
@@ -27,10 +27,10 @@ class Observer:
     def cancelled(self, request_id: int, ended: RequestState | None, now: float) -> None: ...
 
     def completed(
-        self, work: Work, outcomes: Sequence[Outcome], ended: Sequence[RequestState], now: float
+        self, batch: Batch, outcomes: Sequence[Outcome], ended: Sequence[RequestState], now: float
     ) -> None: ...
 
-    def dispatched(self, started: Sequence[Work], now: float) -> None: ...
+    def dispatched(self, started: Sequence[Batch], now: float) -> None: ...
 
     def over(self) -> None: ...
 
@@ -38,27 +38,27 @@ class Observer:
 def drive(
     scheduler: Scheduler,
     requests: Iterable[Request],
-    duration: Duration = lambda work: 1.0,
+    duration: Duration = lambda batch: 1.0,
     matched: Matched = lambda request, position, k: k // 2,
     cancel: Iterable[tuple[float, int]] = (),
-    on_event: Callable[[Scheduler, list[Work]], None] = lambda scheduler, started: None,
+    on_event: Callable[[Scheduler, list[Batch]], None] = lambda scheduler, started: None,
     *,
-    outcome: Callable[[Work, int], Outcome] | None = None,
+    outcome: Callable[[Batch, int], Outcome] | None = None,
     concurrency: int | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Serve requests and return the record.
 
     Requests come at their arrival_s (0 without one) or, with a concurrency, whenever one of that many clients is
-    free. cancel lists (time, request id). outcome tells what a work finds for its i-th member; without it, every
+    free. cancel lists (time, request id). outcome tells what a batch finds for its i-th member; without it, every
     step finds `matched` drafts right.
     """
     observer = observer or Observer()
     order = itertools.count()
-    events: list[tuple[float, int, Request | Work | int]] = []
+    events: list[tuple[float, int, Request | Batch | int]] = []
     unsent: deque[Request] = deque()
 
-    def at(time: float, what: Request | Work | int) -> None:
+    def at(time: float, what: Request | Batch | int) -> None:
         heapq.heappush(events, (time, next(order), what))
 
     for position, request in enumerate(requests):
@@ -80,11 +80,11 @@ def drive(
                 refused = True
                 recorder.rejected(what, now, error)
             observer.submitted(what, refused, now)
-        elif isinstance(what, Work):
+        elif isinstance(what, Batch):
             found = [outcome(what, i) if outcome else _matching(what, i, matched) for i in range(len(what.members))]
             ended = scheduler.complete(what, found, now)
             observer.completed(what, found, ended, now)
-            recorder.worked(what, _segments(what, now), now)
+            recorder.completed(what, _segments(what, now), now)
         else:
             gone = scheduler.cancel(what, now)
             observer.cancelled(what, gone, now)
@@ -96,20 +96,20 @@ def drive(
         started = scheduler.dispatch(now)
         observer.dispatched(started, now)
         on_event(scheduler, started)
-        for work in started:
-            at(now + duration(work), work)
+        for batch in started:
+            at(now + duration(batch), batch)
     observer.over()
     return recorder.run({"kind": "simulated", "architecture": scheduler.architecture.to_dict(), "workload": {}}, {})
 
 
-def _matching(work: Work, member: int, matched: Matched) -> Outcome:
-    if work.step is Step.DRAFT:
+def _matching(batch: Batch, member: int, matched: Matched) -> Outcome:
+    if batch.step is Step.DRAFT:
         return None
-    state, k = work.members[member], work.draft_lengths[member]
+    state, k = batch.members[member], batch.draft_lengths[member]
     return Emission(matched(state.id, state.emitted, k) if k else 0)
 
 
-def _segments(work: Work, end_s: float) -> list[SegmentTime]:
-    edges = np.linspace(work.dispatched_s, end_s, len(work.step.segments) + 1)
+def _segments(batch: Batch, end_s: float) -> list[SegmentTime]:
+    edges = np.linspace(batch.dispatched_s, end_s, len(batch.step.segments) + 1)
     pairs = itertools.pairwise(edges.tolist())
-    return [SegmentTime(s, a, b, b - a) for s, (a, b) in zip(work.step.segments, pairs, strict=True)]
+    return [SegmentTime(s, a, b, b - a) for s, (a, b) in zip(batch.step.segments, pairs, strict=True)]

@@ -21,6 +21,7 @@ MOST_SLOTS = 1_000_000  # far beyond any device's memory
 MOST_WORKERS = 10_000  # of a lane: far more than any device runs at once
 MOST_STREAMS, MOST_DEVICES = 10_000, 1_000  # of one host
 MOST_PRIORITY = 100  # of a stream; CUDA has -5 to 0
+RENAMED = {"running_stages": "permits", "carries_request": "run_to_completion"}  # settings, since run schema 3
 
 
 class Stage(StrEnum):
@@ -76,7 +77,7 @@ class Lane:
     workers: how many batches of this lane can be under way at once.
     stream: number of the CUDA stream; lanes or workers with the same number on a device share it, first come
     first served. stream_priority is CUDA's (negative is more urgent); device is the index of the device.
-    carries_request: a worker takes one request and runs all its steps in this lane until it ends.
+    run_to_completion: a worker takes one request and runs all its steps in this lane until it ends.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Lane:
     stream: int = 0
     stream_priority: int = 0
     device: int = 0
-    carries_request: bool = False
+    run_to_completion: bool = False
 
     def __post_init__(self) -> None:
         require_name("lanes.name", self.name)
@@ -100,9 +101,9 @@ class Lane:
             raise InputError(f"{where}.steps", {}, "give the lane at least one step")
         for step, limit in steps.items():
             require_whole(f"{where}.steps.{step}", limit, 1, MOST_SLOTS)
-        if not isinstance(self.carries_request, bool):
-            raise InputError(f"{where}.carries_request", self.carries_request, "use true or false")
-        if self.carries_request and max(steps.values()) > 1:
+        if not isinstance(self.run_to_completion, bool):
+            raise InputError(f"{where}.run_to_completion", self.run_to_completion, "use true or false")
+        if self.run_to_completion and max(steps.values()) > 1:
             raise InputError(f"{where}.steps", self.steps, "a lane that carries requests has batch limits of 1")
         require_whole(f"{where}.workers", self.workers, 1, MOST_WORKERS)
         require_whole(f"{where}.stream", self.stream, 0, MOST_STREAMS - 1)
@@ -121,7 +122,7 @@ class Architecture:
     hybrid_at_or_below: with this many requests in slots or fewer, a lane that drafts runs draft and verify as
     one step; 0 switches hybrid mode off.
     slots: places in the key-value pool; a request holds one from the start of its prefill to its end.
-    running_stages: permits per device, the number of steps that may run there at once; None is one for every
+    permits: permits per device, the number of steps that may run there at once; None is one for every
     worker, so that all may.
     queue_limit: requests that may wait for a slot; None is no limit.
     """
@@ -133,7 +134,7 @@ class Architecture:
     hybrid_at_or_below: int = 0
     draft_length: DraftLength = field(default_factory=FixedDraftLength)
     slots: int = 64
-    running_stages: int | None = None
+    permits: int | None = None
     queue_limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -165,8 +166,8 @@ class Architecture:
                 remedy = "put the lanes that draft and verify on one device, or use 0"
                 raise InputError("hybrid_at_or_below", self.hybrid_at_or_below, remedy)
         require_whole("slots", self.slots, 1, MOST_SLOTS)
-        if self.running_stages is not None:
-            require_whole("running_stages", self.running_stages, 1)
+        if self.permits is not None:
+            require_whole("permits", self.permits, 1)
         if self.queue_limit is not None:
             require_whole("queue_limit", self.queue_limit, 1)
 
@@ -195,10 +196,10 @@ class Architecture:
     def devices(self) -> tuple[int, ...]:
         return tuple(sorted({lane.device for lane in self.lanes}))
 
-    def permits(self, device: int) -> int:
+    def permits_on(self, device: int) -> int:
         """Steps that may run at once on a device."""
-        if self.running_stages is not None:
-            return self.running_stages
+        if self.permits is not None:
+            return self.permits
         return sum(lane.workers for lane in self.lanes if lane.device == device)
 
     def replace(self, **changes: Any) -> Architecture:
@@ -230,14 +231,21 @@ class Architecture:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Architecture:
-        """Build and check an architecture from plain values, for instance parsed TOML. Raises InputError."""
-        values = dict(values)
+        """Build and check an architecture from plain values, for instance parsed TOML. Settings may have the names
+        that they had before (RENAMED). Raises InputError."""
+        values = _renamed(values)
         lanes = values.pop("lanes", None)
         if not isinstance(lanes, list) or not all(isinstance(lane, Mapping) for lane in lanes):
             raise InputError("lanes", lanes, "write one [[lanes]] table a lane")
         if "draft_length" in values:
             values["draft_length"] = _draft_length(values["draft_length"])
-        return _build(Architecture, "", {**values, "lanes": tuple(_build(Lane, "lanes.", lane) for lane in lanes)})
+        return _build(
+            Architecture, "", {**values, "lanes": tuple(_build(Lane, "lanes.", _renamed(lane)) for lane in lanes)}
+        )
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def _draft_length(value: Any) -> DraftLength:
@@ -267,7 +275,7 @@ def _plain(value: Any) -> dict[str, Any]:
 
 BASELINE = Architecture(
     "baseline",
-    lanes=(Lane("worker", {Step.PREFILL: 1, Step.DRAFT: 1, Step.VERIFY: 1}, workers=4, carries_request=True),),
+    lanes=(Lane("worker", {Step.PREFILL: 1, Step.DRAFT: 1, Step.VERIFY: 1}, workers=4, run_to_completion=True),),
 )
 PD = Architecture(
     "pd",
@@ -280,7 +288,7 @@ PD = Architecture(
 PDV = Architecture(
     "pdv",
     lanes=(
-        Lane("decode", {Step.DRAFT: 6}, stream=0),
+        Lane("draft", {Step.DRAFT: 6}, stream=0),
         Lane("verify", {Step.VERIFY: 12}, stream=1),
         Lane("prefill", {Step.PREFILL: 1}, stream=2),
     ),

@@ -22,11 +22,11 @@ class Wait(NamedTuple):
 
 
 @dataclass(slots=True)
-class Work:
+class Batch:
     """A batch that a worker of a lane has started.
 
     back_to_back: the worker comes straight from the batch before, and need not be woken.
-    draft_lengths: k of each member (0 for prefill). waits: what each member waited for before this work.
+    draft_lengths: k of each member (0 for prefill). waits: what each member waited for before this batch.
     settlements: filled in by Scheduler.complete, one a member; None for members that failed, were cancelled
     or had nothing to settle (draft).
     """

@@ -4,12 +4,12 @@ No clock, no thread and no tensor. Whoever drives it (threads and CUDA streams, 
 happened and when, and asks what to start:
 
     scheduler.submit(request, now)          a request arrives
-    for work in scheduler.dispatch(now):    start everything that can start
+    for batch in scheduler.dispatch(now):    start everything that can start
         ...                                 run it
-    scheduler.complete(work, outcomes, now) tell what came out
+    scheduler.complete(batch, outcomes, now) tell what came out
 
 What happens at one moment, a completion and the submissions and starts that follow from it, has one `now`: a worker
-that is given its next work at the moment at which it ended the last one comes straight from it.
+that is given its next batch at the moment at which it ended the last one comes straight from it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from engines.errors import require_whole
 from engines.policy.architecture import Architecture, Lane, Stage, Step
-from engines.policy.batch import Outcome, Wait, Work
+from engines.policy.batch import Batch, Outcome, Wait
 from engines.policy.request import MOST_TOKENS, Emission, Request, RequestState, Settlement, Status, settle
 
 
@@ -73,17 +73,17 @@ class Scheduler:
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
         self.controller = architecture.draft_length.controller()
-        self.permits = {device: architecture.permits(device) for device in architecture.devices}
+        self.permits = {device: architecture.permits_on(device) for device in architecture.devices}
         self.free_slots = list(range(architecture.slots))
         self.active: dict[int, RequestState] = {}  # by slot
-        self.running: dict[int, Work] = {}  # by work id
+        self.running: dict[int, Batch] = {}  # by batch id
         self.requests: dict[int, RequestState] = {}  # waiting or running, by request id
         self._queues = {step.stage: _Queue(lane, step) for lane in architecture.lanes for step in lane.steps}
         self._idle = {lane.name: list(range(lane.workers)) for lane in architecture.lanes}  # heaps
         self._carried: dict[tuple[str, int], RequestState] = {}  # what each carrying worker holds
-        self._completed_s: dict[tuple[str, int], float] = {}  # when each worker's last work was over
+        self._completed_s: dict[tuple[str, int], float] = {}  # when each worker's last batch was over
         self._order = itertools.count()
-        self._work_ids = itertools.count()
+        self._batch_ids = itertools.count()
 
     # --- what the caller reports ------------------------------------------------------------------------
 
@@ -107,24 +107,24 @@ class Scheduler:
         queue.waiting.append(state)
         return state
 
-    def complete(self, work: Work, outcomes: Sequence[Outcome], now: float) -> list[RequestState]:
-        """A work is over, with one outcome a member. Returns the members that ended with it.
+    def complete(self, batch: Batch, outcomes: Sequence[Outcome], now: float) -> list[RequestState]:
+        """A batch is over, with one outcome a member. Returns the members that ended with it.
 
         Members that go on join the tail of their next queue, in batch order.
         """
-        del self.running[work.id]
-        self._completed_s[work.lane.name, work.worker] = now
-        self.permits[work.lane.device] += 1
-        if not work.lane.carries_request:
-            heapq.heappush(self._idle[work.lane.name], work.worker)
+        del self.running[batch.id]
+        self._completed_s[batch.lane.name, batch.worker] = now
+        self.permits[batch.lane.device] += 1
+        if not batch.lane.run_to_completion:
+            heapq.heappush(self._idle[batch.lane.name], batch.worker)
         ended = []
-        for state, outcome in zip(work.members, outcomes, strict=True):
+        for state, outcome in zip(batch.members, outcomes, strict=True):
             state.status = Status.WAITING
-            work.settlements.append(self._advance(state, work, outcome, now))
+            batch.settlements.append(self._advance(state, batch, outcome, now))
             if state.ended:
                 ended.append(state)
             else:
-                self._requeue(state, work.lane, now)
+                self._requeue(state, batch.lane, now)
         return ended
 
     def cancel(self, request_id: int, now: float) -> RequestState | None:
@@ -143,7 +143,7 @@ class Scheduler:
 
     # --- what the caller asks ---------------------------------------------------------------------------
 
-    def dispatch(self, now: float) -> list[Work]:
+    def dispatch(self, now: float) -> list[Batch]:
         """Start everything that can start now."""
         started = []
         while (choice := self._next_choice()) is not None:
@@ -189,7 +189,7 @@ class Scheduler:
     def _ready(self, queue: _Queue) -> list[tuple[_Queue, int, RequestState | None]]:
         lane, stage = queue.lane, queue.stage
         choices: list[tuple[_Queue, int, RequestState | None]] = []
-        if lane.carries_request:
+        if lane.run_to_completion:
             for (name, worker), state in self._carried.items():
                 if name == lane.name and state.needs is stage and state.status is Status.WAITING:
                     choices.append((queue, worker, state))
@@ -210,30 +210,30 @@ class Scheduler:
 
     # --- starting ---------------------------------------------------------------------------------------
 
-    def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Work:
+    def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Batch:
         lane, step = queue.lane, queue.step
         hybrid = step is Step.DRAFT and self.hybrid
         if hybrid:
             step = Step.DRAFT_VERIFY
         members = [carried] if carried else self._take(queue)
         back_to_back = self._completed_s.get((lane.name, worker)) == now
-        work = Work(next(self._work_ids), lane, worker, step, members, now, hybrid, back_to_back)
+        batch = Batch(next(self._batch_ids), lane, worker, step, members, now, hybrid, back_to_back)
         for state in members:
-            work.waits.append(self._wait(state, queue, now))
+            batch.waits.append(self._wait(state, queue, now))
             state.status = Status.RUNNING
             if step is Step.PREFILL:
                 self._admit(state, now)
             elif step is not Step.VERIFY:
                 state.draft_length = self.controller.k
-            work.draft_lengths.append(state.draft_length)
-            if lane.carries_request:
+            batch.draft_lengths.append(state.draft_length)
+            if lane.run_to_completion:
                 state.worker = worker
                 self._carried[lane.name, worker] = state
         self.permits[lane.device] -= 1
         if carried is None:
             heapq.heappop(self._idle[lane.name])
-        self.running[work.id] = work
-        return work
+        self.running[batch.id] = batch
+        return batch
 
     def _take(self, queue: _Queue) -> list[RequestState]:
         size = min(len(queue.waiting), queue.lane.steps[queue.step])
@@ -271,9 +271,9 @@ class Scheduler:
         heapq.heappush(self._idle[key[0]], key[1])
         state.worker = None
 
-    def _advance(self, state: RequestState, work: Work, outcome: Outcome, now: float) -> Settlement | None:
+    def _advance(self, state: RequestState, batch: Batch, outcome: Outcome, now: float) -> Settlement | None:
         """Book one member's outcome and decide what it needs next."""
-        if work.step in (Step.DRAFT, Step.DRAFT_VERIFY):
+        if batch.step in (Step.DRAFT, Step.DRAFT_VERIFY):
             state.drafted += state.draft_length
         if state.cancel_requested:
             self._end(state, Status.CANCELLED, "cancelled", now)
@@ -282,13 +282,13 @@ class Scheduler:
             state.error = f"{type(outcome).__name__}: {outcome}"
             self._end(state, Status.FAILED, "error", now)
             return None
-        if work.step is Step.DRAFT:
+        if batch.step is Step.DRAFT:
             state.needs = Stage.VERIFY
             return None
         if outcome is None:
-            raise ValueError(f"work {work.id} ({work.step}): request {state.id} needs an Emission")
+            raise ValueError(f"batch {batch.id} ({batch.step}): request {state.id} needs an Emission")
         state.needs = Stage.DRAFT
-        settlement = self._settle(state, work, outcome, now)
+        settlement = self._settle(state, batch, outcome, now)
         if settlement.emitted == outcome.stop_after:
             self._end(state, Status.FINISHED, "stop", now)
         elif state.emitted >= state.max_tokens:
@@ -296,10 +296,10 @@ class Scheduler:
             self._end(state, Status.FINISHED, "context" if short else "length", now)
         return settlement
 
-    def _settle(self, state: RequestState, work: Work, emission: Emission, now: float) -> Settlement:
+    def _settle(self, state: RequestState, batch: Batch, emission: Emission, now: float) -> Settlement:
         settlement = settle(emission, state.draft_length, state.max_tokens - state.emitted)
         state.emitted += settlement.emitted
-        if work.step is Step.PREFILL:
+        if batch.step is Step.PREFILL:
             state.prefill_end_s = now
             return settlement
         state.accepted += settlement.accepted

@@ -11,8 +11,8 @@ import pandas as pd
 from engines.record.run import Run
 
 PARTS = [
-    "admission_wait", "prefill_queue", "draft_queue", "verify_queue", "permit_wait", "stream_wait", "hand_over",
-    "prefill", "draft", "verify", "contention", "thrown_away",
+    "admission_wait", "prefill_queue", "draft_queue", "verify_queue", "permit_wait", "stream_wait",
+    "dispatch_overhead", "prefill", "draft", "verify", "contention", "wasted_drafts",
 ]  # fmt: skip
 DEPTHS = (1, 2, 3)  # segments at once, of device_utilisation
 QUANTILES = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
@@ -31,8 +31,8 @@ def inter_token_latency(run: Run) -> pd.Series:
     """Seconds between a finished request's consecutive target passes, per verify step: tokens arrive in
     groups, so this is the wait between groups and not between single tokens."""
     emitting = run.steps[(run.steps["emitted"] > 0) & run.steps["request"].isin(run.finished["request"])]
-    completed = run.spans.groupby("work")["completed_s"].first()
-    moments = emitting.assign(t=emitting["work"].map(completed)).sort_values(["request", "t"])
+    completed = run.spans.groupby("batch_id")["completed_s"].first()
+    moments = emitting.assign(t=emitting["batch_id"].map(completed)).sort_values(["request", "t"])
     return moments.groupby("request")["t"].diff().dropna().rename("inter_token_latency_s")
 
 
@@ -72,7 +72,7 @@ def steady_throughput(run: Run) -> float:
     start_s, end_s = steady_window(run)
     if not start_s < end_s:
         return float("nan")
-    completed = run.steps["work"].map(run.spans.groupby("work")["completed_s"].first())
+    completed = run.steps["batch_id"].map(run.spans.groupby("batch_id")["completed_s"].first())
     within = (completed > start_s) & (completed <= end_s)
     return float(run.steps.loc[within, "emitted"].sum()) / (end_s - start_s)
 
@@ -89,7 +89,7 @@ def acceptance(run: Run) -> dict[str, float]:
 
 
 def batch_sizes(run: Run) -> dict[str, float]:
-    """Mean batch size of each segment, over its works."""
+    """Mean batch size of each segment, over its batches."""
     means = run.spans.groupby("segment")["batch_size"].mean()
     return {f"batch_size.{segment}": float(size) for segment, size in means.items()}
 
@@ -141,31 +141,31 @@ def decompose(run: Run) -> pd.DataFrame:
     """Where each finished request's latency went, seconds; the columns PARTS sum to latency_s.
 
     admission_wait: no slot was free. *_queue: the lane was busy. permit_wait: the lane was free, the device
-    had no permit. stream_wait: the step was decided, its stream still ran another worker's. hand_over: the rest of
-    the time between decision and device, and back. prefill, draft, verify: on the device.
-    contention: longer than alone, because others ran too (0 where the record does not know the solo time).
-    thrown_away: the share of draft that went into drafts which were not accepted.
+    had no permit. stream_wait: the step was decided, its stream still ran another worker's. dispatch_overhead: the
+    rest of the time between decision and device, and back. prefill, draft, verify: on the device. contention:
+    longer than alone, because others ran too (0 where the record does not know the solo time). wasted_drafts: the
+    share of draft that went into drafts which were not accepted.
     """
     spans = run.spans
     length = spans["end_s"] - spans["start_s"]
     contention = (length - spans["solo_s"]).fillna(0.0)
     stage = spans["segment"].where(~spans["segment"].str.startswith("prefill"), "prefill")
     stream_wait = _stream_wait(spans)
-    works = pd.DataFrame(
+    batches = pd.DataFrame(
         {
             "stream_wait": stream_wait,
-            "hand_over": spans.groupby("work")["completed_s"].first()
-            - spans.groupby("work")["dispatched_s"].first()
-            - length.groupby(spans["work"]).sum()
+            "dispatch_overhead": spans.groupby("batch_id")["completed_s"].first()
+            - spans.groupby("batch_id")["dispatched_s"].first()
+            - length.groupby(spans["batch_id"]).sum()
             - stream_wait,
-            "contention": contention.groupby(spans["work"]).sum(),
-            "stage": stage.groupby(spans["work"]).first(),
+            "contention": contention.groupby(spans["batch_id"]).sum(),
+            "stage": stage.groupby(spans["batch_id"]).first(),
         }
     )
-    solo = (length - contention).groupby([spans["work"], stage]).sum().unstack(fill_value=0)
+    solo = (length - contention).groupby([spans["batch_id"], stage]).sum().unstack(fill_value=0)
     solo = solo.reindex(columns=["prefill", "draft", "verify"], fill_value=0)
     steps = run.steps[run.steps["request"].isin(run.finished["request"])]
-    steps = steps.join(works.join(solo), on="work").reset_index(drop=True)
+    steps = steps.join(batches.join(solo), on="batch_id").reset_index(drop=True)
     wasted = _wasted_share(steps)
     parts = pd.DataFrame(
         {
@@ -176,25 +176,25 @@ def decompose(run: Run) -> pd.DataFrame:
             },
             "permit_wait": steps["permit_s"],
             "stream_wait": steps["stream_wait"],
-            "hand_over": steps["hand_over"],
+            "dispatch_overhead": steps["dispatch_overhead"],
             "prefill": steps["prefill"],
             "draft": steps["draft"] * (1 - wasted),
             "verify": steps["verify"],
             "contention": steps["contention"],
-            "thrown_away": steps["draft"] * wasted,
+            "wasted_drafts": steps["draft"] * wasted,
         }
     )
     return parts.groupby("request")[PARTS].sum().join(request_times(run)["latency_s"])
 
 
 def _stream_wait(spans: pd.DataFrame) -> pd.Series:
-    """Seconds, by work, between a step's dispatch and the end of what its stream ran before it."""
-    works = spans.groupby("work").agg(
+    """Seconds, by batch, between a step's dispatch and the end of what its stream ran before it."""
+    batches = spans.groupby("batch_id").agg(
         stream=("stream", "first"), device=("device", "first"), dispatched_s=("dispatched_s", "first"),
         start_s=("start_s", "min"), end_s=("end_s", "max"),
     )  # fmt: skip
-    before = works.sort_values("start_s").groupby(["device", "stream"])["end_s"].shift().fillna(-np.inf)
-    return (np.minimum(before, works["start_s"]) - works["dispatched_s"]).clip(lower=0.0)
+    before = batches.sort_values("start_s").groupby(["device", "stream"])["end_s"].shift().fillna(-np.inf)
+    return (np.minimum(before, batches["start_s"]) - batches["dispatched_s"]).clip(lower=0.0)
 
 
 def _wasted_share(steps: pd.DataFrame) -> pd.Series:

@@ -1,7 +1,7 @@
 """The record of a run, live or simulated alike.
 
 A folder holds `run.toml` (what ran, where, with which resolved settings) and four tables: `requests` (one row a
-request), `steps` (one row a request and work), `spans` (one row a work and segment) and `tapes` (the acceptance
+request), `steps` (one row a request and batch), `spans` (one row a batch and segment) and `tapes` (the acceptance
 tape of each request). Times are seconds after the start of the run; a simulated run has the same columns.
 """
 
@@ -20,12 +20,12 @@ import tomli_w
 
 from engines.errors import InputError
 from engines.policy.architecture import Segment
-from engines.policy.batch import Work
+from engines.policy.batch import Batch
 from engines.policy.request import Request, RequestState, Status
 from engines.record.schema import AGAIN, REQUESTS, SPANS, STEPS, read_settings, read_tables, read_tapes
 from engines.storage.files import finish, replace_files
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 TABLES = ("requests", "steps", "spans", "tapes")
 RUN_FILES = ("run.toml", *(f"{name}.parquet" for name in TABLES))
 DIGEST = "tables_sha256"  # in run.toml, of all tables: they are one record, and not parts of two
@@ -126,24 +126,26 @@ class Recorder:
         self._steps: list[tuple[Any, ...]] = []
         self._spans: list[tuple[Any, ...]] = []
 
-    def worked(self, work: Work, segments: Iterable[SegmentTime], completed_s: float) -> None:
-        """A completed work (after Scheduler.complete). A work that failed may have no segments."""
-        members = work.members
+    def completed(self, batch: Batch, segments: Iterable[SegmentTime], completed_s: float) -> None:
+        """A completed batch (after Scheduler.complete). A batch that failed may have no segments."""
+        members = batch.members
         tokens = context = 0
-        for state, settlement, wait, k in zip(members, work.settlements, work.waits, work.draft_lengths, strict=True):
+        for state, settlement, wait, k in zip(
+            members, batch.settlements, batch.waits, batch.draft_lengths, strict=True
+        ):
             emitted = settlement.emitted if settlement else 0
             position = state.emitted - emitted
             tokens += state.request.prompt_tokens
             context += state.request.prompt_tokens + position
             booked = (settlement.accepted, settlement.rejected, settlement.discarded) if settlement else (0, 0, 0)
-            self._steps.append((work.id, state.id, position, *wait, k, emitted, *booked))
-        size, longest = len(members), max(work.draft_lengths)
+            self._steps.append((batch.id, state.id, position, *wait, k, emitted, *booked))
+        size, longest = len(members), max(batch.draft_lengths)
         through = {Segment.DRAFT: size * longest, Segment.VERIFY: size * (longest + 1)}
         for segment, start_s, end_s, solo_s in segments:
             self._spans.append(
-                (work.id, work.lane.name, work.worker, work.lane.device, work.lane.stream, str(work.step),
+                (batch.id, batch.lane.name, batch.worker, batch.lane.device, batch.lane.stream, str(batch.step),
                  str(segment), size, longest, through.get(segment, tokens),
-                 context / size, work.hybrid, work.back_to_back, work.dispatched_s, start_s, end_s, completed_s,
+                 context / size, batch.hybrid, batch.back_to_back, batch.dispatched_s, start_s, end_s, completed_s,
                  solo_s)
             )  # fmt: skip
 
@@ -166,7 +168,7 @@ class Recorder:
         )
 
     def run(self, info: Mapping[str, Any], tapes: Mapping[int, np.ndarray] | None = None) -> Run:
-        """The record, ordered by request and by work."""
+        """The record, ordered by request and by batch."""
         requests = pd.DataFrame(self._requests, columns=REQUEST_COLUMNS).sort_values("request", ignore_index=True)
         for column in ("prefill_start_s", "first_token_s", "finish_s"):
             requests[column] = requests[column].astype(float)

@@ -37,17 +37,19 @@ REQUESTS = {
     "status": Column("text", among=FINAL), "finish_reason": _NAME, "error": _NAME,
 }  # fmt: skip
 STEPS = {
-    "work": _COUNT, "request": _COUNT, "position": _COUNT, "admission_s": _WAIT, "queue_s": _WAIT, "permit_s": _WAIT,
-    "draft_length": _COUNT, "emitted": _COUNT, "accepted": _COUNT, "rejected": _COUNT, "discarded": _COUNT,
+    "batch_id": _COUNT, "request": _COUNT, "position": _COUNT, "admission_s": _WAIT, "queue_s": _WAIT,
+    "permit_s": _WAIT, "draft_length": _COUNT, "emitted": _COUNT, "accepted": _COUNT, "rejected": _COUNT,
+    "discarded": _COUNT,
 }  # fmt: skip
 SPANS = {
-    "work": _COUNT, "lane": _NAME, "worker": _COUNT, "device": _COUNT, "stream": _COUNT,
+    "batch_id": _COUNT, "lane": _NAME, "worker": _COUNT, "device": _COUNT, "stream": _COUNT,
     "step": Column("text", among=tuple(Step)), "segment": Column("text", among=tuple(Segment)),
     "batch_size": Column("whole", least=1), "draft_length": _COUNT, "tokens": _COUNT,
     "context_tokens": Column("number", least=0, most=MOST_S), "hybrid": Column("flag"),
     "back_to_back": Column("flag"), "dispatched_s": _TIME, "start_s": _TIME, "end_s": _TIME, "completed_s": _TIME,
     "solo_s": _TIME_IF_ANY,
 }  # fmt: skip
+BEFORE_3 = {"batch_id": "work"}  # columns that had another name before schema 3
 
 
 def _architecture(values: dict[str, Any]) -> dict[str, Any]:
@@ -100,12 +102,16 @@ def read_settings(path: Path, newest: int) -> tuple[int, dict[str, Any]]:
 
 
 def read_tables(folder: Path, version: int) -> dict[str, pd.DataFrame]:
-    """requests, steps and spans of a record of that schema version, checked by themselves and against one another.
-    Raises InputError."""
+    """Read requests, steps and spans of a record of that schema version, and check them, each by itself and against
+    one another. Columns have their present names. Raises InputError."""
     files = {name: Table("run", folder / f"{name}.parquet", AGAIN) for name in ("requests", "steps", "spans")}
+    old = BEFORE_3 if version < 3 else {}
     spans = {name: kind for name, kind in SPANS.items() if version > 1 or name != "back_to_back"}
     kinds: dict[str, Mapping[str, Column]] = {"requests": REQUESTS, "steps": STEPS, "spans": spans}
-    tables = {name: file.read(kinds[name]) for name, file in files.items()}
+    tables = {}
+    for name, file in files.items():
+        stored = {old.get(column, column): kind for column, kind in kinds[name].items()}
+        tables[name] = file.read(stored).set_axis(list(kinds[name]), axis=1)
     _check_requests(files["requests"], tables["requests"])
     _check_spans(files["spans"], tables["spans"])
     _check_steps(files["steps"], **tables)
@@ -115,12 +121,12 @@ def read_tables(folder: Path, version: int) -> dict[str, pd.DataFrame]:
 
 
 def _with_back_to_back(spans: pd.DataFrame) -> pd.DataFrame:
-    """Records of version 1 do not say whether a worker came straight from the work before; their times do, where
+    """Records of version 1 do not say whether a worker came straight from the batch before; their times do, where
     both moments are the same number."""
-    works = spans.drop_duplicates("work").sort_values("dispatched_s", kind="stable")
-    before_s = works.groupby(["lane", "worker"])["completed_s"].shift()
-    known = pd.Series((works["dispatched_s"] == before_s).to_numpy(), index=works["work"])
-    return spans.assign(back_to_back=spans["work"].map(known).astype(bool))
+    batches = spans.drop_duplicates("batch_id").sort_values("dispatched_s", kind="stable")
+    before_s = batches.groupby(["lane", "worker"])["completed_s"].shift()
+    known = pd.Series((batches["dispatched_s"] == before_s).to_numpy(), index=batches["batch_id"])
+    return spans.assign(back_to_back=spans["batch_id"].map(known).astype(bool))
 
 
 def _check_requests(file: Table, requests: pd.DataFrame) -> None:
@@ -151,9 +157,14 @@ def _check_steps(file: Table, requests: pd.DataFrame, steps: pd.DataFrame, spans
     unknown = ~steps["request"].isin(requests["request"])
     file.refuse(steps, "request", first(unknown), "requests.parquet has no such request")
     finished = requests.loc[requests["status"] == Status.FINISHED, "request"]
-    # A work that failed may have no spans; then its requests did not finish.
+    # A batch that failed may have no spans; then its requests did not finish.
     needed = (steps["emitted"] > 0) | steps["request"].isin(finished)
-    file.refuse(steps, "work", first(needed & ~steps["work"].isin(spans["work"])), "spans.parquet has no such work")
+    file.refuse(
+        steps,
+        "batch_id",
+        first(needed & ~steps["batch_id"].isin(spans["batch_id"])),
+        "spans.parquet has no such work",
+    )
 
 
 def read_tapes(

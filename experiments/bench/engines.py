@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def carries(self) -> bool:
-        return any(lane.carries_request for lane in self.architecture.lanes)
+        return any(lane.run_to_completion for lane in self.architecture.lanes)
 
     def limit(self, stage: Stage) -> int:
         """Largest batch of a stage; of draft where verify is one step with it."""
@@ -143,7 +143,7 @@ def closed_loop(pair: Pair, settings: BenchSettings, clients: int, count: int, o
 def _decode_rate(run: Run) -> float:
     """Tokens a second that verifying emitted between its first start and its last end."""
     verifies = run.spans[run.spans["segment"] == "verify"]
-    emitted = run.steps.loc[run.steps["work"].isin(verifies["work"]), "emitted"].sum()
+    emitted = run.steps.loc[run.steps["batch_id"].isin(verifies["batch_id"]), "emitted"].sum()
     return float(emitted) / float(verifies["end_s"].max() - verifies["start_s"].min())
 
 

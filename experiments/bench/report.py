@@ -51,7 +51,7 @@ def _stages(result: BenchResult) -> Table:
     settings = result.info["settings"]
     title = f"stages alone: k = {settings['draft_length']}, context {settings['context']} tokens"
     headings = ["tokens", "median\n(ms)", "P95\n(ms)", "floor\n(ms)", "times\nfloor", "kernels", "TB/s", "TFLOP/s"]
-    table = _table(title, "stage", ["batch", *headings])
+    table = _table(title, "stage", ["batch_size", *headings])
     previous = None
     for row in result.stages.to_dict("records"):
         if previous not in (None, row["segment"]):

@@ -76,7 +76,7 @@ class Load(NamedTuple):
 
 
 def carries(architecture: Architecture) -> bool:
-    return any(lane.carries_request for lane in architecture.lanes)
+    return any(lane.run_to_completion for lane in architecture.lanes)
 
 
 def layout(name: str, draft_length: str, clients: int) -> Architecture:

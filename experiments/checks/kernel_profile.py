@@ -99,7 +99,7 @@ def profile_pair(name: str, batches: Sequence[int], context: int, k: int, device
         times = sorted(bench.time(stream, work) for _ in range(TIMES))
         table = profile_stage(stream, work)
         table.insert(0, "segment", str(load.segment))
-        table.insert(1, "batch", load.batch)
+        table.insert(1, "batch_size", load.batch)
         table.insert(2, "stage_ms", 1e3 * times[TIMES // 2])
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -107,7 +107,7 @@ def profile_pair(name: str, batches: Sequence[int], context: int, k: int, device
 
 def report(rows: pd.DataFrame) -> str:
     lines = []
-    for (segment, batch, stage_ms), table in rows.groupby(["segment", "batch", "stage_ms"], sort=False):
+    for (segment, batch, stage_ms), table in rows.groupby(["segment", "batch_size", "stage_ms"], sort=False):
         busy = table.loc[table["kernel"] != "idle", "advance_us"].sum()
         lines.append(f"{segment}, batch {batch}: {stage_ms:.2f} ms; its kernels, profiled: {busy / 1e3:.2f} ms")
         for row in table.to_dict("records"):

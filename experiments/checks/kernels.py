@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from engines.errors import require_whole
-from engines.live.kernels import elementwise as operations
+from engines.live.kernels import elementwise
 from engines.live.model.attention import PackedBatch, _attend_gathered, _attend_in_place
 from engines.live.model.kv_cache import SlotPool
 from engines.live.serving.utilisation import measure_ceilings
@@ -159,14 +159,14 @@ def between_products(shape: Shape, tokens: int) -> list[tuple[str, float, float]
     qkv = random(tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
     calls: dict[str, tuple[Callable[..., Tensor], list[object], list[int]]] = {
         "add_rms_norm": (
-            operations.add_rms_norm,
+            elementwise.add_rms_norm,
             [random(tokens, shape.hidden), random(tokens, shape.hidden), random(shape.hidden), 1e-5], [1],
         ),
         "rotate_and_store": (
-            operations.rotate_and_store,
+            elementwise.rotate_and_store,
             [qkv, rotations, norms, 1e-6, rows, random(*kv_size), random(*kv_size)], [5, 6],
         ),
-        "silu_mul": (operations.silu_mul, [random(tokens, 2 * shape.intermediate)], []),
+        "silu_mul": (elementwise.silu_mul, [random(tokens, 2 * shape.intermediate)], []),
     }  # fmt: skip
     results = []
     for name, (function, arguments, written) in calls.items():

@@ -43,7 +43,7 @@ from experiments.program.ending import in_one_line
 from experiments.runner.options import check_kernels, check_shared_memory, parse_numbers, positive
 
 if importlib.util.find_spec("triton") is not None:  # without it, main says so
-    from engines.live.kernels import skinny_gemm as narrow_products
+    from engines.live.kernels import skinny_gemm
     from engines.live.kernels.dependent_launch import HOPPER_SHARED_BYTES, processors_of
     from engines.live.kernels.skinny_gemm import (
         FEW,
@@ -52,7 +52,7 @@ if importlib.util.find_spec("triton") is not None:  # without it, main says so
         MOST_TOKENS,
         SHARED_BYTES,
         Launch,
-        NarrowPass,
+        SkinnyPass,
         launch_for,
     )
 
@@ -110,7 +110,7 @@ class Bench:
     def error(self) -> float:
         """Worst relative error against the library: of what the product makes, and of what a next one makes of it."""
         found = []
-        for kind in (NarrowPass, WidePass):
+        for kind in (SkinnyPass, WidePass):
             torch.manual_seed(0)
             begun = self.start(kind)
             made = [each.clone() for each in self.do(begun, self.weights[0])]
@@ -127,7 +127,7 @@ class Bench:
 
 def launched(launch: Launch | None) -> AbstractContextManager[object]:
     """Every product is launched so (None: as it is)."""
-    return nullcontext() if launch is None else mock.patch.object(narrow_products, "launch_for", return_value=launch)
+    return nullcontext() if launch is None else mock.patch.object(skinny_gemm, "launch_for", return_value=launch)
 
 
 def launches(bench: Bench) -> list[Launch]:
@@ -155,7 +155,7 @@ def compile_ahead(shape: Shape, product: str, tokens: int, launch: Launch) -> No
     """Fill Triton's cache on disk, in a process of its own."""
     with torch.inference_mode():
         bench = Bench(shape, product, tokens, layers=1)
-        begun = bench.start(NarrowPass)
+        begun = bench.start(SkinnyPass)
         with launched(launch):
             bench.do(begun, bench.weights[0])
         torch.cuda.synchronize()
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require_whole("processes", options.processes, 1)
     counts = parse_numbers("tokens", options.tokens)
     if counts[-1] > MOST_TOKENS:
-        raise InputError("tokens", counts[-1], f"a narrow pass has {MOST_TOKENS} at most")
+        raise InputError("tokens", counts[-1], f"a skinny pass has {MOST_TOKENS} at most")
     for name in names:
         if name not in SHAPES:
             raise InputError("shapes", name, f"use {', '.join(SHAPES)}")
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if time.perf_counter() - begin > options.seconds:
             print(text, "  not timed: time is up")
             continue
-        found = {launch: bench.time_us(NarrowPass, launch) for launch in launches(bench)}
+        found = {launch: bench.time_us(SkinnyPass, launch) for launch in launches(bench)}
         used = next(iter(found))
         best = sorted(found, key=found.__getitem__)[:4]
         print(

@@ -31,10 +31,10 @@ def demo(
     check_output("out", out)
     check_live(experiment.device, experiment.pair)
 
-    from experiments.runner.demo import Demo, LiveLaboratory
+    from experiments.runner.demo import Demo, PairBackend
 
     started = time.monotonic()
-    results = Demo(experiment, out, LiveLaboratory(experiment)).run()
+    results = Demo(experiment, out, PairBackend(experiment)).run()
     results_console().print(comparison_report(results.comparison))
     places = {
         "live runs": f"{out / 'runs'} ({len(results.lives)})",

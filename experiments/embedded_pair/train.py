@@ -38,11 +38,11 @@ OUTPUT_FOLDER = Path(__file__).resolve().parents[2] / "engines" / "live" / "embe
 
 def load_tokens(root: Path | None, *, held_out: bool, device: torch.device) -> torch.Tensor:
     """The training or the held-out files as one int16 tensor [tokens]: <bos>, the file's bytes, <eos>, ..."""
-    pieces = []
+    jobs = []
     for name, path in stdlib_files(root, tests=True).items():
         if is_held_out(name) == held_out and (content := read_utf8(path)):
-            pieces.append(torch.tensor([BOS, *content, EOS], dtype=torch.int16))
-    return torch.cat(pieces).to(device)
+            jobs.append(torch.tensor([BOS, *content, EOS], dtype=torch.int16))
+    return torch.cat(jobs).to(device)
 
 
 def draw_windows(tokens: torch.Tensor, count: int, length: int) -> torch.Tensor:

@@ -86,8 +86,8 @@ def _errors(measured: pd.DataFrame, error: pd.Series) -> str:
 
 
 def _segment(panel: Axes, segment: Segment, table: pd.DataFrame, costs: CostModel) -> None:
-    over = "tokens" if segment.startswith("prefill") else "batch"
-    series = ["batch"] if over == "tokens" else ["draft_length", "context_tokens"]
+    over = "tokens" if segment.startswith("prefill") else "batch_size"
+    series = ["batch_size"] if over == "tokens" else ["draft_length", "context_tokens"]
     groups = list(table.groupby(series))
     for place, (key, rows) in enumerate(groups):
         shade = SHADES + (1 - SHADES) * (place + 1) / len(groups)
@@ -111,7 +111,7 @@ def _segment(panel: Axes, segment: Segment, table: pd.DataFrame, costs: CostMode
 def _line(segment: Segment, rows: pd.DataFrame, over: str, costs: CostModel) -> pd.Series:
     """Predicted mean milliseconds between the smallest and the largest measured point."""
     first = rows.iloc[0]
-    batch, k, context = int(first["batch"]), int(first["draft_length"]), float(first["context_tokens"])
+    batch, k, context = int(first["batch_size"]), int(first["draft_length"]), float(first["context_tokens"])
     if over == "tokens":
         points = np.unique(np.linspace(rows[over].min(), rows[over].max(), 60).round().astype(int))
         times = [costs.cost(segment, batch, k, int(tokens), context).duration_s for tokens in points]
@@ -123,7 +123,7 @@ def _line(segment: Segment, rows: pd.DataFrame, over: str, costs: CostModel) -> 
 
 
 def _series_label(series: list[str], key: Iterable[float]) -> str:
-    names = {"batch": "prompts", "draft_length": "k", "context_tokens": "context"}
+    names = {"batch_size": "prompts", "draft_length": "k", "context_tokens": "context"}
     return ", ".join(f"{names[name]} {value:g}" for name, value in zip(series, key, strict=True))
 
 

@@ -55,7 +55,7 @@ def _names(run: Run) -> Iterator[dict[str, Any]]:
 
 def _segments(run: Run) -> Iterator[dict[str, Any]]:
     threads = _threads(run.spans)
-    members = run.steps.groupby("work")["request"].apply(lambda ids: [int(i) for i in ids]).to_dict()
+    members = run.steps.groupby("batch_id")["request"].apply(lambda ids: [int(i) for i in ids]).to_dict()
     for span in run.spans.to_dict("records"):
         yield {
             "ph": "X",
@@ -66,13 +66,13 @@ def _segments(run: Run) -> Iterator[dict[str, Any]]:
             "ts": _us(span["start_s"]),
             "dur": _us(span["end_s"]) - _us(span["start_s"]),
             "args": {
-                "work": int(span["work"]),
+                "batch_id": int(span["batch_id"]),
                 "batch_size": int(span["batch_size"]),
                 "k": int(span["draft_length"]),
                 "tokens": int(span["tokens"]),
                 "context_tokens": round(float(span["context_tokens"]), 1),
                 "hybrid": bool(span["hybrid"]),
-                "requests": members.get(span["work"], []),
+                "requests": members.get(span["batch_id"], []),
             },
         }
 

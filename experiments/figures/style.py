@@ -66,13 +66,13 @@ PART_COLOURS: dict[str, str] = {
     "prefill": _PINK,
     "draft_queue": "#bfe0f5",
     "draft": _SKY,
-    "thrown_away": _BLUE,
+    "wasted_drafts": _BLUE,
     "verify_queue": "#f3c6a5",
     "verify": _VERMILION,
     "permit_wait": _YELLOW,
     "stream_wait": "#5e5e5e",
     "contention": _GREY,
-    "hand_over": _TAN,
+    "dispatch_overhead": _TAN,
 }
 MODEL_COLOURS = {"independent": _SKY, "per-request spread": _VERMILION, "markov": _BLUE}
 SEGMENT_LABELS: dict[str, str] = {

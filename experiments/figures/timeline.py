@@ -14,8 +14,8 @@ from engines.record.run import Run
 from experiments.figures import style
 from experiments.runner.cells import cell_of
 
-WORKS_SHOWN = 36
-"""About as many works as a page can show with readable batch sizes."""
+BATCHES_SHOWN = 36
+"""About as many batches as a page can show with readable batch sizes."""
 
 MOST_INCHES = 120.0
 """Of the whole figure's height: larger pictures cannot be written."""
@@ -33,13 +33,13 @@ def timeline(
 
     A row is a worker of a lane, a bar a segment with its batch size in it where it fits. Without a start, each run's
     window begins where all clients of its closed loop were first served, or with the run where they never were.
-    Without a length, it holds WORKS_SHOWN works of the first run.
+    Without a length, it holds BATCHES_SHOWN batches of the first run.
     """
     steady = start_s is None and all(_is_steady(run) for run in runs)
     starts = [steady_window(run)[0] if steady else start_s or 0.0 for run in runs]
     if length_s is None:
-        ends = runs[0].spans.loc[runs[0].spans["start_s"] >= starts[0]].groupby("work")["end_s"].max()
-        length_s = float(ends.nsmallest(WORKS_SHOWN).max()) - starts[0] if len(ends) else 1.0
+        ends = runs[0].spans.loc[runs[0].spans["start_s"] >= starts[0]].groupby("batch_id")["end_s"].max()
+        length_s = float(ends.nsmallest(BATCHES_SHOWN).max()) - starts[0] if len(ends) else 1.0
     rows = [_rows(run.spans) for run in runs]
     heights = [max(len(names), 1) for names in rows]
     height = min(0.62 + 0.27 * sum(heights) / len(runs), MOST_INCHES / len(runs))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from calibrate.averaging import pooled
+from calibrate.averaging import averaged
 from calibrate.parts import check_parts, remove_parts
 from calibrate.profile import PROFILE_FILES, SCHEMA_VERSION, Profile
 from engines.errors import InputError
@@ -38,7 +38,7 @@ DRAWN = ("figures", "traces")
 WRITTEN = ("comparison.csv", "comparison_paired.csv", "comparison.txt")
 
 
-class Laboratory(Protocol):
+class LiveBackend(Protocol):
     """Where live cells are served and the device is measured."""
 
     def serve(self, point: Point, progress: Report) -> Run: ...
@@ -64,8 +64,8 @@ class Demo:
     folder: gets runs/, profile/, simulated/, figures/, traces/, comparison.csv and comparison.txt.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, laboratory: Laboratory) -> None:
-        self.experiment, self.folder, self.laboratory = experiment, folder, laboratory
+    def __init__(self, experiment: Experiment, folder: Path, backend: LiveBackend) -> None:
+        self.experiment, self.folder, self.backend = experiment, folder, backend
         self.points = list(experiment.points())
         self.models: dict[str, Any] = {}  # of folders that cannot be read: who loads them says what is wrong
         with suppress(InputError):
@@ -88,7 +88,7 @@ class Demo:
             with bar("live runs") as progress:
                 lives += [self._live(*cell, progress, len(lives) + i, total) for i, cell in enumerate(cells)]
             parts.append(self._calibration(len(parts) + 1))
-        profile = pooled(parts)
+        profile = averaged(parts)
         profile.save(self.folder / "profile")
         with bar("simulations") as progress:
             simulations = self._simulations(lives, profile, progress)
@@ -131,7 +131,7 @@ class Demo:
         progress(done, total)
         run = kept(folder, digest)
         if run is None:
-            run = keep(self.laboratory.serve(point, lambda done, total: None), folder, digest)
+            run = keep(self.backend.serve(point, lambda done, total: None), folder, digest)
             tokens = summary(run)["throughput_tokens_per_s"]
             console.print(f"{cell_of(run)}, repeat {repeat}: {tokens:.1f} tokens/s", highlight=False)
         progress(done + 1, total)
@@ -149,7 +149,7 @@ class Demo:
             if profile.info.get("fingerprint") == digest:
                 return profile
         with bar(f"calibrating, part {part} of {self.experiment.repeats}") as progress:
-            profile = self.laboratory.measure(points, budget_s, folder / UNFINISHED, progress)
+            profile = self.backend.measure(points, budget_s, folder / UNFINISHED, progress)
         profile.info["fingerprint"] = digest
         profile.save(folder)
         remove_parts(folder / UNFINISHED)
@@ -191,7 +191,7 @@ class Demo:
         return Results(lives, profile, simulations, comparison, figures, traces)
 
 
-class LiveLaboratory:
+class PairBackend:
     """The pair of the experiment on its device, loaded and warmed up when first needed."""
 
     def __init__(self, experiment: Experiment) -> None:

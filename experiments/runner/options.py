@@ -103,16 +103,16 @@ def adjusted(
                 raise InputError("batch_limit", str(step), remedy)
         architecture = architecture.with_batch_limits(limits)
     if workers is not None:
-        carrying = any(lane.carries_request for lane in architecture.lanes)
+        carrying = any(lane.run_to_completion for lane in architecture.lanes)
         lanes = tuple(
-            dataclasses.replace(lane, workers=workers) if lane.carries_request or not carrying else lane
+            dataclasses.replace(lane, workers=workers) if lane.run_to_completion or not carrying else lane
             for lane in architecture.lanes
         )
         architecture = architecture.replace(lanes=lanes)
     changes: dict[str, object] = {}
     if draft_length is not None:
         changes["draft_length"] = parse_draft_length(draft_length)
-    for name, value in (("slots", slots), ("running_stages", permits), ("hybrid_at_or_below", hybrid)):
+    for name, value in (("slots", slots), ("permits", permits), ("hybrid_at_or_below", hybrid)):
         if value is not None:
             changes[name] = value
     return architecture.replace(**changes) if changes else architecture

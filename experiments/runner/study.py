@@ -40,12 +40,12 @@ def _layouts() -> Iterator[Layout]:
     )  # fmt: skip
     yield Layout("equal limits", "PD 4/64", pd_equal, ALL)
     yield Layout("equal limits", "PDV 4/64/64", pdv_equal, ALL)
-    yield Layout("permits", "PD 4/64, one permit", pd_equal.replace(running_stages=1), LARGE)
-    yield Layout("permits", "PDV 4/64/64, one permit", pdv_equal.replace(running_stages=1), LARGE)
+    yield Layout("permits", "PD 4/64, one permit", pd_equal.replace(permits=1), LARGE)
+    yield Layout("permits", "PDV 4/64/64, one permit", pdv_equal.replace(permits=1), LARGE)
     yield Layout("ablations at 10", "PDV 1/6/12, hybrid off", PDV.replace(hybrid_at_or_below=0), (1, 10))
     yield Layout("ablations at 10", "PDV 1/6/12, hybrid to 3", PDV.replace(hybrid_at_or_below=3), (3, 10))
     yield Layout("ablations at 10", "PDV 1/6/12, fixed priority", PDV.replace(verify_first_above=None), (10,))
-    one_permit = PDV.replace(running_stages=1)
+    one_permit = PDV.replace(permits=1)
     yield Layout("ablations at 10", "PDV 1/6/12, one permit, dynamic priority", one_permit, (10,))
     yield Layout(
         "ablations at 10", "PDV 1/6/12, one permit, fixed priority",

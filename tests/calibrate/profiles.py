@@ -77,5 +77,6 @@ def made_up(**tables: Any) -> Profile:
 def running(table: pd.DataFrame) -> list[RunningSegment]:
     """A contention group as what the model is asked about."""
     return [
-        RunningSegment(Segment(row.segment), int(row.batch), row.solo_ms / row.kernels) for row in table.itertuples()
+        RunningSegment(Segment(row.segment), int(row.batch_size), row.solo_ms / row.kernels)
+        for row in table.itertuples()
     ]

@@ -218,7 +218,7 @@ def test_measured_h100() -> None:
         {
             "group": measured["together"],
             "segment": [str(segment) for segment, _ in kinds],
-            "batch": 1,
+            "batch_size": 1,
             "solo_ms": measured["solo_ms"],
             "kernels": [kernels for _, kernels in kinds],
             "rate": measured["rate"],

@@ -69,7 +69,7 @@ def test_no_part_of_a_calibration_takes_more_slots_than_are_planned(
     most = []
     for module, measure in (
         ("stage_costs", lambda: measure_stage_costs(pair, grid, 0, silent)),
-        ("together", lambda: measure_contention(pair, grid, default_groups(grid), 0, silent)),
+        ("measure_contention", lambda: measure_contention(pair, grid, default_groups(grid), 0, silent)),
     ):
         monkeypatch.setattr(f"calibrate.{module}.make_stages", asked)
         with pytest.raises(Asked) as caught:
@@ -79,7 +79,7 @@ def test_no_part_of_a_calibration_takes_more_slots_than_are_planned(
 
 
 def test_more_work_takes_longer(profile: Profile) -> None:
-    costs = profile.stage_costs.set_index(["segment", "batch", "tokens"])["p25_ms"]
+    costs = profile.stage_costs.set_index(["segment", "batch_size", "tokens"])["p25_ms"]
     assert costs["prefill_target", 1, 64] > costs["prefill_target", 1, 16]
     assert costs["prefill_target", 1, 64] > costs["prefill_draft", 1, 64]
 
@@ -88,7 +88,7 @@ def test_waking_and_going_on_are_both_measured_for_every_step(profile: Profile) 
     times = profile.host_times.set_index("step")
     assert list(times.index) == list(Step)
     assert (times > 0).all(axis=None)
-    assert (times["woken_ms"] != times["going_on_ms"]).all()  # neither stands in for the other
+    assert (times["wake_up_ms"] != times["back_to_back_ms"]).all()  # neither stands in for the other
 
 
 def test_kernels_are_counted_by_what_runs(pair: Pair) -> None:
@@ -204,7 +204,7 @@ def test_parts_that_another_model_was_measured_for_are_not_taken(
 
     def costs(pair: Pair, *args: object) -> pd.DataFrame:
         measured.append(pair)
-        return pd.DataFrame({"batch": [1]})
+        return pd.DataFrame({"batch_size": [1]})
 
     def interrupted(*args: object) -> pd.DataFrame:
         raise KeyboardInterrupt
@@ -261,7 +261,17 @@ def test_host_time_is_what_a_work_spends_off_the_device() -> None:
 
 def test_host_times_tell_workers_that_were_woken_from_those_that_came_straight_from_other_work() -> None:
     """Of three works of one worker the second follows the first without a gap; the third comes later."""
-    columns = ["work", "lane", "worker", "step", "dispatched_s", "start_s", "end_s", "completed_s", "back_to_back"]
+    columns = [
+        "batch_id",
+        "lane",
+        "worker",
+        "step",
+        "dispatched_s",
+        "start_s",
+        "end_s",
+        "completed_s",
+        "back_to_back",
+    ]
     spans = [
         (0, "decode", 0, "draft", 0.0, 0.1, 0.2, 0.3, False),
         (1, "decode", 0, "draft", 0.3, 0.31, 0.4, 0.42, True),
@@ -270,5 +280,5 @@ def test_host_times_tell_workers_that_were_woken_from_those_that_came_straight_f
     ]
     run = Run({}, pd.DataFrame(), pd.DataFrame(), pd.DataFrame(spans, columns=columns))
     table = host_times([run]).set_index("step")
-    assert table.loc["draft"].to_dict() == pytest.approx({"woken_ms": 200.0, "going_on_ms": 30.0})
-    assert table.loc["verify"].to_dict() == pytest.approx({"woken_ms": 200.0, "going_on_ms": 200.0})
+    assert table.loc["draft"].to_dict() == pytest.approx({"wake_up_ms": 200.0, "back_to_back_ms": 30.0})
+    assert table.loc["verify"].to_dict() == pytest.approx({"wake_up_ms": 200.0, "back_to_back_ms": 200.0})

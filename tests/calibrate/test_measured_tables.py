@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from calibrate import measure_contention as together  # noqa: E402
+from calibrate import measure_contention as measuring  # noqa: E402
 from calibrate.measure_contention import measure_contention  # noqa: E402
 from calibrate.overlap import Span  # noqa: E402
 from calibrate.stage_costs import Grid, _row  # noqa: E402
@@ -40,12 +40,12 @@ def test_a_stream_is_never_faster_beside_another_than_alone(
 ) -> None:
     """Calls of 1 s alone that take less beside others were measured at a better moment, not sped up."""
 
-    def spans(lanes: list[together.Lane], seconds: float) -> list[list[Span]]:
+    def spans(lanes: list[measuring.Lane], seconds: float) -> list[list[Span]]:
         call_s = 1.0 if len(lanes) == 1 else together_s
         return [[(i * call_s, (i + 1) * call_s) for i in range(8)] for _ in lanes]
 
-    monkeypatch.setattr(together, "_spans", spans)
-    monkeypatch.setattr(together, "count_kernels", lambda *args: 3)
+    monkeypatch.setattr(measuring, "_spans", spans)
+    monkeypatch.setattr(measuring, "count_kernels", lambda *args: 3)
     table = measure_contention(pair, Grid((1,), (2,), (16,), (16,)), [(DRAFT, VERIFY)], 0.0, lambda *args: None)
     assert table["rate"].tolist() == pytest.approx([rate, rate])
     assert table["solo_ms"].tolist() == pytest.approx([1000.0, 1000.0])

@@ -94,8 +94,8 @@ def _tapes(folder: Path, bits: object) -> None:
     ("damage", "says"),
     [
         (lambda folder: (folder / "profile.toml").unlink(), "no profile.toml"),
-        (_edit("profile.toml", lambda text: text.replace("schema_version = 2", "schema_version = 99")), "99"),
-        (_edit("profile.toml", lambda text: text.replace("schema_version = 2", "schema_version = true")), "True"),
+        (_edit("profile.toml", lambda text: text.replace("schema_version = 3", "schema_version = 99")), "99"),
+        (_edit("profile.toml", lambda text: text.replace("schema_version = 3", "schema_version = true")), "True"),
         (_edit("profile.toml", lambda text: text.split("[rows]")[0].replace("dtype", "rows = 3\ndtype")), "rows = 3"),
         (_edit("profile.toml", lambda text: text[:20]), "not valid TOML"),
         (_edit("profile.toml", lambda text: text.replace("max_context = 2048", "max_context = 0")), "max_context"),
@@ -113,7 +113,7 @@ def _tapes(folder: Path, bits: object) -> None:
         (_cell("mean_ms", "fast"), "line 4 column mean_ms = 'fast'"),
         (_cell("mean_ms", "-1"), "line 4 column mean_ms"),
         (_cell("mean_ms", "inf"), "line 4 column mean_ms"),
-        (_cell("going_on_ms", "-0.1", "host_times"), "line 4 column going_on_ms"),
+        (_cell("back_to_back_ms", "-0.1", "host_times"), "line 4 column back_to_back_ms"),
         (_cell("step", "decode", "host_times"), "line 4 column step = 'decode'"),
         (_cell("step", "prefill", "host_times"), "this step is there twice"),
         (_cell("p05_ms", "1000"), "quantiles must rise"),
@@ -127,7 +127,7 @@ def _tapes(folder: Path, bits: object) -> None:
         (_cell("p95_ms", "1e300"), "line 4 column p95_ms = '1e300': needs a number from"),
         (_cell("p05_ms", "0"), "line 4 column p05_ms = '0': needs a number from"),
         (_cell("kernels", "1e300"), "line 4 column kernels = '1e300': needs a number from"),
-        (_cell("woken_ms", "1e300", "host_times"), "line 4 column woken_ms = '1e300': needs a number from"),
+        (_cell("wake_up_ms", "1e300", "host_times"), "line 4 column wake_up_ms = '1e300': needs a number from"),
         (_cell("rate", "0.9", "acceptance"), "cannot rise"),
         (_cell("position", "7", "acceptance"), "positions must count"),
         (_edit("profile.toml", lambda text: text.replace("dtype", "batch_buckets = 5\ndtype")), "batch_buckets = 5"),
@@ -144,8 +144,8 @@ def _tapes(folder: Path, bits: object) -> None:
         (_cell("mean_ms", "1e-300"), "column mean_ms = '1e-300': needs a number from 1e-06 up to 1e+09"),
         (_cell("mean_ms", "1e300"), "column mean_ms = '1e300'"),
         (_cell("kernels", "1e18", "contention"), "column kernels = '1e18'"),
-        (_cell("batch", "1.5"), "column batch = '1.5': needs a whole number"),
-        (_cell("batch", "9" * 400), "column batch"),
+        (_cell("batch_size", "1.5"), "column batch_size = '1.5': needs a whole number"),
+        (_cell("batch_size", "9" * 400), "column batch"),
         (lambda folder: _link(folder / "stage_costs.csv", "/dev/zero"), "a device or a pipe"),
         (lambda folder: _link(folder / "tapes.parquet", "nowhere"), "No such file"),
         (lambda folder: _tapes(folder, [0, 300]), "row 0 column bits = 300: a tape holds -1, 0 and 1"),
@@ -168,13 +168,16 @@ def test_a_profile_of_version_1_takes_a_works_host_time_from_its_slowest_segment
     made_up().save(tmp_path)
     (tmp_path / "host_times.csv").unlink()
     path = tmp_path / "profile.toml"
-    path.write_text(path.read_text().replace("schema_version = 2", "schema_version = 1"))
+    path.write_text(path.read_text().replace("schema_version = 3", "schema_version = 1"))
+    for name in ("stage_costs", "contention"):
+        table = pd.read_csv(tmp_path / f"{name}.csv").rename(columns={"batch_size": "batch"})
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
     costs = pd.read_csv(tmp_path / "stage_costs.csv")
     of_segment = {"prefill_draft": 0.7, "prefill_target": 0.7, "draft": 0.4, "verify": 0.5}
     costs.assign(host_ms=costs["segment"].map(of_segment)).to_csv(tmp_path / "stage_costs.csv", index=False)
     found = Profile.load(tmp_path).host_times.set_index("step")
-    assert found["woken_ms"].to_dict() == {"prefill": 0.7, "draft": 0.4, "verify": 0.5, "draft+verify": 0.5}
-    assert (found["going_on_ms"] == found["woken_ms"]).all()
+    assert found["wake_up_ms"].to_dict() == {"prefill": 0.7, "draft": 0.4, "verify": 0.5, "draft+verify": 0.5}
+    assert (found["back_to_back_ms"] == found["wake_up_ms"]).all()
     for column, value, says in (
         ("host_ms", None, "stage_costs.csv = .*column host_ms is missing"),
         ("segment", None, "stage_costs.csv = .*column segment is missing"),

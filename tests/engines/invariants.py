@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from engines.policy.architecture import Architecture, Lane, Stage, Step
-from engines.policy.batch import Outcome, Work
+from engines.policy.batch import Batch, Outcome
 from engines.policy.draft_length import FixedDraftLength
 from engines.policy.request import Emission, Request, RequestState, Status
 from engines.policy.scheduler import Scheduler
@@ -38,7 +38,7 @@ class Book:
     ready_s: float
     order: int
     needs: Stage = Stage.PREFILL
-    work: int | None = None
+    batch: int | None = None
     slot: int | None = None
     worker: tuple[str, int] | None = None  # the carrying worker that holds it
     pending: int = 0  # drafts that await verification
@@ -64,7 +64,7 @@ class Invariants(Observer):
         self.scheduler = scheduler
         self.architecture = architecture
         self.books: dict[int, Book] = {}  # requests that are here
-        self.running: dict[int, Work] = {}
+        self.running: dict[int, Batch] = {}
         self.seen: set[int] = set()
         self.order = itertools.count()
 
@@ -79,7 +79,7 @@ class Invariants(Observer):
 
     def cancelled(self, request_id: int, ended: RequestState | None, now: float) -> None:
         book = self.books.get(request_id)
-        at_once = book is not None and book.work is None
+        at_once = book is not None and book.batch is None
         _require(
             (ended is not None) == at_once, "ends", f"request {request_id} cancelled while not running: {at_once}"
         )
@@ -89,35 +89,35 @@ class Invariants(Observer):
         if ended is not None:
             self._leave(ended, Status.CANCELLED, now)
 
-    def dispatched(self, started: Sequence[Work], now: float) -> None:
-        overtaken: list[tuple[Work, Candidate]] = []
-        for work in started:
+    def dispatched(self, started: Sequence[Batch], now: float) -> None:
+        overtaken: list[tuple[Batch, Candidate]] = []
+        for batch in started:
             candidates = self.candidates()
-            self._check_start(work, now)
-            mine = Candidate(work.step.stage, work.members[0].id)
-            overtaken += [(work, c) for c in candidates if self._competes(c, work) and self._before(c, mine)]
-            self._start(work)
+            self._check_start(batch, now)
+            mine = Candidate(batch.step.stage, batch.members[0].id)
+            overtaken += [(batch, c) for c in candidates if self._competes(c, batch) and self._before(c, mine)]
+            self._start(batch)
         _require(not self.candidates(), "idle", f"could start and did not: {self.candidates()}")
-        for work, candidate in overtaken:
-            kept_waiting = self.books[candidate.head].work is None
-            _require(not kept_waiting, "priority", f"{work.step} of work {work.id} went before {candidate}")
+        for batch, candidate in overtaken:
+            kept_waiting = self.books[candidate.head].batch is None
+            _require(not kept_waiting, "priority", f"{batch.step} of batch {batch.id} went before {candidate}")
         for stage in Stage:
             claimed, true = self.scheduler.queue_length(stage), len(self.waiting(stage))
             _require(claimed == true, "queue length", f"{stage}: {claimed} claimed, {true} wait")
 
-    def completed(self, work: Work, outcomes: Sequence[Outcome], ended: Sequence[RequestState], now: float) -> None:
-        _require(work.id in self.running, "worker", f"work {work.id} completed and was not running")
-        del self.running[work.id]
+    def completed(self, batch: Batch, outcomes: Sequence[Outcome], ended: Sequence[RequestState], now: float) -> None:
+        _require(batch.id in self.running, "worker", f"batch {batch.id} completed and was not running")
+        del self.running[batch.id]
         gone = {state.id for state in ended}
-        for state, outcome in zip(work.members, outcomes, strict=True):
-            status = self._found(self.books[state.id], work, outcome)
-            what = f"request {state.id} after work {work.id}: expected {status or 'to go on'}, is {state.status}"
+        for state, outcome in zip(batch.members, outcomes, strict=True):
+            status = self._found(self.books[state.id], batch, outcome)
+            what = f"request {state.id} after batch {batch.id}: expected {status or 'to go on'}, is {state.status}"
             _require((state.id in gone) == (status is not None), "ends", what)
             if status:
                 self._leave(state, status, now)
             else:
                 self._compare(state)
-                self._make_ready(self.books[state.id], work.lane, now)
+                self._make_ready(self.books[state.id], batch.lane, now)
 
     def over(self) -> None:
         _require(not self.books, "ends", f"requests {list(self.books)} never ended")
@@ -127,21 +127,21 @@ class Invariants(Observer):
 
     def waiting(self, stage: Stage) -> list[Book]:
         """Requests that are ready for a stage, first come first."""
-        ready = (book for book in self.books.values() if book.needs is stage and book.work is None)
+        ready = (book for book in self.books.values() if book.needs is stage and book.batch is None)
         return sorted(ready, key=lambda book: book.order)
 
     def held_slots(self) -> dict[int, int]:
         return {book.slot: id_ for id_, book in self.books.items() if book.slot is not None}
 
     def busy(self, lane: Lane) -> set[int]:
-        """Workers of a lane that run a work or carry a request."""
-        running = {work.worker for work in self.running.values() if work.lane is lane}
+        """Workers of a lane that run a batch or carry a request."""
+        running = {batch.worker for batch in self.running.values() if batch.lane is lane}
         return running | {
             book.worker[1] for book in self.books.values() if book.worker and book.worker[0] == lane.name
         }
 
     def free_permits(self, device: int) -> int:
-        return self.architecture.permits(device) - sum(w.lane.device == device for w in self.running.values())
+        return self.architecture.permits_on(device) - sum(w.lane.device == device for w in self.running.values())
 
     def candidates(self) -> list[Candidate]:
         found = []
@@ -170,109 +170,109 @@ class Invariants(Observer):
 
         return key(one) < key(other)
 
-    def _competes(self, candidate: Candidate, work: Work) -> bool:
+    def _competes(self, candidate: Candidate, batch: Batch) -> bool:
         lane, _ = self.architecture.lane_for(candidate.stage)
-        return lane.device == work.lane.device
+        return lane.device == batch.lane.device
 
     # --- rules of a start -------------------------------------------------------------------------------
 
-    def _check_start(self, work: Work, now: float) -> None:
-        ids = [state.id for state in work.members]
-        _require(len(set(ids)) == len(ids), "duplicated", f"work {work.id} has {ids}")
+    def _check_start(self, batch: Batch, now: float) -> None:
+        ids = [state.id for state in batch.members]
+        _require(len(set(ids)) == len(ids), "duplicated", f"batch {batch.id} has {ids}")
         for id_ in ids:
             _require(id_ in self.books, "duplicated", f"request {id_} has ended, or never came")
-            running = self.books[id_].work
-            _require(running is None, "duplicated", f"request {id_} is in works {running} and {work.id}")
-        lane, queued = self.architecture.lane_for(work.step.stage)
-        _require(work.lane is lane, "lane", f"{work.step} ran in lane {work.lane.name}")
+            running = self.books[id_].batch
+            _require(running is None, "duplicated", f"request {id_} is in batches {running} and {batch.id}")
+        lane, queued = self.architecture.lane_for(batch.step.stage)
+        _require(batch.lane is lane, "lane", f"{batch.step} ran in lane {batch.lane.name}")
         books = [self.books[id_] for id_ in ids]
         for book in books:
-            _require(book.needs is work.step.stage, "stage", f"request {book.request.id} needs {book.needs}")
-        self._check_worker(work, books)
-        self._check_batch(work, books, queued)
-        self._check_hybrid(work, queued)
-        self._check_slots(work)
-        self._check_draft_lengths(work, books)
-        for book, wait in zip(books, work.waits, strict=True):
+            _require(book.needs is batch.step.stage, "stage", f"request {book.request.id} needs {book.needs}")
+        self._check_worker(batch, books)
+        self._check_batch(batch, books, queued)
+        self._check_hybrid(batch, queued)
+        self._check_slots(batch)
+        self._check_draft_lengths(batch, books)
+        for book, wait in zip(books, batch.waits, strict=True):
             _require(min(wait) >= 0, "waits", f"request {book.request.id} waited {wait}")
             same = sum(wait) == pytest.approx(now - book.ready_s, abs=1e-9)
             _require(same, "waits", f"request {book.request.id}: {wait} for {now - book.ready_s} s")
 
-    def _check_worker(self, work: Work, books: list[Book]) -> None:
-        lane, worker = work.lane, work.worker
-        _require(self.free_permits(lane.device) > 0, "permits", f"work {work.id} started without a permit")
+    def _check_worker(self, batch: Batch, books: list[Book]) -> None:
+        lane, worker = batch.lane, batch.worker
+        _require(self.free_permits(lane.device) > 0, "permits", f"batch {batch.id} started without a permit")
         _require(0 <= worker < lane.workers, "worker", f"lane {lane.name} has no worker {worker}")
         running = any(w.lane is lane and w.worker == worker for w in self.running.values())
-        _require(not running, "worker", f"worker {worker} of {lane.name} runs two works")
+        _require(not running, "worker", f"worker {worker} of {lane.name} runs two batches")
         holder = books[0].worker
         if holder:
             _require(holder == (lane.name, worker), "carry", f"{holder} holds what worker {worker} runs")
         else:
             _require(worker not in self.busy(lane), "carry", f"worker {worker} of {lane.name} holds another request")
 
-    def _check_batch(self, work: Work, books: list[Book], queued: Step) -> None:
-        limit = work.lane.steps[queued]
-        _require(0 < len(books) <= limit, "batch limit", f"{len(books)} in {work.step}, limit {limit}")
+    def _check_batch(self, batch: Batch, books: list[Book], queued: Step) -> None:
+        limit = batch.lane.steps[queued]
+        _require(0 < len(books) <= limit, "batch limit", f"{len(books)} in {batch.step}, limit {limit}")
         if books[0].worker:
             return
-        queue = [book for book in self.waiting(work.step.stage) if not book.worker]
+        queue = [book for book in self.waiting(batch.step.stage) if not book.worker]
         expected = queue[: len(books)]
         got, want = ([b.request.id for b in side] for side in (books, expected))
-        _require(books == expected, "order", f"work {work.id} took {got}, first in line are {want}")
+        _require(books == expected, "order", f"batch {batch.id} took {got}, first in line are {want}")
         free = self.architecture.slots - len(self.held_slots())
         full = min(limit, len(queue), free if queued is Step.PREFILL else limit)
-        _require(len(books) >= full, "batch full", f"work {work.id} took {len(books)} where {full} were ready")
+        _require(len(books) >= full, "batch full", f"batch {batch.id} took {len(books)} where {full} were ready")
 
-    def _check_hybrid(self, work: Work, queued: Step) -> None:
+    def _check_hybrid(self, batch: Batch, queued: Step) -> None:
         threshold = self.architecture.hybrid_at_or_below
         hybrid = queued is Step.DRAFT and len(self.held_slots()) <= threshold
-        what = f"work {work.id} ({work.step}) with {len(self.held_slots())} active, threshold {threshold}"
-        _require(work.hybrid == hybrid, "hybrid", what)
-        _require(work.step is (Step.DRAFT_VERIFY if hybrid else queued), "hybrid", what)
+        what = f"batch {batch.id} ({batch.step}) with {len(self.held_slots())} active, threshold {threshold}"
+        _require(batch.hybrid == hybrid, "hybrid", what)
+        _require(batch.step is (Step.DRAFT_VERIFY if hybrid else queued), "hybrid", what)
 
-    def _check_slots(self, work: Work) -> None:
+    def _check_slots(self, batch: Batch) -> None:
         held = self.held_slots()
-        for state in work.members:
+        for state in batch.members:
             slot, before = state.slot, self.books[state.id].slot
             known = slot is not None and 0 <= slot < self.architecture.slots
             _require(known, "slots", f"request {state.id} runs in slot {slot}")
-            if work.step is Step.PREFILL:
+            if batch.step is Step.PREFILL:
                 _require(slot not in held, "slots", f"slot {slot} is request {held.get(slot)}'s")
                 held[slot] = state.id
             else:
                 _require(slot == before, "slots", f"request {state.id} moved from slot {before} to {slot}")
 
-    def _check_draft_lengths(self, work: Work, books: list[Book]) -> None:
+    def _check_draft_lengths(self, batch: Batch, books: list[Book]) -> None:
         rule = self.architecture.draft_length
         low, high = (rule.k, rule.k) if isinstance(rule, FixedDraftLength) else (rule.minimum, rule.maximum)
-        for book, k in zip(books, work.draft_lengths, strict=True):
-            what = f"request {book.request.id}, work {work.id} ({work.step}): k = {k}"
-            if work.step is Step.PREFILL:
+        for book, k in zip(books, batch.draft_lengths, strict=True):
+            what = f"request {book.request.id}, batch {batch.id} ({batch.step}): k = {k}"
+            if batch.step is Step.PREFILL:
                 _require(k == 0, "draft length", what)
-            elif work.step is Step.VERIFY:
+            elif batch.step is Step.VERIFY:
                 _require(k == book.pending, "draft length", f"{what}, drafted {book.pending}")
             else:
                 _require(low <= k <= high and k == self.scheduler.controller.k, "draft length", what)
 
     # --- bookkeeping ------------------------------------------------------------------------------------
 
-    def _start(self, work: Work) -> None:
-        self.running[work.id] = work
-        for state, k in zip(work.members, work.draft_lengths, strict=True):
+    def _start(self, batch: Batch) -> None:
+        self.running[batch.id] = batch
+        for state, k in zip(batch.members, batch.draft_lengths, strict=True):
             book = self.books[state.id]
-            book.work, book.slot, book.pending = work.id, state.slot, k
-            if work.lane.carries_request:
-                book.worker = (work.lane.name, work.worker)
+            book.batch, book.slot, book.pending = batch.id, state.slot, k
+            if batch.lane.run_to_completion:
+                book.worker = (batch.lane.name, batch.worker)
 
-    def _found(self, book: Book, work: Work, outcome: Outcome) -> Status | None:
+    def _found(self, book: Book, batch: Batch, outcome: Outcome) -> Status | None:
         """Book one member's outcome; the status it ends with, or None if it goes on."""
-        if work.step in (Step.DRAFT, Step.DRAFT_VERIFY):
+        if batch.step in (Step.DRAFT, Step.DRAFT_VERIFY):
             book.drafted += book.pending
         if book.cancelled:
             return Status.CANCELLED
         if isinstance(outcome, Exception):
             return Status.FAILED
-        if work.step is Step.DRAFT:
+        if batch.step is Step.DRAFT:
             book.needs = Stage.VERIFY
             return None
         assert isinstance(outcome, Emission)
@@ -287,7 +287,7 @@ class Invariants(Observer):
         return Status.FINISHED if over else None
 
     def _make_ready(self, book: Book, lane: Lane, now: float) -> None:
-        book.work, book.ready_s, book.order = None, now, next(self.order)
+        book.batch, book.ready_s, book.order = None, now, next(self.order)
         if self.architecture.lane_for(book.needs)[0] is not lane:
             book.worker = None
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from engines.policy.architecture import Architecture, Lane, Stage, Step
-from engines.policy.batch import Outcome, Work
+from engines.policy.batch import Batch, Outcome
 from engines.policy.request import RequestState, Status
 from engines.policy.scheduler import Scheduler, _Queue
 from tests.engines.mutants import Mutants
@@ -95,25 +95,25 @@ class BatchesOneTooFew(_OtherBatchSize):
 class WaitsForAFullBatch(Scheduler):
     def _ready(self, queue: _Queue) -> list[Any]:
         full = queue.lane.steps[queue.step] <= len(queue.waiting)
-        return super()._ready(queue) if full or queue.lane.carries_request else []
+        return super()._ready(queue) if full or queue.lane.run_to_completion else []
 
 
-# --- conserving work ------------------------------------------------------------------------------------
+# --- conserving batch ------------------------------------------------------------------------------------
 
 
 @FLOW.breaks("idle")
 class StartsOneWorkAtATime(Scheduler):
-    def dispatch(self, now: float) -> list[Work]:
+    def dispatch(self, now: float) -> list[Batch]:
         choice = self._next_choice()
         return [self._start(*choice, now)] if choice else []
 
 
 @FLOW.breaks("idle")
 class ForgetsAFreeWorker(Scheduler):
-    def complete(self, work: Work, outcomes: Sequence[Outcome], now: float) -> list[RequestState]:
-        ended = super().complete(work, outcomes, now)
-        if work.id == 3 and self._idle[work.lane.name]:
-            heapq.heappop(self._idle[work.lane.name])
+    def complete(self, batch: Batch, outcomes: Sequence[Outcome], now: float) -> list[RequestState]:
+        ended = super().complete(batch, outcomes, now)
+        if batch.id == 3 and self._idle[batch.lane.name]:
+            heapq.heappop(self._idle[batch.lane.name])
         return ended
 
 
@@ -127,16 +127,16 @@ class LeaksASlotOnFailure(Scheduler):
 
 @FLOW.breaks("idle")
 class LeaksAPermit(Scheduler):
-    def complete(self, work: Work, outcomes: Sequence[Outcome], now: float) -> list[RequestState]:
-        ended = super().complete(work, outcomes, now)
-        self.permits[work.lane.device] -= work.id == 2
+    def complete(self, batch: Batch, outcomes: Sequence[Outcome], now: float) -> list[RequestState]:
+        ended = super().complete(batch, outcomes, now)
+        self.permits[batch.lane.device] -= batch.id == 2
         return ended
 
 
 @FLOW.breaks("idle")
 class AdmitsNobodyWhileSomeoneDrafts(Scheduler):
     def _ready(self, queue: _Queue) -> list[Any]:
-        drafting = any(work.step is not Step.PREFILL for work in self.running.values())
+        drafting = any(batch.step is not Step.PREFILL for batch in self.running.values())
         return [] if drafting and queue.step is Step.PREFILL else super()._ready(queue)
 
 
@@ -160,11 +160,11 @@ class SharesPermitsBetweenDevices(Scheduler):
 
 @FLOW.breaks("worker")
 class RunsTwoWorksOnAWorker(Scheduler):
-    def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Work:
-        work = super()._start(queue, worker, carried, now)
-        if carried is None and not work.lane.carries_request:
-            heapq.heappush(self._idle[work.lane.name], worker)
-        return work
+    def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Batch:
+        batch = super()._start(queue, worker, carried, now)
+        if carried is None and not batch.lane.run_to_completion:
+            heapq.heappush(self._idle[batch.lane.name], worker)
+        return batch
 
 
 @FLOW.breaks("carry")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engines.policy.architecture import Architecture, Stage, Step
-from engines.policy.batch import Outcome, Wait, Work
+from engines.policy.batch import Batch, Outcome, Wait
 from engines.policy.request import Emission, Request, RequestState, Settlement, Status
 from engines.policy.scheduler import Scheduler, _Queue
 from tests.engines.mutants import Mutants
@@ -119,16 +119,16 @@ class NeverFinishes(Scheduler):
 
 @RULES.breaks("ends")
 class FinishesOneTokenEarly(Scheduler):
-    def _settle(self, state: RequestState, work: Work, emission: Emission, now: float) -> Settlement:
-        settlement = super()._settle(state, work, emission, now)
+    def _settle(self, state: RequestState, batch: Batch, emission: Emission, now: float) -> Settlement:
+        settlement = super()._settle(state, batch, emission, now)
         state.max_tokens -= state.emitted + 1 == state.max_tokens
         return settlement
 
 
 @RULES.breaks("ends", "booking")
 class IgnoresEndOfSequence(Scheduler):
-    def _settle(self, state: RequestState, work: Work, emission: Emission, now: float) -> Settlement:
-        return super()._settle(state, work, Emission(emission.matched), now)
+    def _settle(self, state: RequestState, batch: Batch, emission: Emission, now: float) -> Settlement:
+        return super()._settle(state, batch, Emission(emission.matched), now)
 
 
 @RULES.breaks("ends", "booking")
@@ -140,9 +140,9 @@ class IgnoresCancellationWhileRunning(Scheduler):
 
 @RULES.breaks("ends")
 class TriesAFailedRequestAgain(Scheduler):
-    def _advance(self, state: RequestState, work: Work, outcome: Outcome, now: float) -> Settlement | None:
+    def _advance(self, state: RequestState, batch: Batch, outcome: Outcome, now: float) -> Settlement | None:
         failed = isinstance(outcome, Exception) and not state.cancel_requested
-        return None if failed else super()._advance(state, work, outcome, now)
+        return None if failed else super()._advance(state, batch, outcome, now)
 
 
 @RULES.breaks("booking")
@@ -154,24 +154,24 @@ class ForgetsDiscardedDrafts(Scheduler):
 
 @RULES.breaks("booking")
 class CountsRejectedDraftsAsAccepted(Scheduler):
-    def _settle(self, state: RequestState, work: Work, emission: Emission, now: float) -> Settlement:
-        settlement = super()._settle(state, work, emission, now)
+    def _settle(self, state: RequestState, batch: Batch, emission: Emission, now: float) -> Settlement:
+        settlement = super()._settle(state, batch, emission, now)
         state.accepted, state.rejected = state.accepted + settlement.rejected, state.rejected - settlement.rejected
         return settlement
 
 
 @RULES.breaks("booking")
 class CountsTheTargetsTokenAsADraft(Scheduler):
-    def _settle(self, state: RequestState, work: Work, emission: Emission, now: float) -> Settlement:
-        settlement = super()._settle(state, work, emission, now)
-        state.drafted += work.step is Step.VERIFY
+    def _settle(self, state: RequestState, batch: Batch, emission: Emission, now: float) -> Settlement:
+        settlement = super()._settle(state, batch, emission, now)
+        state.drafted += batch.step is Step.VERIFY
         return settlement
 
 
 @RULES.breaks("booking")
 class EmitsPastTheLimit(Scheduler):
-    def _settle(self, state: RequestState, work: Work, emission: Emission, now: float) -> Settlement:
-        settlement = super()._settle(state, work, emission, now)
+    def _settle(self, state: RequestState, batch: Batch, emission: Emission, now: float) -> Settlement:
+        settlement = super()._settle(state, batch, emission, now)
         state.emitted += max(0, emission.matched + 1 - settlement.emitted)
         return settlement
 
@@ -181,20 +181,20 @@ class EmitsPastTheLimit(Scheduler):
 
 @RULES.breaks("draft length")
 class VerifiesWithTheLatestDraftLength(Scheduler):
-    def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Work:
-        work = super()._start(queue, worker, carried, now)
-        if work.step is Step.VERIFY:
-            work.draft_lengths = [self.controller.k] * len(work.members)
-        return work
+    def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Batch:
+        batch = super()._start(queue, worker, carried, now)
+        if batch.step is Step.VERIFY:
+            batch.draft_lengths = [self.controller.k] * len(batch.members)
+        return batch
 
 
 @RULES.breaks("draft length")
 class DraftsPastTheBounds(Scheduler):
-    def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Work:
-        work = super()._start(queue, worker, carried, now)
-        if work.step in (Step.DRAFT, Step.DRAFT_VERIFY):
-            work.draft_lengths = [self.architecture.draft_length.maximum + 1] * len(work.members)
-        return work
+    def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Batch:
+        batch = super()._start(queue, worker, carried, now)
+        if batch.step in (Step.DRAFT, Step.DRAFT_VERIFY):
+            batch.draft_lengths = [self.architecture.draft_length.maximum + 1] * len(batch.members)
+        return batch
 
 
 @RULES.breaks("queue limit")

@@ -11,7 +11,7 @@ from engines.record.run import Recorder, Run, SegmentTime
 def run_by_hand() -> Run:
     """Two requests through PDV with k = 4 and separate steps; times in seconds.
 
-    Request 0 (0.0, three tokens): prefill 0-1, of which the device works 0.1 to 0.9; draft 1.0-2.0; verify 2.0-3.0
+    Request 0 (0.0, three tokens): prefill 0-1, of which the device batches 0.1 to 0.9; draft 1.0-2.0; verify 2.0-3.0
     stretched from 0.5 to 1.0 by the prefill of request 1; one draft of four accepted, then at its end.
     Request 1 (0.5, one token): waits for the prefill lane until 1.0 and prefills until 3.0.
     """
@@ -19,11 +19,11 @@ def run_by_hand() -> Run:
     recorder = Recorder()
 
     def finish(
-        work_id: int, outcome: Outcome, segments: list[tuple[Segment, float, float, float]], now: float
+        batch_id: int, outcome: Outcome, segments: list[tuple[Segment, float, float, float]], now: float
     ) -> None:
-        work = scheduler.running[work_id]
-        ended = scheduler.complete(work, [outcome], now)
-        recorder.worked(work, [SegmentTime(*segment) for segment in segments], now)
+        batch = scheduler.running[batch_id]
+        ended = scheduler.complete(batch, [outcome], now)
+        recorder.completed(batch, [SegmentTime(*segment) for segment in segments], now)
         for state in ended:
             recorder.ended(state)
         scheduler.dispatch(now)
@@ -34,9 +34,9 @@ def run_by_hand() -> Run:
     scheduler.dispatch(0.5)
     halves = [(Segment.PREFILL_DRAFT, 0.1, 0.3, 0.2), (Segment.PREFILL_TARGET, 0.3, 0.9, 0.6)]
     finish(0, Emission(), halves, 1.0)
-    draft, prefill = sorted(scheduler.running.values(), key=lambda work: work.step is Step.PREFILL)
+    draft, prefill = sorted(scheduler.running.values(), key=lambda batch: batch.step is Step.PREFILL)
     finish(draft.id, None, [(Segment.DRAFT, 1.0, 2.0, 1.0)], 2.0)
-    (verify,) = (work for work in scheduler.running.values() if work.step is Step.VERIFY)
+    (verify,) = (batch for batch in scheduler.running.values() if batch.step is Step.VERIFY)
     finish(verify.id, Emission(1), [(Segment.VERIFY, 2.0, 3.0, 0.5)], 3.0)
     long_halves = [(Segment.PREFILL_DRAFT, 1.0, 1.5, 0.5), (Segment.PREFILL_TARGET, 1.5, 3.0, 1.5)]
     finish(prefill.id, Emission(), long_halves, 3.0)

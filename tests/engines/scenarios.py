@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from engines.policy.architecture import BASELINE, PD, PDV, Architecture, Lane, Stage, Step
-from engines.policy.batch import Outcome, Work
+from engines.policy.batch import Batch, Outcome
 from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.policy.request import Emission, Request
 from engines.policy.scheduler import Scheduler
@@ -37,8 +37,8 @@ FOURTH = Architecture.from_dict(tomllib.loads(FOURTH_TOML))
 
 @dataclass(frozen=True)
 class Scenario:
-    """A load and what happens to it. The cycles are read by work or by request, so luck never depends on the
-    scheduler's choices alone: durations by work, found (drafts right, tokens until an end of sequence) and
+    """A load and what happens to it. The cycles are read by batch or by request, so luck never depends on the
+    scheduler's choices alone: durations by batch, found (drafts right, tokens until an end of sequence) and
     failures by request and position."""
 
     architecture: Architecture
@@ -55,22 +55,22 @@ class Scenario:
         return drive(
             scheduler,
             self.requests,
-            lambda work: self.durations[work.id % len(self.durations)],
+            lambda batch: self.durations[batch.id % len(self.durations)],
             cancel=self.cancel,
             outcome=self._outcome,
             concurrency=self.concurrency,
             observer=Invariants(scheduler, self.architecture),
         )
 
-    def _outcome(self, work: Work, member: int) -> Outcome:
-        state = work.members[member]
-        luck = state.id * 7 + state.emitted * 3 + len(work.step)
+    def _outcome(self, batch: Batch, member: int) -> Outcome:
+        state = batch.members[member]
+        luck = state.id * 7 + state.emitted * 3 + len(batch.step)
         if self.failures[luck % len(self.failures)]:
             return RuntimeError("made up")
-        if work.step is Step.DRAFT:
+        if batch.step is Step.DRAFT:
             return None
         right, stop_after = self.found[luck % len(self.found)]
-        matched = min(right, work.draft_lengths[member])
+        matched = min(right, batch.draft_lengths[member])
         return Emission(matched, stop_after if stop_after is not None and stop_after <= matched + 1 else None)
 
 
@@ -101,17 +101,17 @@ def architectures(draw: st.DrawFn) -> Architecture:
         hybrid_at_or_below=draw(st.integers(0, 4)) if hybrid else 0,
         draft_length=draw(st.integers(1, 8).map(FixedDraftLength) | adaptive_draft_lengths()),
         slots=draw(st.integers(1, 10)),
-        running_stages=draw(st.sampled_from([1, 1, 2, 3, None])),
+        permits=draw(st.sampled_from([1, 1, 2, 3, None])),
         queue_limit=draw(st.none() | st.integers(1, 4)),
     )
 
 
 def _lanes(lane: Lane) -> st.SearchStrategy[Lane]:
-    limits = st.just(1) if lane.carries_request else st.integers(1, 4)
+    limits = st.just(1) if lane.run_to_completion else st.integers(1, 4)
     return st.builds(
         lambda steps, workers, device: dataclasses.replace(lane, steps=steps, workers=workers, device=device),
         st.fixed_dictionaries(dict.fromkeys(lane.steps, limits)),
-        st.integers(1, 6 if lane.carries_request else 2),
+        st.integers(1, 6 if lane.run_to_completion else 2),
         st.sampled_from([0, 0, 1]),
     )
 

@@ -38,7 +38,7 @@ def _lane(architecture: Architecture, name: str) -> Lane:
 def test_baseline_is_one_pool_of_four_workers_that_carry_requests_alone() -> None:
     (lane,) = BASELINE.lanes
     assert lane.workers == 4
-    assert lane.carries_request
+    assert lane.run_to_completion
     assert lane.steps == {Step.PREFILL: 1, Step.DRAFT: 1, Step.VERIFY: 1}
     assert lane.stream == 0
     assert BASELINE.priority == ()
@@ -56,9 +56,9 @@ def test_pd_is_prefill_beside_an_atomic_decode() -> None:
 
 def test_pdv_is_three_lanes_with_a_dynamic_priority_and_a_hybrid_mode() -> None:
     assert _lane(PDV, "prefill").steps == {Step.PREFILL: 1}
-    assert _lane(PDV, "decode").steps == {Step.DRAFT: 6}
+    assert _lane(PDV, "draft").steps == {Step.DRAFT: 6}
     assert _lane(PDV, "verify").steps == {Step.VERIFY: 12}
-    assert {lane.name: lane.stream for lane in PDV.lanes} == {"decode": 0, "verify": 1, "prefill": 2}
+    assert {lane.name: lane.stream for lane in PDV.lanes} == {"draft": 0, "verify": 1, "prefill": 2}
     assert PDV.priority == DECODE_FIRST
     assert (PDV.verify_first_above, PDV.hybrid_at_or_below) == (2, 1)
 
@@ -67,15 +67,15 @@ def test_pdv_is_three_lanes_with_a_dynamic_priority_and_a_hybrid_mode() -> None:
 def test_what_the_three_share(architecture: Architecture) -> None:
     assert architecture.draft_length == FixedDraftLength(4)
     assert architecture.devices == (0,)
-    assert architecture.permits(0) == sum(lane.workers for lane in architecture.lanes)
-    assert architecture.replace(running_stages=1).permits(0) == 1
+    assert architecture.permits_on(0) == sum(lane.workers for lane in architecture.lanes)
+    assert architecture.replace(permits=1).permits_on(0) == 1
 
 
 def test_permits_count_the_workers_of_their_own_device() -> None:
     verify = Lane("verify", {Step.VERIFY: 12}, device=1)
     apart = PDV.replace(lanes=(*PDV.lanes[:1], verify, *PDV.lanes[2:]), hybrid_at_or_below=0)
     assert apart.devices == (0, 1)
-    assert (apart.permits(0), apart.permits(1)) == (2, 1)
+    assert (apart.permits_on(0), apart.permits_on(1)) == (2, 1)
 
 
 def test_prefill_and_the_atomic_step_run_draft_and_target_segments() -> None:
@@ -133,7 +133,7 @@ LANE = {"name": "decode", "steps": {"draft+verify": 6}}
         ("slots", {"slots": 1_000_000_000}),
         ("slots", {"slots": "64"}),
         ("lanes.decode.workers", {"lanes": [{**LANE, "workers": 100_000_000}]}),
-        ("running_stages", {"running_stages": 0}),
+        ("permits", {"permits": 0}),
         ("queue_limit", {"queue_limit": 1.5}),
         ("queue_limit", {"queue_limit": True}),
         ("draft_length", {"draft_length": 0}),
@@ -141,7 +141,7 @@ LANE = {"name": "decode", "steps": {"draft+verify": 6}}
         ("draft_length", {"draft_length": 10**6}),
         ("draft_length.maximum", {"draft_length": {"maximum": 10**6}}),
         ("draft_length.window", {"draft_length": {"window": 2**63}}),
-        ("running_stages", {"running_stages": 10**400}),
+        ("permits", {"permits": 10**400}),
         ("draft_length.window", {"draft_length": {"window": "wide"}}),
         ("draft_length.speed", {"draft_length": {"speed": 3}}),
         ("streams", {"streams": 3}),
@@ -161,8 +161,8 @@ def test_a_bad_value_is_named(field: str, change: dict[str, Any]) -> None:
         ("lanes.decode.steps", {"steps": "draft"}),
         ("lanes.decode.steps", {"steps": {"decode": 6}}),
         ("lanes.decode.steps.draft+verify", {"steps": {"draft+verify": 0}}),
-        ("lanes.decode.steps", {"carries_request": True}),  # with a batch limit of 6
-        ("lanes.decode.carries_request", {"carries_request": "no"}),
+        ("lanes.decode.steps", {"run_to_completion": True}),  # with a batch limit of 6
+        ("lanes.decode.run_to_completion", {"run_to_completion": "no"}),
         ("lanes.decode.workers", {"workers": 0}),
         ("lanes.decode.stream", {"stream": -1}),
         ("lanes.decode.stream", {"stream": 2**31}),

@@ -41,7 +41,14 @@ def _run_of(latencies: list[float], output_tokens: list[int], ttft_s: float = 1.
 def test_a_decomposition_by_hand() -> None:
     parts = decompose(run_by_hand())
     expected = {
-        0: {"hand_over": 0.2, "prefill": 0.8, "draft": 0.25, "thrown_away": 0.75, "verify": 0.5, "contention": 0.5},
+        0: {
+            "dispatch_overhead": 0.2,
+            "prefill": 0.8,
+            "draft": 0.25,
+            "wasted_drafts": 0.75,
+            "verify": 0.5,
+            "contention": 0.5,
+        },
         1: {"prefill_queue": 0.5, "prefill": 2.0},
     }
     for request, named in expected.items():
@@ -64,7 +71,7 @@ def test_the_time_of_a_draft_is_thrown_away_with_its_tokens(
     architecture = PDV.replace(draft_length=FixedDraftLength(k), hybrid_at_or_below=0)
     request = Request(0, 10, max_tokens, 0.0)
     parts = decompose(drive(Scheduler(architecture), [request], matched=lambda _, position, k: right[position]))
-    assert parts.loc[0, ["thrown_away", "draft"]].tolist() == pytest.approx([thrown_away_s, used_s])
+    assert parts.loc[0, ["wasted_drafts", "draft"]].tolist() == pytest.approx([thrown_away_s, used_s])
     assert parts.loc[0, "verify"] == pytest.approx(len(right))
 
 
@@ -83,13 +90,13 @@ def test_waiting_for_a_shared_stream_is_told_from_hand_over() -> None:
     for request in (Request(0, 10, 1, 0.0), Request(1, 10, 1, 0.0)):
         scheduler.submit(request, 0.0)
     first, second = scheduler.dispatch(0.0)
-    for work, start_s, completed_s in ((first, 0.1, 1.2), (second, 1.1, 2.2)):
-        (ended,) = scheduler.complete(work, [Emission()], completed_s)
-        recorder.worked(work, [SegmentTime(Segment.PREFILL_TARGET, start_s, start_s + 1.0, 1.0)], completed_s)
+    for batch, start_s, completed_s in ((first, 0.1, 1.2), (second, 1.1, 2.2)):
+        (ended,) = scheduler.complete(batch, [Emission()], completed_s)
+        recorder.completed(batch, [SegmentTime(Segment.PREFILL_TARGET, start_s, start_s + 1.0, 1.0)], completed_s)
         recorder.ended(ended)
     parts = decompose(recorder.run({}))
     assert parts["stream_wait"].tolist() == pytest.approx([0.0, 1.1])
-    assert parts["hand_over"].tolist() == pytest.approx([0.2, 0.1])
+    assert parts["dispatch_overhead"].tolist() == pytest.approx([0.2, 0.1])
     assert parts[PARTS].sum(axis=1).tolist() == pytest.approx([1.2, 2.2])
 
 
@@ -101,7 +108,7 @@ def test_times_by_hand() -> None:
 
 
 def test_steady_throughput_by_hand() -> None:
-    """Two clients, five requests of two tokens, first token and second each from a work of its own. Both are served
+    """Two clients, five requests of two tokens, first token and second each from a batch of its own. Both are served
     from 2.0, when request 1 has its first token; requests 0, 1 and 2 end at 3, 4 and 6, so that the last is submitted
     at 6, and at 7 the client of request 3 finds none. Between 2 (left out) and 7 (counted) come 7 tokens."""
     first, second = [1.0, 2.0, 3.5, 5.0, 8.0], [3.0, 4.0, 6.0, 7.0, 9.0]
@@ -110,9 +117,11 @@ def test_steady_throughput_by_hand() -> None:
         output_tokens=2, status="finished",
     )  # fmt: skip
     moments = first + second
-    works = range(len(moments))
-    steps = pd.DataFrame(index=works, columns=STEP_COLUMNS).assign(work=works, request=[*range(5)] * 2, emitted=1)
-    spans = pd.DataFrame(index=works, columns=SPAN_COLUMNS).assign(work=works, completed_s=moments)
+    batches = range(len(moments))
+    steps = pd.DataFrame(index=batches, columns=STEP_COLUMNS).assign(
+        batch_id=batches, request=[*range(5)] * 2, emitted=1
+    )
+    spans = pd.DataFrame(index=batches, columns=SPAN_COLUMNS).assign(batch_id=batches, completed_s=moments)
     run = Run({"workload": {"concurrency": 2}}, requests, steps, spans)
     assert steady_window(run) == (2.0, 7.0)
     assert steady_throughput(run) == pytest.approx(6 / 5)
@@ -145,7 +154,7 @@ def test_a_summary_by_hand() -> None:
 
 def test_busy_lanes_and_devices_by_hand() -> None:
     run = run_by_hand()
-    busy = {"lane_busy.prefill": 2.8 / 3, "lane_busy.decode": 1 / 3, "lane_busy.verify": 1 / 3}
+    busy = {"lane_busy.prefill": 2.8 / 3, "lane_busy.draft": 1 / 3, "lane_busy.verify": 1 / 3}
     assert lane_busy(run) == pytest.approx(busy)
     expected = {"running_at_least_1": 2.8 / 3, "running_at_least_2": 2 / 3, "running_at_least_3": 0.0}
     assert device_utilisation(run) == pytest.approx(expected)

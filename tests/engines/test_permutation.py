@@ -85,9 +85,7 @@ def test_a_seed_changes_the_cycle_and_a_name_does_not() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [
-        LLAMA, PermutationSpec("tiny", "tiny-draft", (0.25, 1.0, 0.5), 1.0, 7, 2), PermutationSpec("tiny", "tiny")
-    ],
+    [LLAMA, PermutationSpec("tiny", "tiny-draft", (0.25, 1.0, 0.5), 1.0, 7, 2), PermutationSpec("tiny", "tiny")],
 )
 def test_a_name_reads_back(spec: PermutationSpec) -> None:
     assert parse_pair(spec.name) == spec

@@ -12,7 +12,7 @@ import pytest
 
 from engines.errors import InputError
 from engines.policy.architecture import BASELINE, PD, PDV, Segment, Step
-from engines.policy.batch import Wait, Work
+from engines.policy.batch import Batch, Wait
 from engines.policy.request import Request, RequestState, Settlement
 from engines.policy.scheduler import Scheduler
 from engines.record.metrics import decompose, summary
@@ -54,11 +54,11 @@ def test_a_work_is_recorded_with_what_each_segment_was_given() -> None:
     settlements: list[Settlement | None] = [Settlement(3, 2, 0, 0), None]  # the second one failed
     waits = [Wait(0.1, 0.2, 0.3), Wait(0.0, 0.5, 0.0)]
     decode = next(lane for lane in PD.lanes if lane.name == "decode")
-    work = Work(7, decode, 0, Step.DRAFT_VERIFY, states, 1.0, False, False, [2, 4], waits, settlements)
-    recorder.worked(work, [SegmentTime(Segment.DRAFT, 1.1, 1.4, 0.3), SegmentTime(Segment.VERIFY, 1.4, 1.9)], 2.0)
+    batch = Batch(7, decode, 0, Step.DRAFT_VERIFY, states, 1.0, False, False, [2, 4], waits, settlements)
+    recorder.completed(batch, [SegmentTime(Segment.DRAFT, 1.1, 1.4, 0.3), SegmentTime(Segment.VERIFY, 1.4, 1.9)], 2.0)
     record = recorder.run({})
     spans = record.spans.set_index("segment")
-    given = ["work", "lane", "batch_size", "draft_length", "tokens", "context_tokens"]
+    given = ["batch_id", "lane", "batch_size", "draft_length", "tokens", "context_tokens"]
     assert spans.loc["draft", given].tolist() == [7, "decode", 2, 4, 8, (15 + 38) / 2]
     assert spans.loc["verify", given].tolist() == [7, "decode", 2, 4, 10, (15 + 38) / 2]
     times = ["dispatched_s", "start_s", "end_s", "completed_s", "solo_s"]
@@ -144,8 +144,8 @@ def test_a_missing_setting_is_named(run: Run, folder: Path, key: str) -> None:
 
 def test_another_schema_version_is_refused(folder: Path) -> None:
     path = folder / "run.toml"
-    path.write_text(path.read_text().replace("schema_version = 2", "schema_version = 7"))
-    with pytest.raises(InputError, match=r"run.toml schema_version = 7: this version reads 1 to 2"):
+    path.write_text(path.read_text().replace("schema_version = 3", "schema_version = 7"))
+    with pytest.raises(InputError, match=r"run.toml schema_version = 7: this version reads 1 to 3"):
         Run.load(folder)
 
 
@@ -154,7 +154,7 @@ def test_another_schema_version_is_refused(folder: Path) -> None:
     [
         ('kind = "simulated"', 'kind = "guessed"', "kind = 'guessed'"),
         ('kind = "simulated"', "kind = 3", "kind = 3"),
-        ("[workload]", "[workload]\nconcurrency = \"3\"", "workload.concurrency = '3'"),
+        ("[workload]", '[workload]\nconcurrency = "3"', "workload.concurrency = '3'"),
         ("[workload]", "[workload]\nconcurrency = true", "workload.concurrency = True"),
         ("[workload]", "[workload]\nconcurrency = {a = 1}", "workload.concurrency = {'a': 1}"),
         ("[workload]", "[workload]\nrate = inf", "workload.rate = inf"),
@@ -163,11 +163,11 @@ def test_another_schema_version_is_refused(folder: Path) -> None:
         ("[workload]", "[other]", "workload = None: it is missing"),
         ("slots = 64", "slots = []", "architecture.slots = []"),
         ("slots = 64", "slots = 64.0", "architecture.slots = 64.0"),
-        ("draft = 6", 'draft = "6"', "architecture.lanes.decode.steps.draft = '6'"),
-        ("schema_version = 2", 'schema_version = 2\nmax_context = "2048"', "max_context = '2048'"),
-        ("schema_version = 2", "schema_version = 2\nversions = 3", "versions = 3"),
-        ("schema_version = 2", "schema_version = 2\ndevice = 2026-01-02", "device = datetime.date(2026, 1, 2)"),
-        ("schema_version = 2", "schema_version = true", "schema_version = True"),
+        ("draft = 6", 'draft = "6"', "architecture.lanes.draft.steps.draft = '6'"),
+        ("schema_version = 3", 'schema_version = 3\nmax_context = "2048"', "max_context = '2048'"),
+        ("schema_version = 3", "schema_version = 3\nversions = 3", "versions = 3"),
+        ("schema_version = 3", "schema_version = 3\ndevice = 2026-01-02", "device = datetime.date(2026, 1, 2)"),
+        ("schema_version = 3", "schema_version = true", "schema_version = True"),
     ],
 )
 def test_a_setting_of_another_kind_is_named(folder: Path, text: str, other: str, says: str) -> None:
@@ -203,7 +203,7 @@ def _with(table: pd.DataFrame, column: str, row: int, value: object) -> pd.DataF
         ("requests", "prompt_tokens", -5, "= -5: needs 0 to 10000000 tokens"),
         ("requests", "max_tokens", 2**40, "= 1099511627776: needs 1 to 10000000 tokens"),
         ("steps", "request", 77, "= 77: requests.parquet has no such request"),
-        ("steps", "work", 777, "= 777: spans.parquet has no such work"),
+        ("steps", "batch_id", 777, "= 777: spans.parquet has no such work"),
         ("steps", "queue_s", -1.0, "= -1.0: needs a number"),
         ("spans", "segment", "decode", "= 'decode': needs one of"),
         ("spans", "step", "[/x]", "= '[/x]': needs one of"),
@@ -226,7 +226,8 @@ def test_a_cell_that_cannot_be_is_named(
 
 
 @pytest.mark.parametrize(
-    ("name", "column"), [("requests", "prompt_tokens"), ("steps", "work"), ("spans", "start_s"), ("spans", "hybrid")]
+    ("name", "column"),
+    [("requests", "prompt_tokens"), ("steps", "batch_id"), ("spans", "start_s"), ("spans", "hybrid")],
 )
 def test_a_column_of_another_type_is_named(run: Run, folder: Path, name: str, column: str) -> None:
     table = getattr(run, name)
@@ -267,8 +268,8 @@ def test_two_tapes_of_one_request_are_refused(folder: Path) -> None:
 
 def test_a_column_that_is_there_twice_is_refused(folder: Path) -> None:
     table = parquet.read_table(folder / "steps.parquet")
-    parquet.write_table(table.append_column("work", table["work"]), folder / "steps.parquet")
-    with pytest.raises(InputError, match="column work is there twice"):
+    parquet.write_table(table.append_column("batch_id", table["batch_id"]), folder / "steps.parquet")
+    with pytest.raises(InputError, match="column batch_id is there twice"):
         Run.load(folder)
 
 
@@ -320,7 +321,9 @@ def test_a_save_that_was_killed_between_two_tables_is_completed_by_the_next_load
 def test_a_record_of_version_1_tells_by_its_times_who_came_straight_from_other_work(run: Run, folder: Path) -> None:
     assert 3 < run.spans["back_to_back"].sum() < len(run.spans) - 3
     path = folder / "run.toml"
-    lines = path.read_text().replace("schema_version = 2", "schema_version = 1").splitlines()
+    lines = path.read_text().replace("schema_version = 3", "schema_version = 1").splitlines()
     path.write_text("\n".join(line for line in lines if not line.startswith("tables_sha256")) + "\n")
-    run.spans.drop(columns="back_to_back").to_parquet(folder / "spans.parquet", index=False)
+    old = {"batch_id": "work"}
+    run.steps.rename(columns=old).to_parquet(folder / "steps.parquet", index=False)
+    run.spans.drop(columns="back_to_back").rename(columns=old).to_parquet(folder / "spans.parquet", index=False)
     pd.testing.assert_frame_equal(Run.load(folder).spans, run.spans)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from engines.policy.architecture import BASELINE, PD, PDV, Stage, Step
-from engines.policy.batch import Wait, Work
+from engines.policy.batch import Batch, Wait
 from engines.policy.draft_length import FixedDraftLength
 from engines.policy.request import Emission, Request, Status
 from engines.policy.scheduler import Scheduler
@@ -38,11 +38,11 @@ def _requests(count: int, max_tokens: int = 9) -> list[Request]:
 
 
 def _steps(scheduler: Scheduler, requests: list[Request]) -> list[tuple[float, str, int]]:
-    """(time, step, batch size) of every work, with prefills of 1 s and all other steps of 2 s."""
+    """(time, step, batch size) of every batch, with prefills of 1 s and all other steps of 2 s."""
     started: list[tuple[float, str, int]] = []
 
-    def note(_: Scheduler, works: list[Work]) -> None:
-        started.extend((work.dispatched_s, str(work.step), len(work.members)) for work in works)
+    def note(_: Scheduler, batches: list[Batch]) -> None:
+        started.extend((batch.dispatched_s, str(batch.step), len(batch.members)) for batch in batches)
 
     drive(scheduler, requests, lambda w: 1.0 if w.step is Step.PREFILL else 2.0, on_event=note)
     return started
@@ -89,9 +89,9 @@ def test_baseline_carries_four_requests_and_the_fifth_waits() -> None:
     scheduler = Scheduler(BASELINE)
     for request in _requests(5):
         scheduler.submit(request, 0.0)
-    works = scheduler.dispatch(0.0)
-    assert [(work.worker, work.members[0].id) for work in works] == [(0, 0), (1, 1), (2, 2), (3, 3)]
-    scheduler.complete(works[2], [Emission()], 1.0)
+    batches = scheduler.dispatch(0.0)
+    assert [(batch.worker, batch.members[0].id) for batch in batches] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    scheduler.complete(batches[2], [Emission()], 1.0)
     (draft,) = scheduler.dispatch(1.0)
     assert (draft.worker, draft.members[0].id, draft.step) == (2, 2, Step.DRAFT)
 
@@ -112,7 +112,7 @@ def test_verify_goes_first_only_while_its_queue_exceeds_drafts_by_more_than(abov
     """Six requests, prefilled together behind a seventh of one token, are drafted one by one with a single permit:
     after four drafts 4 - 2 wait, after five 5 - 1."""
     limits = {Step.PREFILL: 6, Step.DRAFT: 1}
-    architecture = PDV.replace(running_stages=1, hybrid_at_or_below=0, verify_first_above=above)
+    architecture = PDV.replace(permits=1, hybrid_at_or_below=0, verify_first_above=above)
     scheduler = Scheduler(architecture.with_batch_limits(limits))
     started = _steps(scheduler, [Request(6, 10, 1, 0.0), *_requests(6)])
     assert [(step, size) for _, step, size in started[1 : drafts + 3]] == [
@@ -126,7 +126,7 @@ def test_waits_are_told_apart_by_cause() -> None:
     """One slot, one permit: request 1 waits 4 s for the slot of request 0, then for nothing else."""
     scheduler = Scheduler(PD.replace(slots=1))
     run = drive(scheduler, _requests(2, max_tokens=3), matched=lambda request, position, k: 2)
-    waits = run.steps.set_index(["request", "work"])[["admission_s", "queue_s", "permit_s"]]
+    waits = run.steps.set_index(["request", "batch_id"])[["admission_s", "queue_s", "permit_s"]]
     assert Wait(*waits.loc[1].iloc[0]) == (2.0, 0.0, 0.0)
     assert waits.loc[0].sum().sum() == 0
 
@@ -134,7 +134,7 @@ def test_waits_are_told_apart_by_cause() -> None:
 def test_a_permit_wait_that_comes_and_goes_is_added_up() -> None:
     """One permit; prefill and draft share a worker. Request 1 comes at 2.5, while request 0 is verified and only
     the permit is missing (to 3), waits for the worker while 0 drafts (to 4), then for the permit again (to 5)."""
-    scheduler = Scheduler(FOURTH.replace(running_stages=1))
+    scheduler = Scheduler(FOURTH.replace(permits=1))
     requests = [Request(0, 10, 3, 0.0), Request(1, 10, 1, 2.5)]
     run = drive(scheduler, requests, matched=lambda request, position, k: 0)
     (wait,) = run.steps[run.steps["request"] == 1][["admission_s", "queue_s", "permit_s"]].to_numpy()
@@ -169,14 +169,14 @@ def test_the_controller_hears_of_every_verification_and_of_those_that_still_wait
 
 def test_those_that_wait_in_their_workers_hands_are_counted_too() -> None:
     """Two permits: two of five requests have been prefilled, and wait in the hands of their workers to be drafted."""
-    scheduler = Scheduler(BASELINE.replace(running_stages=2))
+    scheduler = Scheduler(BASELINE.replace(permits=2))
     for request in _requests(5):
         scheduler.submit(request, 0.0)
     first = scheduler.dispatch(0.0)
-    assert [work.step for work in first] == [Step.PREFILL] * 2
+    assert [batch.step for batch in first] == [Step.PREFILL] * 2
     assert scheduler.queue_length(Stage.PREFILL) == 3
-    for work in first:
-        scheduler.complete(work, [Emission()], 1.0)
+    for batch in first:
+        scheduler.complete(batch, [Emission()], 1.0)
     assert (scheduler.queue_length(Stage.PREFILL), scheduler.queue_length(Stage.DRAFT)) == (3, 2)
     assert scheduler.queue_length(Stage.VERIFY) == 0
 
@@ -210,13 +210,13 @@ def test_every_end_is_named() -> None:
     scheduler = Scheduler(BASELINE)
     for request in [*_requests(4, max_tokens=1), Request(4, 10, 9), Request(5, 10, 9)]:
         scheduler.submit(request, 0.0)
-    works = {work.members[0].id: work for work in scheduler.dispatch(0.0)}
+    batches = {batch.members[0].id: batch for batch in scheduler.dispatch(0.0)}
     ended = [scheduler.cancel(5, 0.5)]  # still waits
     assert scheduler.cancel(2, 0.5) is None  # ends when its step does
     for request, outcome in ((0, Emission()), (1, RuntimeError("broken")), (2, Emission()), (3, Emission())):
-        ended += scheduler.complete(works[request], [outcome], 1.0)
-    (work,) = scheduler.dispatch(1.0)
-    ended += scheduler.complete(work, [Emission(stop_after=1)], 2.0)
+        ended += scheduler.complete(batches[request], [outcome], 1.0)
+    (batch,) = scheduler.dispatch(1.0)
+    ended += scheduler.complete(batch, [Emission(stop_after=1)], 2.0)
     found = {state.id: (str(state.status), state.finish_reason) for state in ended if state is not None}
     assert found == {
         0: ("finished", "length"), 1: ("failed", "error"), 2: ("cancelled", "cancelled"), 3: ("finished", "length"),
@@ -229,8 +229,8 @@ def test_an_end_of_sequence_stops_a_request_and_a_context_limit_is_named() -> No
     scheduler.submit(Request(0, 10, 100), 0.0)
     scheduler.submit(Request(1, 10, 100), 0.0, max_tokens=1)
     ended = []
-    for work in scheduler.dispatch(0.0):
-        ended += scheduler.complete(work, [Emission(stop_after=1 if work.members[0].id == 0 else None)], 1.0)
+    for batch in scheduler.dispatch(0.0):
+        ended += scheduler.complete(batch, [Emission(stop_after=1 if batch.members[0].id == 0 else None)], 1.0)
     assert [(state.id, state.finish_reason, state.emitted) for state in ended] == [(0, "stop", 1), (1, "context", 1)]
 
 
@@ -260,11 +260,11 @@ def test_a_worker_comes_straight_from_other_work_only_at_the_moment_at_which_it_
     record = drive(
         scheduler,
         [Request(0, 10, 3, 0.0), Request(1, 10, 3, 7.0)],
-        lambda work: 3.0 if work.step is Step.PREFILL else 1.0,
+        lambda batch: 3.0 if batch.step is Step.PREFILL else 1.0,
         matched=lambda request, position, k: 0,
     )
-    works = record.spans.drop_duplicates("work")[["dispatched_s", "step", "back_to_back"]]
-    assert [tuple(row) for row in works.itertuples(index=False)] == [
+    batches = record.spans.drop_duplicates("batch_id")[["dispatched_s", "step", "back_to_back"]]
+    assert [tuple(row) for row in batches.itertuples(index=False)] == [
         (0.0, "prefill", False),
         (3.0, "draft+verify", False),
         (4.0, "draft+verify", True),
@@ -275,10 +275,10 @@ def test_a_worker_comes_straight_from_other_work_only_at_the_moment_at_which_it_
 
 
 def test_a_request_that_is_submitted_in_a_completion_is_prefilled_straight_away() -> None:
-    """One worker, two clients without pauses: after its first work it is never woken again."""
+    """One worker, two clients without pauses: after its first batch it is never woken again."""
     (worker,) = BASELINE.lanes
     alone = BASELINE.replace(lanes=(dataclasses.replace(worker, workers=1),))
     record = drive(Scheduler(alone), _requests(6), concurrency=2)
-    works = record.spans.drop_duplicates("work")
-    assert works["back_to_back"].tolist() == [False] + [True] * (len(works) - 1)
-    assert (works["step"] == "prefill").sum() == 6
+    batches = record.spans.drop_duplicates("batch_id")
+    assert batches["back_to_back"].tolist() == [False] + [True] * (len(batches) - 1)
+    assert (batches["step"] == "prefill").sum() == 6

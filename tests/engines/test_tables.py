@@ -31,9 +31,9 @@ def test_a_large_record_is_read_in_a_moment(tmp_path: Path) -> None:
 def big(folder: Path, requests: int, steps: int) -> None:
     """The record of a simulation that never was."""
     each = steps // requests
-    ids, works = np.arange(requests), np.arange(steps)
+    ids, batches = np.arange(requests), np.arange(steps)
     nothing = np.zeros(requests, dtype=int)
-    starts = works * 1e-3
+    starts = batches * 1e-3
     Run(
         {"kind": "simulated", "architecture": PDV.to_dict(), "workload": {}},
         pd.DataFrame(
@@ -46,14 +46,15 @@ def big(folder: Path, requests: int, steps: int) -> None:
         ),
         pd.DataFrame(
             {
-                "work": works, "request": works % requests, "position": works // requests, "admission_s": 0.0,
+                "batch_id": batches, "request": batches % requests, "position": batches // requests, 
+                "admission_s": 0.0,
                 "queue_s": 0.0, "permit_s": 0.0, "draft_length": 4, "emitted": 1, "accepted": 0, "rejected": 4,
                 "discarded": 0,
             }
         ),
         pd.DataFrame(
             {
-                "work": works, "lane": "decode", "worker": 0, "device": 0, "stream": 0, "step": "verify",
+                "batch_id": batches, "lane": "decode", "worker": 0, "device": 0, "stream": 0, "step": "verify",
                 "segment": "verify", "batch_size": 1, "draft_length": 4, "tokens": 5, "context_tokens": 20.0,
                 "hybrid": False, "back_to_back": False, "dispatched_s": starts, "start_s": starts,
                 "end_s": starts + 1e-3, "completed_s": starts + 1e-3, "solo_s": 1e-3,

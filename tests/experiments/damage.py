@@ -38,7 +38,7 @@ def damage(path: Path, others: list[Path], random: Random) -> str:
     try:
         kind(path, random, others) if kind is _place else kind(path, random)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, pa.ArrowException) as error:
-        # an earlier damage has left nothing that this one could work on, or no such file can be written
+        # an earlier damage has left nothing that this one could batch on, or no such file can be written
         return f"{path.name}: {kind.__name__} not possible ({type(error).__name__})"
     return f"{path.name}: {kind.__name__}"
 
@@ -49,7 +49,7 @@ def value(random: Random) -> Any:
 
 
 def scaled(number: float, random: Random) -> float:
-    """A number that may still belong there: of the same kind and another size, but no work that takes minutes."""
+    """A number that may still belong there: of the same kind and another size, but no batch that takes minutes."""
     larger = number * random.choice((0, 0.001, 0.5, 2, 50))
     return int(larger) if isinstance(number, int) else larger
 

@@ -36,9 +36,9 @@ def profile(slower: float = 1.0) -> Profile:
             costs.append(_cost(segment, 1, 0, tokens, 0, slower * (2 + per_token * tokens)))
     for batch in BATCHES:
         for context in (32, 256):
-            work = 1 + 0.1 * batch + 0.001 * context
-            costs.append(_cost(Segment.DRAFT, batch, 4, 4 * batch, context, slower * 3 * work))
-            costs.append(_cost(Segment.VERIFY, batch, 4, 5 * batch, context, slower * 4 * work))
+            part = 1 + 0.1 * batch + 0.001 * context
+            costs.append(_cost(Segment.DRAFT, batch, 4, 4 * batch, context, slower * 3 * part))
+            costs.append(_cost(Segment.VERIFY, batch, 4, 5 * batch, context, slower * 4 * part))
     contention = []
     for batch in (1, 4):
         group = f"draft{batch}+verify{batch}"

@@ -93,7 +93,7 @@ def test_requests_that_no_description_tells_apart_are_named() -> None:
 
 OTHER_LAYOUTS = {
     "slots": PDV.replace(slots=2),
-    "running_stages": PDV.replace(running_stages=1),
+    "permits": PDV.replace(permits=1),
     "hybrid_at_or_below": PDV.replace(hybrid_at_or_below=3),
     "verify_first_above": PDV.replace(verify_first_above=None),
     "priority": PDV.replace(priority=PDV.priority[::-1]),

@@ -45,8 +45,8 @@ def silent(what: str, fraction: float) -> None:
 
 
 def cost(segment: Segment, batch: int, k: int, tokens: int, context: int, p50_ms: float) -> dict[str, object]:
-    return {"segment": str(segment), "batch": batch, "draft_length": k, "tokens": tokens, "context_tokens": context,
-            "p50_ms": p50_ms}  # fmt: skip
+    return {"segment": str(segment), "batch_size": batch, "draft_length": k, "tokens": tokens, 
+            "context_tokens": context, "p50_ms": p50_ms}  # fmt: skip
 
 
 def test_floors_by_hand() -> None:
@@ -122,9 +122,7 @@ def test_settings_that_mean_nothing_are_refused(field: str, value: object) -> No
     ("field", "refusal"),
     [("concurrencies", r"slots = 900000: \d+ fit"), ("batches", "workspace = '.* GiB': does not fit")],
 )
-def test_what_does_not_fit_the_device_is_refused(
-    field: str, refusal: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_the_device_is_refused(field: str, refusal: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engines.live.serving.memory.free_bytes", lambda device: 8 << 30)
     check_fits(TINY)
     with pytest.raises(InputError, match=refusal):

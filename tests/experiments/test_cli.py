@@ -51,7 +51,7 @@ BAD_WORKLOAD = {
     "no workers": ("--architecture baseline --workers 0", "lanes.worker.workers = 0"),
     "no slots": ("--slots 0", "slots = 0"),
     "slots not a number": ("--slots many", "slots = 'many'"),
-    "no permits": ("--permits 0", "running_stages = 0"),
+    "no permits": ("--permits 0", "permits = 0"),
     "hybrid below zero": ("--hybrid -1", "hybrid_at_or_below = -1"),
     "no requests": ("--requests 0", "requests = 0"),
     "no prompt": ("--prompt-tokens 0", "prompt_tokens = '0'"),
@@ -107,10 +107,17 @@ BAD_SIMULATION = {
     **{
         f"replay with {option}": (f"--profile profile --replay live/pdv-r1 --{option} {value}", f"{name} = ")
         for option, name, value in (
-            ("process", "process", "gamma"), ("cv", "cv", "2"), ("trace", "trace", "trace.csv"),
-            ("max-prompt", "max_prompt", "9"), ("max-output", "max_output", "9"), ("requests", "requests", "5"),
-            ("prompt-tokens", "prompt_tokens", "64"), ("output-tokens", "output_tokens", "64"),
-            ("temperature", "temperature", "0"), ("seed", "seed", "-1"), ("architecture", "architecture", "pvd"),
+            ("process", "process", "gamma"),
+            ("cv", "cv", "2"),
+            ("trace", "trace", "trace.csv"),
+            ("max-prompt", "max_prompt", "9"),
+            ("max-output", "max_output", "9"),
+            ("requests", "requests", "5"),
+            ("prompt-tokens", "prompt_tokens", "64"),
+            ("output-tokens", "output_tokens", "64"),
+            ("temperature", "temperature", "0"),
+            ("seed", "seed", "-1"),
+            ("architecture", "architecture", "pvd"),
         )
     },
     "replay of a simulated run": ("--profile profile --replay simulated/pdv", "replay = 'pdv': "),
@@ -294,7 +301,7 @@ def test_settings_reach_the_record(in_work: Path, tmp_path: Path) -> None:
     assert main(f"{command} --slots 3 --permits 1 --hybrid 0 --no-jitter --out {tmp_path}/run".split()) == 0
     info = Run.load(tmp_path / "run").info
     assert info["architecture"]["slots"] == 3
-    assert info["architecture"]["running_stages"] == 1
+    assert info["architecture"]["permits"] == 1
     assert info["architecture"]["hybrid_at_or_below"] == 0
     assert info["architecture"]["lanes"][0]["steps"]["draft"] == 2
     assert info["workload"]["concurrency"] == 2

@@ -141,7 +141,7 @@ def test_an_output_that_is_missing_is_wrong(pair: Pair, served: tuple[dict[str, 
 
 
 def test_sampling_is_a_matter_of_luck_at_the_temperature_chosen(
-    served: tuple[dict[str, Load], dict[str, Served]]
+    served: tuple[dict[str, Load], dict[str, Served]],
 ) -> None:
     """A permutation pair at a temperature of 0.8 says hardly anything but its permutation, and would test nothing."""
     cycle = make_cycle(SPEC)

@@ -50,9 +50,7 @@ def test_names_are_short(name: str, expected: str) -> None:
         (["--device", "cuda", "--pair", "permutation:nothing"], "pair"),
     ],
 )
-def test_what_has_no_kernels_is_refused(
-    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_has_no_kernels_is_refused(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(named)

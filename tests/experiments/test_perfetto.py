@@ -24,7 +24,7 @@ def test_every_span_is_a_slice_with_its_batch(traced: tuple[Run, list[dict]]) ->
     run, events = traced
     slices = [event for event in events if event["ph"] == "X"]
     assert len(slices) == len(run.spans)
-    found = Counter((e["args"]["work"], e["name"], e["ts"], e["dur"]) for e in slices)
+    found = Counter((e["args"]["batch_id"], e["name"], e["ts"], e["dur"]) for e in slices)
     for span in run.spans.itertuples():
         start, end = round(span.start_s * 1e6), round(span.end_s * 1e6)
         assert found[span.work, span.segment, start, end - start] == 1

@@ -46,7 +46,7 @@ def test_a_wrong_product_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wrong(begun: object, weight: Tensor) -> list[Tensor]:
         made = right(begun, weight)  # type: ignore[arg-type]
-        return [made[0] * (1.02 if isinstance(begun, product_check.NarrowPass) else 1)]
+        return [made[0] * (1.02 if isinstance(begun, product_check.SkinnyPass) else 1)]
 
     monkeypatch.setattr(bench, "do", wrong)
     assert bench.error() > LIMIT

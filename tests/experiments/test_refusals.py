@@ -19,7 +19,7 @@ from experiments.runner.options import parse_lengths, parse_numbers  # noqa: E40
 
 pytestmark = pytest.mark.live
 GPU_CHECKS = ["experiments.checks.products", "experiments.checks.kernels"]
-KERNELS = ["decode_attention", "kernels", "launching", "narrow_kernels", "narrow_products", "step_kernels"]
+KERNELS = ["decode_attention", "kernels", "launching", "skinny_gemm_triton", "skinny_gemm", "table_updates_triton"]
 
 
 def refusal(module: str, options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

@@ -125,9 +125,7 @@ class SimulatedLaboratory:
         if len(self.served) == self.fail_at:
             raise KeyboardInterrupt
         self.served.append(point.name)
-        return synthetic.live(
-            point.architecture.name, seed=len(self.served), slower=1.04, asked=point.workload
-        )
+        return synthetic.live(point.architecture.name, seed=len(self.served), slower=1.04, asked=point.workload)
 
     def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
         self.measured.append(points)
@@ -171,7 +169,7 @@ def test_a_demo_leaves_everything_in_its_folder(
     assert len(results.lives) == len(list((folder / "runs").glob("*/run.toml"))) == 8
     assert len(results.simulations) == len(list((folder / "simulated").glob("*/run.toml"))) == 12
     assert Profile.load(folder / "profile").info["pair"] == "made-up pair"
-    assert Profile.load(folder / "profile").info["pooled"] == 2
+    assert Profile.load(folder / "profile").info["averaged"] == 2
     assert "mean absolute throughput error over 4 cells" in (folder / "comparison.txt").read_text()
     assert {path.stem for path in results.figures} == {
         "stage_costs", "contention", "acceptance", "load", "decomposition", "timeline_baseline", "timeline_pdv",
@@ -198,14 +196,14 @@ def test_a_damaged_cell_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_a_damaged_part_of_the_calibration_is_measured_again(tmp_path: Path) -> None:
-    laboratory = SimulatedLaboratory()
-    demo = Demo(Experiment.from_dict(GRID), tmp_path, laboratory)
+    backend = SimulatedLaboratory()
+    demo = Demo(Experiment.from_dict(GRID), tmp_path, backend)
     demo._calibration(1)
     demo._calibration(1)
-    assert len(laboratory.measured) == 1
+    assert len(backend.measured) == 1
     (tmp_path / "profile" / "part-1" / "stage_costs.csv").write_text("not a table")
     demo._calibration(1)
-    assert len(laboratory.measured) == 2
+    assert len(backend.measured) == 2
 
 
 def test_a_changed_experiment_serves_its_cells_again(
@@ -269,7 +267,7 @@ def test_all_that_decides_a_cell_is_in_its_fingerprint(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("place", ["comparison.csv", "figures", "profile", "runs/pdv-c1-k4-r2", "profile/part-2"])
 def test_a_demo_replaces_nothing_that_it_did_not_make(place: str, tmp_path: Path) -> None:
-    laboratory, mine = SimulatedLaboratory(), tmp_path / place
+    backend, mine = SimulatedLaboratory(), tmp_path / place
     if "profile" in place:
         synthetic.profile().save(mine)
     elif "." in place:
@@ -279,8 +277,8 @@ def test_a_demo_replaces_nothing_that_it_did_not_make(place: str, tmp_path: Path
         (mine / "notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=r"out = .*not written by"):
-        Demo(Experiment.from_dict(GRID), tmp_path, laboratory).run()
-    assert laboratory.served == []
+        Demo(Experiment.from_dict(GRID), tmp_path, backend).run()
+    assert backend.served == []
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -27,7 +27,7 @@ def tokens_of(segment: Segment, batch: int, k: int, prompt: int) -> int:
 
 def test_every_measured_point_is_met(model: CostModel) -> None:
     for row in made_up().stage_costs.itertuples():
-        cost = model.cost(Segment(row.segment), row.batch, row.draft_length, row.tokens, row.context_tokens)
+        cost = model.cost(Segment(row.segment), row.batch_size, row.draft_length, row.tokens, row.context_tokens)
         assert cost.duration_s == pytest.approx(row.mean_ms / 1e3)
         assert cost.kernel_ms == pytest.approx(row.mean_ms / row.kernels)
 
@@ -41,7 +41,7 @@ def test_packed_prompts_are_met_at_their_mean_length() -> None:
     packed = alone.assign(batch=4, tokens=alone["tokens"] * 4).assign(**{c: alone[c] * 3 for c in times})
     model = CostModel(made_up(stage_costs=pd.concat([costs, packed])))
     for row in pd.concat([alone, packed]).itertuples():
-        cost = model.cost(Segment(row.segment), row.batch, 0, row.tokens, 0.0)
+        cost = model.cost(Segment(row.segment), row.batch_size, 0, row.tokens, 0.0)
         assert cost.duration_s == pytest.approx(row.mean_ms / 1e3)
     between = duration_ms(Segment.PREFILL_TARGET, 1, 0, 300, 0) * (1 + 2 / 3 * (3 - 1)) / 1e3
     assert model.cost(Segment.PREFILL_TARGET, 3, 0, 900, 0.0).duration_s == pytest.approx(between)
@@ -54,7 +54,7 @@ def test_a_worker_that_comes_straight_from_other_work_needs_no_waking(model: Cos
 
 
 @pytest.mark.parametrize("segment", [Segment.DRAFT, Segment.VERIFY])
-@pytest.mark.parametrize(("batch", "k", "context"), [(1, 2, 64), (3, 5, 300.5), (10, 7, 1000), (16, 8, 2048)])
+@pytest.mark.parametrize(("batch_size", "k", "context"), [(1, 2, 64), (3, 5, 300.5), (10, 7, 1000), (16, 8, 2048)])
 def test_between_points_linear_costs_are_met_exactly(
     model: CostModel, segment: Segment, batch: int, k: int, context: float
 ) -> None:
@@ -65,7 +65,7 @@ def test_between_points_linear_costs_are_met_exactly(
 
 def test_points_that_were_left_out_are_filled_in() -> None:
     costs = stage_costs()
-    missing = (costs["batch"] == 16) & (costs["draft_length"] == 8) & (costs["context_tokens"] > 64)
+    missing = (costs["batch_size"] == 16) & (costs["draft_length"] == 8) & (costs["context_tokens"] > 64)
     model = CostModel(made_up(stage_costs=costs[~missing]))
     for segment in (Segment.DRAFT, Segment.VERIFY):
         tokens = tokens_of(segment, 16, 8, 0)
@@ -81,9 +81,9 @@ def test_batches_are_padded_to_their_bucket() -> None:
 
 
 @pytest.mark.parametrize(
-    ("segment", "batch", "k", "tokens", "context", "says"),
+    ("segment", "batch_size", "k", "tokens", "context", "says"),
     [
-        (Segment.VERIFY, 18, 4, 90, 512, "batch"),
+        (Segment.VERIFY, 18, 4, 90, 512, "batch_size"),
         (Segment.VERIFY, 4, 9, 40, 512, "draft_length"),
         (Segment.DRAFT, 4, 1, 4, 512, "draft_length"),
         (Segment.DRAFT, 4, 4, 16, 2300, "context_tokens"),
@@ -104,14 +104,14 @@ def test_what_was_not_measured_is_refused_unless_asked(
 
 @pytest.mark.parametrize("extrapolate", [False, True])
 @pytest.mark.parametrize(
-    ("segment", "batch", "k", "context", "says"),
+    ("segment", "batch_size", "k", "context", "says"),
     [
         (Segment.DRAFT, 4, 16, 512, "draft_length 4 only"),
         (Segment.VERIFY, 4, 16, 512, "draft_length 4 only"),
         (Segment.DRAFT, 4, 2, 512, "draft_length 4 only"),
-        (Segment.VERIFY, 8, 4, 512, "batch 4 only"),
+        (Segment.VERIFY, 8, 4, 512, "batch_size 4 only"),
         (Segment.VERIFY, 4, 4, 1024, "context_tokens 512 only"),
-        (Segment.PREFILL_TARGET, 2, 0, 0, "batch 1 only"),
+        (Segment.PREFILL_TARGET, 2, 0, 0, "batch_size 1 only"),
     ],
 )
 def test_what_was_measured_at_one_value_is_never_extrapolated(
@@ -145,8 +145,8 @@ def falling(column: str, least: float) -> CostModel:
     ("column", "last", "beyond"),
     [
         ("draft_length", (4, 8, 512), (4, 80, 512)),
-        ("batch", (16, 4, 512), (17, 4, 512)),
-        ("batch", (16, 4, 512), (900, 4, 512)),
+        ("batch_size", (16, 4, 512), (17, 4, 512)),
+        ("batch_size", (16, 4, 512), (900, 4, 512)),
         ("context_tokens", (4, 4, 2048), (4, 4, 2200)),
         ("context_tokens", (4, 4, 2048), (4, 4, 10**6)),
     ],
@@ -154,7 +154,7 @@ def falling(column: str, least: float) -> CostModel:
 def test_costs_that_fall_hold_their_last_value(
     column: str, last: tuple[int, int, int], beyond: tuple[int, int, int]
 ) -> None:
-    model = falling(column, {"draft_length": 4, "batch": 4, "context_tokens": 512}[column])
+    model = falling(column, {"draft_length": 4, "batch_size": 4, "context_tokens": 512}[column])
     held, measured = (
         model.cost(Segment.VERIFY, batch, k, batch * (k + 1), context) for batch, k, context in (beyond, last)
     )
@@ -244,7 +244,7 @@ def test_jitter_keeps_the_mean_and_the_quantiles(model: CostModel) -> None:
 
 @pytest.mark.parametrize(
     ("column", "calm", "wild"),
-    [("context_tokens", (2, 4, 500), (2, 4, 2048)), ("batch", (2, 4, 512), (2, 16, 512)),
+    [("context_tokens", (2, 4, 500), (2, 4, 2048)), ("batch_size", (2, 4, 512), (2, 16, 512)),
      ("draft_length", (2, 4, 512), (8, 4, 512))],
 )  # fmt: skip
 def test_an_execution_is_as_unsteady_as_the_measured_point_nearest_to_it(

@@ -46,7 +46,7 @@ def play(jobs: list[Job], contention: Contention) -> list[list[SegmentTime]]:
 
 
 def test_two_overlapping_segments_by_hand() -> None:
-    """Draft (2 s alone) from 0; verify (1.2 s alone) from 1. Together from 1 on: draft has 1 s of work left at rate
+    """Draft (2 s alone) from 0; verify (1.2 s alone) from 1. Together from 1 on: draft has 1 s of batch left at rate
     0.4, verify ends first, at 1 + 1.2 / 0.8 = 2.5; draft did 0.6 meanwhile and does the other 0.4 alone until 2.9."""
     draft, verify = play([(0.0, 0, [(DRAFT, 2.0)]), (1.0, 1, [(VERIFY, 1.2)])], Fixed())
     assert draft == [SegmentTime(Segment.DRAFT, 0.0, pytest.approx(2.9), 2.0)]
@@ -70,7 +70,7 @@ def test_three_streams_by_hand() -> None:
 def test_a_stream_is_a_fifo_and_a_piece_is_atomic() -> None:
     jobs = [(0.0, 0, [(DRAFT, 1.0), (VERIFY, 1.0)]), (0.1, 0, [(VERIFY, 1.0)]), (0.2, 0, [(DRAFT, 1.0)])]
     times = play(jobs, Fixed())
-    assert [(t.start_s, t.end_s) for piece in times for t in piece] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert [(t.start_s, t.end_s) for job in times for t in job] == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
 def test_without_contention_streams_do_not_feel_each_other() -> None:
@@ -90,7 +90,7 @@ def test_work_that_takes_no_time_is_no_error() -> None:
 
 
 def test_work_is_conserved() -> None:
-    """Rates that add up to 1: however the starts fall, the device is busy for all the work there is."""
+    """Rates that add up to 1: however the starts fall, the device is busy for all the batch there is."""
 
     class Halves:
         def rates(self, running: Sequence[RunningSegment]) -> list[float]:
@@ -98,4 +98,4 @@ def test_work_is_conserved() -> None:
 
     jobs = [(0.11 * n, n % 3, [(DRAFT, 0.7 + 0.1 * (n % 4)), (VERIFY, 0.3)]) for n in range(12)]
     times = play(jobs, Halves())
-    assert max(t.end_s for piece in times for t in piece) == pytest.approx(sum(s for _, _, ss in jobs for _, s in ss))
+    assert max(t.end_s for job in times for t in job) == pytest.approx(sum(s for _, _, ss in jobs for _, s in ss))

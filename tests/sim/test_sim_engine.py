@@ -76,8 +76,8 @@ class TestEveryArchitecture:
         spans = run(architecture, workload).spans.sort_values(["stream", "start_s", "end_s"])
         for _, stream in spans.groupby(["device", "stream"]):
             assert (stream["start_s"].to_numpy()[1:] >= stream["end_s"].to_numpy()[:-1]).all()
-            works = stream["work"].to_numpy()
-            assert (works[1:] != works[:-1]).sum() + 1 == len(set(works))  # a work's segments are back to back
+            batches = stream["batch_id"].to_numpy()
+            assert (batches[1:] != batches[:-1]).sum() + 1 == len(set(batches))  # a work's segments are back to back
 
     def test_alone_takes_its_solo_time(self, architecture: Architecture, workload: Workload) -> None:
         spans = run(architecture, workload, QUIET).spans
@@ -99,7 +99,7 @@ OFF: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
     ),
     "context limit": (lambda: run(PD, max_context=10**6), lambda: run(PD)),
     "queue limit": (lambda: run(PD.replace(queue_limit=10**6)), lambda: run(PD)),
-    "permits": (lambda: run(PD.replace(running_stages=2)), lambda: run(PD)),
+    "permits": (lambda: run(PD.replace(permits=2)), lambda: run(PD)),
     "slots": (lambda: run(PD.replace(slots=5)), lambda: run(PD)),
     "jitter": (
         lambda: run(PD, acceptance=SURE, jitter=False, seed=7),
@@ -118,7 +118,7 @@ OFF: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
 REACHED: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
     "context limit": (lambda: run(PD, max_context=300), lambda: run(PD)),
     "queue limit": (lambda: run(PD.replace(queue_limit=1)), lambda: run(PD)),
-    "permits": (lambda: run(PD.replace(running_stages=1)), lambda: run(PD)),
+    "permits": (lambda: run(PD.replace(permits=1)), lambda: run(PD)),
     "slots": (lambda: run(PD.replace(slots=4)), lambda: run(PD)),
     "jitter": (lambda: run(PD, jitter=False), lambda: run(PD)),
     "contention": (lambda: run(PD), lambda: run(PD, costs=QUIET)),
@@ -281,17 +281,17 @@ def test_host_time_is_around_the_device() -> None:
     spans = run(PD, jitter=False).spans
     columns = {"lane": "first", "back_to_back": "first", "dispatched_s": "min", "start_s": "min"}
     columns |= {"end_s": "max", "completed_s": "max"}
-    works = spans.groupby("work").agg(columns).sort_values("dispatched_s")
-    straight = works["back_to_back"]
-    assert 20 < straight.sum() < len(works) - 20
-    assert (straight == (works["dispatched_s"] == works.groupby("lane")["completed_s"].shift())).all()
+    batches = spans.groupby("batch_id").agg(columns).sort_values("dispatched_s")
+    straight = batches["back_to_back"]
+    assert 20 < straight.sum() < len(batches) - 20
+    assert (straight == (batches["dispatched_s"] == batches.groupby("lane")["completed_s"].shift())).all()
     half_s = np.where(straight, 0.025e-3, 0.05e-3)
-    np.testing.assert_allclose(works["start_s"] - works["dispatched_s"], half_s, atol=1e-9)
-    np.testing.assert_allclose(works["completed_s"] - works["end_s"], half_s, atol=1e-9)
+    np.testing.assert_allclose(batches["start_s"] - batches["dispatched_s"], half_s, atol=1e-9)
+    np.testing.assert_allclose(batches["completed_s"] - batches["end_s"], half_s, atol=1e-9)
 
 
 def test_work_beyond_the_profile_is_refused_with_a_remedy() -> None:
-    with pytest.raises(InputError, match="measured draft at batch 1 to 16"):
+    with pytest.raises(InputError, match="measured draft at batch_size 1 to 16"):
         run(
             PD.with_batch_limits({Step.DRAFT_VERIFY: 32}),
             make_workload(40, FixedLength(20), FixedLength(30), concurrency=40),
@@ -299,7 +299,7 @@ def test_work_beyond_the_profile_is_refused_with_a_remedy() -> None:
 
 
 class Listening:
-    """Costs that note what they are asked for: every segment takes 1 ms, and a work 1 ms (2 ms, where its worker had
+    """Costs that note what they are asked for: every segment takes 1 ms, and a batch 1 ms (2 ms, where its worker had
     to be woken) outside the device."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engines.live.kernels.dependent_launch import LINE, ahead, depends, processors_of
+from engines.live.kernels.dependent_launch import LINE, prefetch_l2, processors_of, supports_dependent_launch
 
 MOST_ROWS = 128  # new tokens times heads of a group that one program can hold
 MOST_SPLITS = 16
@@ -115,8 +115,8 @@ def _attend(
         # Slots and lengths are older than the kernel before this one, and so are all keys but the newest.
         line = tl.minimum(key_row, end - begin - 1)[:, None] * (KV_HEADS * HEAD_DIM)
         line += tl.arange(0, LINES)[None, :] * (HEAD_DIM // LINES)
-        ahead(keys + offset + line)
-        ahead(values + offset + line)
+        prefetch_l2(keys + offset + line)
+        prefetch_l2(values + offset + line)
         tl.extra.cuda.gdc_wait()
     q = tl.load(query + place, mask=real[:, None], other=0.0)
     within = key_row[:, None] * (KV_HEADS * HEAD_DIM) + dim[None, :]
@@ -174,7 +174,7 @@ class DecodeAttention:
         self.slots, self.first, self.query_tokens, self.scale = slots, first, query_tokens, scale * LOG2_E
         _, row_length, kv_heads, head_dim = pool.shape
         batch, group = len(slots), heads // kv_heads
-        self._dependent = depends(pool.device)
+        self._dependent = supports_dependent_launch(pool.device)
         self._rows = max(16, triton.next_power_of_2(query_tokens * group))
         config = config or CONFIGS.get((head_dim, self._rows), OTHER)
         self.splits = config.splits or _splits(batch * kv_heads, triton.cdiv(row_length, SPLIT_KEYS), pool)

@@ -15,7 +15,7 @@ HOPPER_SHARED_BYTES = 227 * 1024  # that one program may have
 
 
 @triton.jit
-def follow(DEPENDENT: tl.constexpr):
+def launch_dependents_and_wait(DEPENDENT: tl.constexpr):
     """Let the next kernel start, and wait for the one before."""
     if DEPENDENT:
         tl.extra.cuda.gdc_launch_dependents()
@@ -23,7 +23,7 @@ def follow(DEPENDENT: tl.constexpr):
 
 
 @triton.jit
-def settle(DEPENDENT: tl.constexpr):
+def fence(DEPENDENT: tl.constexpr):
     """Let all that this thread has stored be seen everywhere, for kernels that start when this one ends and read it
     before they wait."""
     if DEPENDENT:
@@ -33,7 +33,7 @@ def settle(DEPENDENT: tl.constexpr):
 
 
 @triton.jit
-def ahead(pointers):
+def prefetch_l2(pointers):
     """Bring the lines that these point to into the second-level cache. A hint: nothing waits for it."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32, False, 1
@@ -41,7 +41,7 @@ def ahead(pointers):
 
 
 @cache
-def depends(device: torch.device) -> bool:
+def supports_dependent_launch(device: torch.device) -> bool:
     """Whether kernels on a device can be launched so: Hopper and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 

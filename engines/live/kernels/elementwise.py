@@ -23,9 +23,9 @@ def add_rms_norm(hidden: Tensor | None, residual: Tensor, weight: Tensor, eps: f
     hidden, residual: [tokens, width], contiguous; weight: [width]. Returns [tokens, width].
     """
     if residual.is_cuda:
-        from engines.live.kernels import elementwise_triton as kernels
+        from engines.live.kernels import elementwise_triton
 
-        return kernels.add_rms_norm(hidden, residual, weight, eps)
+        return elementwise_triton.add_rms_norm(hidden, residual, weight, eps)
     if hidden is not None:
         residual.add_(hidden)
     return _rms_norm(residual, weight, eps)
@@ -43,9 +43,9 @@ def rotate_and_store(
     Returns the queries, [tokens, heads, head_dim], contiguous.
     """
     if qkv.is_cuda:
-        from engines.live.kernels import elementwise_triton as kernels
+        from engines.live.kernels import elementwise_triton
 
-        return kernels.rotate_and_store(qkv, rotations, head_norms, eps, rows, keys, values)
+        return elementwise_triton.rotate_and_store(qkv, rotations, head_norms, eps, rows, keys, values)
     kv_heads, head_dim = keys.shape[-2:]
     heads = qkv.view(len(qkv), -1, head_dim)
     turning, value = heads[:, :-kv_heads], heads[:, -kv_heads:]
@@ -62,8 +62,8 @@ def rotate_and_store(
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up. gate_up: [tokens, 2 * width], contiguous: gate, then up. Returns [tokens, width]."""
     if gate_up.is_cuda:
-        from engines.live.kernels import elementwise_triton as kernels
+        from engines.live.kernels import elementwise_triton
 
-        return kernels.silu_mul(gate_up)
+        return elementwise_triton.silu_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return silu(gate).mul_(up)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engines.live.kernels.dependent_launch import depends, follow
+from engines.live.kernels.dependent_launch import launch_dependents_and_wait, supports_dependent_launch
 
 # Launch parameters, to be tuned by experiments/checks/kernels.py on a new kind of GPU.
 NORM_WARPS = 16
@@ -23,7 +23,7 @@ def _add_rms_norm(
     hidden, residual, weight, out, eps,
     ADD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    follow(DEPENDENT)
+    launch_dependents_and_wait(DEPENDENT)
     columns = tl.arange(0, BLOCK)
     there = columns < WIDTH
     offset = tl.program_id(0).to(tl.int64) * WIDTH
@@ -42,7 +42,7 @@ def _add_rms_norm(
 def add_rms_norm(hidden: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     tokens, width = residual.shape
     out = torch.empty_like(residual)
-    added, dependent = residual if hidden is None else hidden, depends(residual.device)
+    added, dependent = residual if hidden is None else hidden, supports_dependent_launch(residual.device)
     _add_rms_norm[(tokens,)](
         added, residual, weight, out, eps, hidden is not None, width, triton.next_power_of_2(width), dependent,
         num_warps=NORM_WARPS, launch_pdl=dependent,
@@ -56,7 +56,7 @@ def _rotate_and_store(
     NORM: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    follow(DEPENDENT)
+    launch_dependents_and_wait(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # queries' heads, then the keys', then the values'
     half = tl.arange(0, HALF)
@@ -101,7 +101,7 @@ def rotate_and_store(
 ) -> Tensor:
     tokens, (kv_heads, head_dim) = len(qkv), keys.shape[-2:]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
-    query, dependent = qkv.new_empty(tokens, heads, head_dim), depends(qkv.device)
+    query, dependent = qkv.new_empty(tokens, heads, head_dim), supports_dependent_launch(qkv.device)
     _rotate_and_store[(tokens, triton.cdiv(heads + 2 * kv_heads, ROTATE_HEADS))](
         qkv, rotations, qkv if head_norms is None else head_norms, rows, query, keys, values, eps,
         head_norms is not None, heads, kv_heads, head_dim // 2, ROTATE_HEADS, dependent,
@@ -112,7 +112,7 @@ def rotate_and_store(
 
 @triton.jit
 def _silu_mul(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
-    follow(DEPENDENT)
+    launch_dependents_and_wait(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = columns < WIDTH
@@ -124,7 +124,7 @@ def _silu_mul(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT:
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    out, dependent = gate_up.new_empty(tokens, width), depends(gate_up.device)
+    out, dependent = gate_up.new_empty(tokens, width), supports_dependent_launch(gate_up.device)
     _silu_mul[(tokens, triton.cdiv(width, GATE_COLUMNS))](
         gate_up, out, width, GATE_COLUMNS, dependent, num_warps=GATE_WARPS, launch_pdl=dependent
     )

@@ -21,8 +21,8 @@ import torch
 import triton
 from torch import Tensor
 
-from engines.live.kernels import skinny_gemm_triton as narrow_kernels
-from engines.live.kernels.dependent_launch import LINE, depends, processors_of
+from engines.live.kernels import skinny_gemm_triton
+from engines.live.kernels.dependent_launch import LINE, processors_of, supports_dependent_launch
 from engines.live.kernels.elementwise import rotate_and_store
 from engines.live.kernels.passes import Product
 
@@ -108,19 +108,19 @@ def _steps(bytes_per_input: int, memory: int, longest: int, least: int) -> tuple
     return step, min(8, max(2, memory // (bytes_per_input * step)))
 
 
-class NarrowPass:
+class SkinnyPass:
     """One pass of few tokens through a model; engines.live.kernels.passes.Pass says what the methods do.
 
     residual: [tokens, width]; _scaled: the same times the next norm's weights; _squares: [parts, rows] float32.
     """
 
     def __init__(self, ids: Tensor, table: Tensor, norm: Tensor, eps: float) -> None:
-        self._eps, self._dependent, self._parts = eps, depends(table.device), 1
+        self._eps, self._dependent, self._parts = eps, supports_dependent_launch(table.device), 1
         self._processors = processors_of(table.device)
         self._resize(len(ids), table)
         self._arrivals = ids.new_empty(COUNTERS, dtype=torch.int32)
         width = table.shape[1]
-        narrow_kernels.embed[(self._tokens,)](
+        skinny_gemm_triton.embed[(self._tokens,)](
             ids, table, norm, self.residual, self._scaled, self._squares, self._arrivals,
             width, triton.next_power_of_2(width), COUNTERS, self._dependent, num_warps=8, launch_pdl=self._dependent,
         )  # fmt: skip
@@ -136,7 +136,7 @@ class NarrowPass:
         launch = replace(launch, columns=min(launch.columns, head_dim))  # a program turns pairs of one head
         heads = outputs // head_dim - 2 * kv_heads
         query = self.residual.new_empty(self._tokens, heads, head_dim)
-        narrow_kernels.rotate[(outputs // launch.columns, launch.splits)](
+        skinny_gemm_triton.rotate[(outputs // launch.columns, launch.splits)](
             self._scaled, *self._weights(product), *self._shared(outputs, launch),
             self._squares, rotations, rows, query, keys, values,
             self._tokens, self._eps, inputs, heads, kv_heads, head_dim, product.bias is not None,
@@ -148,7 +148,7 @@ class NarrowPass:
         outputs, inputs = product.weight.shape
         launch = self._launch(outputs, inputs)
         self._parts = triton.cdiv(outputs, launch.columns)
-        narrow_kernels.add[(self._parts, launch.splits)](
+        skinny_gemm_triton.add[(self._parts, launch.splits)](
             x, *self._weights(product), *self._shared(outputs, launch),
             norm, self.residual, self._scaled, self._squares, self._tokens,
             inputs, outputs, product.bias is not None, *self._shape(launch), **self._options(launch),
@@ -158,7 +158,7 @@ class NarrowPass:
         width, inputs = product.weight.shape[0] // 2, product.weight.shape[1]
         launch = self._launch(2 * width, inputs)
         out = self.residual.new_empty(self._tokens, width)
-        narrow_kernels.gate[(triton.cdiv(width, launch.columns // 2), launch.splits)](
+        skinny_gemm_triton.gate[(triton.cdiv(width, launch.columns // 2), launch.splits)](
             self._scaled, *self._weights(product), *self._shared(2 * width, launch),
             self._squares, out, self._tokens, self._eps,
             inputs, width, product.bias is not None,
@@ -170,7 +170,7 @@ class NarrowPass:
         outputs, inputs = product.weight.shape
         launch = self._launch(outputs, inputs)
         out = self.residual.new_empty(self._tokens, outputs)
-        narrow_kernels.project[(triton.cdiv(outputs, launch.columns), launch.splits)](
+        skinny_gemm_triton.project[(triton.cdiv(outputs, launch.columns), launch.splits)](
             self._scaled, *self._weights(product), *self._shared(outputs, launch),
             self._squares, out, self._tokens, self._eps,
             inputs, outputs, product.bias is not None,

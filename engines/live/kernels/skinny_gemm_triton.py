@@ -13,7 +13,7 @@ where programs that share inputs leave what they found, and arrivals [COUNTERS] 
 import triton
 import triton.language as tl
 
-from engines.live.kernels.dependent_launch import ahead, follow
+from engines.live.kernels.dependent_launch import launch_dependents_and_wait, prefetch_l2
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _begin(
         tl.extra.cuda.gdc_launch_dependents()
         if AHEAD > 0:
             early = min(first, INPUTS - AHEAD) + tl.arange(0, AHEAD // NUMBERS) * NUMBERS
-            ahead(weights[:, None] + early[None, :])
+            prefetch_l2(weights[:, None] + early[None, :])
         tl.extra.cuda.gdc_wait()
     return first, min(first + each, INPUTS)
 
@@ -88,7 +88,7 @@ def embed(
 ):  # fmt: skip
     """The residual of each token's id, the same times the norm's weights, and its squares' sum; sets the counters of
     arrivals to zero. One program a token."""
-    follow(DEPENDENT)
+    launch_dependents_and_wait(DEPENDENT)
     token = tl.program_id(0)
     if token == 0:
         tl.store(arrivals + tl.arange(0, COUNTERS), tl.zeros([COUNTERS], tl.int32))

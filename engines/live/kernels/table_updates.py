@@ -60,9 +60,9 @@ def feed(tables: Tables, slots: Tensor, back: int, count: int, drafted: bool) ->
     slots: [batch] int64. drafted: the end is that of its drafts, not that of what is known.
     """
     if slots.is_cuda:
-        from engines.live.kernels import table_updates_triton as step_kernels
+        from engines.live.kernels import table_updates_triton
 
-        return step_kernels.feed(tables, slots, back, count, drafted)
+        return table_updates_triton.feed(tables, slots, back, count, drafted)
     lengths = tables.lengths[slots]
     first = lengths + (tables.draft_lengths[slots] if drafted else 0) - back
     positions = first[:, None] + torch.arange(count)
@@ -76,9 +76,9 @@ def feed(tables: Tables, slots: Tensor, back: int, count: int, drafted: bool) ->
 def candidates(logits: Tensor) -> Candidates:
     """What is left to choose from when every row takes its largest logit. logits: [rows, vocabulary]."""
     if logits.is_cuda:
-        from engines.live.kernels import table_updates_triton as step_kernels
+        from engines.live.kernels import table_updates_triton
 
-        return step_kernels.candidates(logits)
+        return table_updates_triton.candidates(logits)
     return Candidates(logits.argmax(-1, keepdim=True), None)
 
 
@@ -86,9 +86,9 @@ def keep_first_drafts(tables: Tables, slots: Tensor, offered: Candidates) -> Ten
     """Each slot's first draft is what is picked after its last known token. offered: two rows a slot, after its last
     two known tokens. Returns [batch] bool: whether the last known token is what is picked after the one before."""
     if slots.is_cuda:
-        from engines.live.kernels import table_updates_triton as step_kernels
+        from engines.live.kernels import table_updates_triton
 
-        return step_kernels.keep_first_drafts(tables, slots, offered)
+        return table_updates_triton.keep_first_drafts(tables, slots, offered)
     picked = offered.picked.view(-1, 2)
     tables.drafts[slots, 0] = picked[:, 1]
     tables.draft_lengths[slots] = 1
@@ -98,9 +98,9 @@ def keep_first_drafts(tables: Tables, slots: Tensor, offered: Candidates) -> Ten
 def keep_next_drafts(tables: Tables, slots: Tensor, offered: Candidates) -> None:
     """One more draft of each slot. offered: one row a slot. The scratch slot stays at its first draft."""
     if slots.is_cuda:
-        from engines.live.kernels import table_updates_triton as step_kernels
+        from engines.live.kernels import table_updates_triton
 
-        step_kernels.keep_next_drafts(tables, slots, offered)
+        table_updates_triton.keep_next_drafts(tables, slots, offered)
         return
     drafted = tables.draft_lengths[slots]
     tables.drafts[slots, drafted] = offered.picked
@@ -113,9 +113,9 @@ def keep_verified(tables: Tables, slots: Tensor, k: int, offered: Candidates) ->
     its last known token and after k drafts, real or not. The scratch slot keeps its two tokens.
     Returns [batch, 2 + k] int64: how many drafts matched, then all that was picked."""
     if slots.is_cuda:
-        from engines.live.kernels import table_updates_triton as step_kernels
+        from engines.live.kernels import table_updates_triton
 
-        return step_kernels.keep_verified(tables, slots, k, offered)
+        return table_updates_triton.keep_verified(tables, slots, k, offered)
     picked = offered.picked.view(-1, k + 1)
     lengths = tables.lengths[slots]
     matched = count_matches(tables.drafts[slots, :k], picked[:, :k], tables.draft_lengths[slots])

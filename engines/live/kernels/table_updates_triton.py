@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engines.live.kernels.dependent_launch import depends, follow, settle
+from engines.live.kernels.dependent_launch import fence, launch_dependents_and_wait, supports_dependent_launch
 from engines.live.kernels.table_updates import Candidates, Feed, Tables
 from engines.live.model.attention import Places
 
@@ -48,11 +48,11 @@ def _feed(
     tl.store(tokens + token, fed, mask=there)
     tl.store(positions + token, position, mask=there)
     tl.store(rows + token, row, mask=there)
-    settle(DEPENDENT)
+    fence(DEPENDENT)
 
 
 def feed(tables: Tables, slots: Tensor, back: int, count: int, drafted: bool) -> Feed:
-    total, dependent = len(slots) * count, depends(slots.device)
+    total, dependent = len(slots) * count, supports_dependent_launch(slots.device)
     first, tokens, positions, rows = (slots.new_empty(size) for size in (len(slots), total, total, total))
     _feed[(triton.cdiv(total, FEED_TOKENS),)](
         slots, *tables, first, tokens, positions, rows, total, tables.tokens.shape[1],
@@ -66,7 +66,7 @@ def feed(tables: Tables, slots: Tensor, back: int, count: int, drafted: bool) ->
 def _candidates(
     logits, tokens, tops, VOCABULARY: tl.constexpr, COLUMNS: tl.constexpr, DEPENDENT: tl.constexpr
 ):  # fmt: skip
-    follow(DEPENDENT)
+    launch_dependents_and_wait(DEPENDENT)
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = part * COLUMNS + tl.arange(0, COLUMNS)
     x = tl.load(logits + row * VOCABULARY + column, mask=column < VOCABULARY, other=-float("inf")).to(tl.float32)
@@ -78,7 +78,7 @@ def _candidates(
 
 
 def candidates(logits: Tensor) -> Candidates:
-    (rows, vocabulary), dependent = logits.shape, depends(logits.device)
+    (rows, vocabulary), dependent = logits.shape, supports_dependent_launch(logits.device)
     shape = (rows, triton.cdiv(vocabulary, COLUMNS))
     tokens, tops = (logits.new_empty(shape, dtype=dtype) for dtype in (torch.int32, torch.float32))
     _candidates[shape](
@@ -106,27 +106,27 @@ def _picked(tokens, tops, row, there, PARTS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _keep_first_drafts(
-    slots, table, lengths, drafts, draft_lengths, offered, tops, foreseen, row_length,
+    slots, table, lengths, drafts, draft_lengths, offered, tops, draft_agrees, row_length,
     MOST_DRAFTS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    follow(DEPENDENT)
+    launch_dependents_and_wait(DEPENDENT)
     sequence = tl.program_id(0)
     slot = tl.load(slots + sequence)
     last = tl.load(table + slot * row_length + tl.load(lengths + slot) - 1)
     after = tl.arange(0, 2)  # the last known token but one, and the last
     picked = _picked(offered, tops, sequence * 2 + after, after < 2, PARTS, BLOCK)
-    tl.store(foreseen + sequence + after, picked == last, mask=after == 0)
+    tl.store(draft_agrees + sequence + after, picked == last, mask=after == 0)
     tl.store(drafts + slot * MOST_DRAFTS + after - 1, picked, mask=after == 1)
     tl.store(draft_lengths + slot, 1)
 
 
 def keep_first_drafts(tables: Tables, slots: Tensor, offered: Candidates) -> Tensor:
-    foreseen = slots.new_empty(len(slots), dtype=torch.bool)
+    draft_agrees = slots.new_empty(len(slots), dtype=torch.bool)
     _keep_first_drafts[(len(slots),)](
-        slots, *tables, *_parts(offered), foreseen, tables.tokens.shape[1], tables.drafts.shape[1],
+        slots, *tables, *_parts(offered), draft_agrees, tables.tokens.shape[1], tables.drafts.shape[1],
         **_options(offered),
     )  # fmt: skip
-    return foreseen
+    return draft_agrees
 
 
 @triton.jit(do_not_specialize=["scratch"])
@@ -134,7 +134,7 @@ def _keep_next_drafts(
     slots, drafts, draft_lengths, offered, tops, scratch,
     MOST_DRAFTS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    follow(DEPENDENT)
+    launch_dependents_and_wait(DEPENDENT)
     sequence = tl.program_id(0)
     slot = tl.load(slots + sequence)
     drafted = tl.load(draft_lengths + slot)
@@ -158,7 +158,7 @@ def _keep_verified(
     K: tl.constexpr, MOST_DRAFTS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    follow(DEPENDENT)
+    launch_dependents_and_wait(DEPENDENT)
     sequence = tl.program_id(0)
     slot = tl.load(slots + sequence)
     length = tl.load(lengths + slot)
@@ -190,7 +190,7 @@ def _parts(offered: Candidates) -> tuple[Tensor, Tensor]:
 
 
 def _options(offered: Candidates) -> dict[str, int | bool]:
-    parts, dependent = offered.tokens.shape[1], depends(offered.tokens.device)
+    parts, dependent = offered.tokens.shape[1], supports_dependent_launch(offered.tokens.device)
     return {
         "PARTS": parts, "BLOCK": triton.next_power_of_2(parts), "DEPENDENT": dependent,
         "num_warps": KEEP_WARPS, "launch_pdl": dependent,

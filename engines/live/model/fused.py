@@ -76,10 +76,14 @@ class FusedDecoder:
         shaped &= int(decoder.layers[0].self_attn.head_dim) >= 16
         self._narrow = False
         if self._embedding.is_cuda:
-            from engines.live.kernels.dependent_launch import HOPPER_SHARED_BYTES, depends, shared_bytes_of
+            from engines.live.kernels.dependent_launch import (
+                HOPPER_SHARED_BYTES,
+                shared_bytes_of,
+                supports_dependent_launch,
+            )
 
             device = self._embedding.device
-            roomy = depends(device) and shared_bytes_of(device) >= HOPPER_SHARED_BYTES
+            roomy = supports_dependent_launch(device) and shared_bytes_of(device) >= HOPPER_SHARED_BYTES
             # float16 might not hold a residual that is not normed yet
             self._narrow = shaped and roomy and self._embedding.dtype is torch.bfloat16
             torch.cuda.empty_cache()  # the unjoined weights are gone; whoever sizes a pool should see that
@@ -104,10 +108,10 @@ class FusedDecoder:
     def _start(self, tokens: Tensor) -> Pass:
         first = (tokens, self._embedding, self._layers[0].input_norm, self._eps)
         if self._narrow:
-            from engines.live.kernels.skinny_gemm import MOST_TOKENS, NarrowPass
+            from engines.live.kernels.skinny_gemm import MOST_TOKENS, SkinnyPass
 
             if len(tokens) <= MOST_TOKENS:
-                return NarrowPass(*first)
+                return SkinnyPass(*first)
         return WidePass(*first)
 
 

@@ -62,9 +62,7 @@ def check_served(role: str, model: PreTrainedModel, forward: Forward, expected: 
         raise _refusal(role, model, ValueError(said))
 
 
-def _served_logits(
-    model: PreTrainedModel, forward: Forward, expected: list[Tensor]
-) -> list[tuple[Tensor, Tensor]]:
+def _served_logits(model: PreTrainedModel, forward: Forward, expected: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Pairs of logits, [tokens, vocabulary] each: found and expected."""
     sequences, device = _sequences(model), model.device
     prompts = [len(tokens) - FOLLOWING for tokens in sequences]

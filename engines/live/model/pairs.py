@@ -259,6 +259,6 @@ def _add_tokenizer(pair: Pair, folder: Path, trust: bool) -> None:
     if largest >= pair.vocabulary:
         said = f"knows a token {largest}, and the models have {pair.vocabulary}"
         raise InputError("tokenizer", str(folder), f"{said}; {remedy}")
-    # verbose=False: a text longer than the context is no mistake, as prompts are pieces of one
+    # verbose=False: a text longer than the context is no mistake, as prompts are jobs of one
     pair.encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
     pair.decode = lambda tokens: str(tokenizer.decode(tokens))

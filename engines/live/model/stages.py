@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engines.live.device.host import to_device
-from engines.live.kernels import table_updates as steps
+from engines.live.kernels import table_updates
 from engines.live.kernels.table_updates import Candidates, Tables
 from engines.live.model.attention import Layout, PackedBatch, packed_places
 from engines.live.model.kv_cache import SlotPool
@@ -86,10 +86,10 @@ class Stages:
 
     def draft(self, slots: Tensor, k: int, sampling: bool = False) -> Tensor:
         """Propose k tokens for each slot. Returns what draft_first does."""
-        foreseen = self.draft_first(slots, sampling)
+        draft_agrees = self.draft_first(slots, sampling)
         for _ in range(k - 1):
             self.draft_next(slots, sampling)
-        return foreseen
+        return draft_agrees
 
     def draft_first(self, slots: Tensor, sampling: bool = False) -> Tensor:
         """The first draft of each slot. Returns [batch] bool: whether the draft model would have proposed the last
@@ -99,13 +99,13 @@ class Stages:
         """
         batch, tokens = self._feed(self.draft_pool, slots, back=2, count=2)
         logits = self.pair.draft_forward(tokens, batch, None)
-        return steps.keep_first_drafts(self._tables, slots, self._offer(logits, batch, sampling))
+        return table_updates.keep_first_drafts(self._tables, slots, self._offer(logits, batch, sampling))
 
     def draft_next(self, slots: Tensor, sampling: bool = False) -> None:
         """One more draft of each slot, after those that it has."""
         batch, tokens = self._feed(self.draft_pool, slots, back=1, count=1, drafted=True)
         logits = self.pair.draft_forward(tokens, batch, None)
-        steps.keep_next_drafts(self._tables, slots, self._offer(logits, batch, sampling))
+        table_updates.keep_next_drafts(self._tables, slots, self._offer(logits, batch, sampling))
 
     def verify(self, slots: Tensor, k: int, sampling: bool = False) -> Tensor:
         """Check each slot's drafts with the target; k is the largest draft length among them.
@@ -115,9 +115,9 @@ class Stages:
         """
         batch, tokens = self._feed(self.target_pool, slots, back=1, count=k + 1)
         logits = self.pair.target_forward(tokens, batch, None)
-        return steps.keep_verified(self._tables, slots, k, self._offer(logits, batch, sampling))
+        return table_updates.keep_verified(self._tables, slots, k, self._offer(logits, batch, sampling))
 
-    def foresees_last(self, tokens: Sequence[int], key: int = 0, temperature: float = 0.0) -> bool:
+    def draft_agrees_on_last(self, tokens: Sequence[int], key: int = 0, temperature: float = 0.0) -> bool:
         """Whether the draft model proposes the last of these tokens after the others (uses the scratch slot)."""
         self.load([self.scratch], [tokens[:-1]], [key], [temperature])
         slots = torch.tensor([self.scratch], device=self.device)
@@ -135,13 +135,13 @@ class Stages:
         self, pool: SlotPool, slots: Tensor, back: int, count: int, drafted: bool = False
     ) -> tuple[PackedBatch, Tensor]:
         """The batch of a decode stage and its tokens; engines.live.kernels.table_updates.feed says which."""
-        first, tokens, places = steps.feed(self._tables, slots, back, count, drafted)
+        first, tokens, places = table_updates.feed(self._tables, slots, back, count, drafted)
         return PackedBatch(pool, slots, first, count, places), tokens
 
     def _offer(self, logits: Tensor, batch: PackedBatch, sampling: bool) -> Candidates:
         """The tokens that a decode stage has left to choose from. logits: of all the batch's tokens."""
         if not sampling:
-            return steps.candidates(logits)
+            return table_updates.candidates(logits)
         slots = batch.slots.repeat_interleave(batch.longest)
         return Candidates(self._pick(logits, slots, batch.positions + 1, sampling)[:, None], None)
 

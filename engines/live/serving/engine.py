@@ -25,7 +25,7 @@ from engines.live.serving.executor import Executor, Found
 from engines.live.serving.memory import plan_slots
 from engines.live.serving.tape import TapeBuilder
 from engines.policy.architecture import Architecture
-from engines.policy.batch import Work
+from engines.policy.batch import Batch
 from engines.policy.request import Emission, Request, RequestState, Settlement, Status
 from engines.policy.scheduler import Scheduler
 from engines.record.run import Recorder, SegmentTime
@@ -113,7 +113,7 @@ class LiveEngine:
         self._graphs = pair.device.type == "cuda" if graphs is None else graphs
         self._sampling, self._prefill_tokens, self._progress = sampling, prefill_tokens, progress
         self._executors: dict[int, Executor] = {}  # by stream
-        self._inboxes: dict[tuple[str, int], queue.SimpleQueue[Work | None]] = {}
+        self._inboxes: dict[tuple[str, int], queue.SimpleQueue[Batch | None]] = {}
         self._threads: list[threading.Thread] = []
         self._settings = ExitStack()
 
@@ -197,7 +197,7 @@ class LiveEngine:
         return handle
 
     def cancel(self, request_id: int) -> None:
-        """Give up a request, waiting or running. Its handle is done once nothing works on it."""
+        """Give up a request, waiting or running. Its handle is done once nothing batches on it."""
         with self.lock:
             now = self.now()
             state = self.scheduler.cancel(request_id, now)
@@ -252,25 +252,25 @@ class LiveEngine:
             runner.capture(lambda: self._progress(next(done), total))
         return {n: Executor(self.stages, streams[n], runner) for n, runner in runners.items()}
 
-    def _work(self, inbox: queue.SimpleQueue[Work | None], executor: Executor) -> None:
+    def _work(self, inbox: queue.SimpleQueue[Batch | None], executor: Executor) -> None:
         with torch.inference_mode():
-            while (work := inbox.get()) is not None:
+            while (batch := inbox.get()) is not None:
                 try:
-                    self._finish(work, *executor.execute(work.step, work.members))
+                    self._finish(batch, *executor.execute(batch.step, batch.members))
                 except BaseException as error:
                     self._fall(error)
                     raise
 
     # --- news for the scheduler -------------------------------------------------------------------------
 
-    def _finish(self, work: Work, found: list[Found], segments: list[SegmentTime]) -> None:
+    def _finish(self, batch: Batch, found: list[Found], segments: list[SegmentTime]) -> None:
         with self.lock:
             now, origin_s = self.now(), self._origin_s
             self._completing_s = now
-            ended = self.scheduler.complete(work, [f.outcome for f in found], now)
+            ended = self.scheduler.complete(batch, [f.outcome for f in found], now)
             times = [SegmentTime(s, start - origin_s, end - origin_s) for s, start, end, _ in segments]
-            self.recorder.worked(work, times, now)
-            for member in zip(work.members, found, work.settlements, work.draft_lengths, strict=True):
+            self.recorder.completed(batch, times, now)
+            for member in zip(batch.members, found, batch.settlements, batch.draft_lengths, strict=True):
                 self._book(*member)
             for state in ended:
                 self._end(state)
@@ -283,16 +283,16 @@ class LiveEngine:
         """Add what a step found for one request to its tape and its tokens."""
         emitted = settlement.emitted if settlement else 0
         tape, position = self._tapes[state.id], state.emitted - emitted
-        if found.foreseen is not None:
-            tape.foreseen(position - 1, found.foreseen)
+        if found.draft_agrees is not None:
+            tape.draft_agrees(position - 1, found.draft_agrees)
         if isinstance(found.outcome, Emission) and settlement is not None and k:
             tape.verified(position, found.outcome.matched, k)
         self._handles[state.id].tokens += found.tokens[:emitted]
 
     def _dispatch(self, now: float) -> None:
         if self._crash is None and not self._paused:
-            for work in self.scheduler.dispatch(now):
-                self._inboxes[work.lane.name, work.worker].put(work)
+            for batch in self.scheduler.dispatch(now):
+                self._inboxes[batch.lane.name, batch.worker].put(batch)
 
     def _end(self, state: RequestState) -> None:
         handle = self._handles.pop(state.id)

@@ -24,7 +24,7 @@ class Found:
 
     outcome: Outcome
     tokens: Sequence[int] = ()
-    foreseen: bool | None = None
+    draft_agrees: bool | None = None
 
 
 class Executor:
@@ -73,16 +73,16 @@ class Executor:
         )
 
     def _read(self, members: list[RequestState], values: dict[Segment, list[Any]]) -> list[Found]:
-        foreseen = values.get(Segment.DRAFT, [None] * len(members))
+        draft_agrees = values.get(Segment.DRAFT, [None] * len(members))
         if Segment.VERIFY in values:
             steps = [(matched, picked[: matched + 1]) for matched, *picked in values[Segment.VERIFY]]
         elif Segment.PREFILL_TARGET in values:
             steps = [(0, [token]) for token in values[Segment.PREFILL_TARGET]]
         else:
-            return [Found(None, (), hindsight) for hindsight in foreseen]
+            return [Found(None, (), agrees) for agrees in draft_agrees]
         return [
-            Found(Emission(matched, self._stop_after(state.request, tokens)), tokens, hindsight)
-            for state, (matched, tokens), hindsight in zip(members, steps, foreseen, strict=True)
+            Found(Emission(matched, self._stop_after(state.request, tokens)), tokens, agrees)
+            for state, (matched, tokens), agrees in zip(members, steps, draft_agrees, strict=True)
         ]
 
     def _stop_after(self, request: Request, tokens: Sequence[int]) -> int | None:

@@ -157,11 +157,11 @@ def _tapes(engine: LiveEngine, handles: list[Handle], complete: bool) -> dict[in
             if handle.tape is None or handle.state is None or handle.state.status is not Status.FINISHED:
                 continue
             if complete and len(handle.tape) > 1 and handle.tape[-1] == UNKNOWN:
-                handle.tape[-1] = RIGHT if _foreseen(engine, handle.request, handle.tokens) else WRONG
+                handle.tape[-1] = RIGHT if _draft_agrees(engine, handle.request, handle.tokens) else WRONG
             tapes[handle.request.id] = handle.tape
     return tapes
 
 
-def _foreseen(engine: LiveEngine, request: Request, tokens: list[int]) -> bool:
+def _draft_agrees(engine: LiveEngine, request: Request, tokens: list[int]) -> bool:
     key = request_key(request.seed, request.id)
-    return engine.stages.foresees_last([*(request.prompt or ()), *tokens], key, request.temperature)
+    return engine.stages.draft_agrees_on_last([*(request.prompt or ()), *tokens], key, request.temperature)

@@ -23,8 +23,8 @@ class TapeBuilder:
         if matched < draft_length:
             self._bits[position + matched] = WRONG
 
-    def foreseen(self, position: int, right: bool) -> None:
-        """In hindsight, the draft model proposes output token `position`, or not."""
+    def draft_agrees(self, position: int, right: bool) -> None:
+        """In agrees, the draft model proposes output token `position`, or not."""
         if position > 0:
             self._bits[position] = RIGHT if right else WRONG
 

@@ -13,15 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.live.kernels import elementwise as operations
+from engines.live.kernels import elementwise
 from engines.live.model.attention import PackedBatch, _attend_gathered
 from engines.live.model.kv_cache import SlotPool
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="triton is not installed, so its kernels are not checked")
 
-from engines.live.kernels import decode_attention_triton as decode_attention  # noqa: E402
-from engines.live.kernels import elementwise_triton as kernels  # noqa: E402
+from engines.live.kernels import decode_attention_triton, elementwise_triton  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
 PRODUCT_DTYPES = DTYPES if DEVICE == "cuda" else [torch.float32, torch.float16]  # it multiplies no bfloat16 either
@@ -49,8 +48,8 @@ def test_add_rms_norm(added: bool, dtype: torch.dtype) -> None:
     hidden = random(5, 48, dtype=dtype) if added else None
     residual, weight = random(5, 48, dtype=dtype), random(48, dtype=dtype)
     theirs = on_device(hidden, residual, weight)
-    normed = kernels.add_rms_norm(*theirs, 1e-5)
-    assert close(normed, operations.add_rms_norm(hidden, residual, weight, 1e-5))
+    normed = elementwise_triton.add_rms_norm(*theirs, 1e-5)
+    assert close(normed, elementwise.add_rms_norm(hidden, residual, weight, 1e-5))
     assert close(theirs[1], residual)
 
 
@@ -66,8 +65,8 @@ def test_rotate_and_store(heads: int, kv_heads: int, normed: bool, dtype: torch.
     rows = torch.randperm(3 * 11)[:tokens]
     keys, values = (torch.full((3, 11, kv_heads, head_dim), 9.0, dtype=dtype) for _ in range(2))
     theirs = on_device(qkv, rotations, norms, rows, keys, values)
-    query = kernels.rotate_and_store(*theirs[:3], 1e-6, *theirs[3:])
-    assert close(query, operations.rotate_and_store(qkv, rotations, norms, 1e-6, rows, keys, values))
+    query = elementwise_triton.rotate_and_store(*theirs[:3], 1e-6, *theirs[3:])
+    assert close(query, elementwise.rotate_and_store(qkv, rotations, norms, 1e-6, rows, keys, values))
     assert close(theirs[4], keys)
     assert close(theirs[5], values)
 
@@ -76,7 +75,7 @@ def test_rotate_and_store(heads: int, kv_heads: int, normed: bool, dtype: torch.
 def test_silu_mul(dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     gate_up = random(3, 2 * 1100, dtype=dtype)
-    assert close(kernels.silu_mul(gate_up.to(DEVICE)), operations.silu_mul(gate_up))
+    assert close(elementwise_triton.silu_mul(gate_up.to(DEVICE)), elementwise.silu_mul(gate_up))
 
 
 class Shape(NamedTuple):
@@ -110,9 +109,11 @@ def make_case(shape: Shape, known: list[int], queries: int, dtype: torch.dtype) 
 
 def attended(case: Case, splits: int | None, scale: float = 0.3) -> Tensor:
     """What the kernel computes, the second time it runs: the first must leave its scratch memory ready."""
-    config = decode_attention.LaunchConfig(keys=16, warps=4, stages=2, splits=splits)
+    config = decode_attention_triton.LaunchConfig(keys=16, warps=4, stages=2, splits=splits)
     query, keys, values, slots, first = on_device(*case[:3], case.batch.slots, case.batch.first)
-    attend = decode_attention.DecodeAttention(slots, first, case.batch.longest, query.shape[1], keys, scale, config)
+    attend = decode_attention_triton.DecodeAttention(
+        slots, first, case.batch.longest, query.shape[1], keys, scale, config
+    )
     attend(query.flip(0), keys, values)
     return attend(query, keys, values)
 
@@ -155,7 +156,7 @@ def test_a_wrong_length_or_slot_shows(wrong: str) -> None:
 
 
 def test_what_the_kernel_does_not_take_is_known() -> None:
-    assert decode_attention.fits(9, 32, 4, 64)
-    assert not decode_attention.fits(17, 32, 4, 64)  # 136 rows
-    assert not decode_attention.fits(1, 4, 4, 80)
-    assert not decode_attention.fits(1, 4, 4, 8)
+    assert decode_attention_triton.fits(9, 32, 4, 64)
+    assert not decode_attention_triton.fits(17, 32, 4, 64)  # 136 rows
+    assert not decode_attention_triton.fits(1, 4, 4, 80)
+    assert not decode_attention_triton.fits(1, 4, 4, 8)

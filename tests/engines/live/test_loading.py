@@ -58,7 +58,7 @@ def test_a_client_that_goes_on_in_a_completion_finds_the_worker_awake(pair: Pair
     workload = make_workload(6, FixedLength(4), FixedLength(6), concurrency=2)
     with LiveEngine(alone, pair, 64) as engine:
         run = serve(engine, with_random_prompts(workload, pair.vocabulary))
-    works = run.spans.drop_duplicates("work").sort_values("dispatched_s")
+    works = run.spans.drop_duplicates("batch_id").sort_values("dispatched_s")
     assert works["back_to_back"].tolist() == [False] + [True] * (len(works) - 1)
     ends = set(run.requests["finish_s"])
     assert set(run.requests.sort_values("arrival_s")["arrival_s"][2:]) <= ends

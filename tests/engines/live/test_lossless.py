@@ -113,7 +113,7 @@ def test_every_draft_length_gives_the_same_tokens(
     "architecture",
     [
         PDV.replace(draft_length=AdaptiveDraftLength(1, 8, 2, window=5, every=1)),
-        PDV.replace(running_stages=1, hybrid_at_or_below=3),
+        PDV.replace(permits=1, hybrid_at_or_below=3),
         PD.with_batch_limits({Step.PREFILL: 4}),
         PD.replace(slots=2),
         BASELINE.replace(lanes=(dataclasses.replace(BASELINE.lanes[0], workers=8),)),

@@ -120,7 +120,7 @@ def test_more_at_once_needs_more_workspace() -> None:
     large = PD.with_batch_limits({Step.PREFILL: 8, Step.DRAFT_VERIFY: 64})
     assert workspace(PD) < workspace(packed) < workspace(large)
     more = BASELINE.replace(lanes=(BASELINE.lanes[0].__class__("worker", BASELINE.lanes[0].steps, workers=8,
-                                                               carries_request=True),))  # fmt: skip
+                                                               run_to_completion=True),))  # fmt: skip
     assert workspace(more) == 2 * workspace(BASELINE)
 
 

@@ -19,8 +19,8 @@ from engines.live.model.kv_cache import SlotPool
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="triton is not installed, so its kernels are not checked")
 
-from engines.live.kernels import skinny_gemm as narrow_products  # noqa: E402
-from engines.live.kernels.skinny_gemm import Launch, NarrowPass, launch_for  # noqa: E402
+from engines.live.kernels import skinny_gemm  # noqa: E402
+from engines.live.kernels.skinny_gemm import Launch, SkinnyPass, launch_for  # noqa: E402
 
 DTYPE = torch.float16  # the interpreter multiplies no bfloat16
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 128, 192, 4, 2, 32
@@ -46,14 +46,14 @@ def splits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     def launch(outputs: int, inputs: int, rows: int, processors: int, power_of_two: bool = False) -> Launch:
         return Launch(16 if power_of_two and columns == 24 else columns, request.param, 64, 4, 3, 64)
 
-    monkeypatch.setattr(narrow_products, "launch_for", launch)
+    monkeypatch.setattr(skinny_gemm, "launch_for", launch)
     return int(request.param)
 
 
-def both(tokens: int) -> tuple[NarrowPass, WidePass]:
+def both(tokens: int) -> tuple[SkinnyPass, WidePass]:
     torch.manual_seed(tokens)
     start = (torch.randint(0, 50, (tokens,), device=DEVICE), random(50, WIDTH), random(WIDTH), 1e-5)
-    return NarrowPass(*start), WidePass(*start)
+    return SkinnyPass(*start), WidePass(*start)
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 16, 40, 64] if DEVICE == "cuda" else [5, 40])
@@ -138,7 +138,7 @@ def test_a_decoder_says_the_same_by_either_pass(kind: str) -> None:
 def test_more_tokens_than_a_narrow_pass_takes_go_the_wide_way() -> None:
     decoder = FusedDecoder(LlamaForCausalLM(LlamaConfig(**SMALL)).to(DEVICE, DTYPE))
     decoder._narrow = True
-    for tokens, kind in ((1, NarrowPass), (64, NarrowPass), (65, WidePass)):
+    for tokens, kind in ((1, SkinnyPass), (64, SkinnyPass), (65, WidePass)):
         assert type(decoder._start(torch.zeros(tokens, dtype=torch.int64, device=DEVICE))) is kind
 
 
@@ -160,7 +160,7 @@ def test_every_launch_fits_its_product_and_a_processor(
     assert launch.ahead <= inputs
     each = -(-(inputs // launch.step) // launch.splits) * launch.step  # as the kernel shares them out
     assert each * launch.splits >= inputs
-    assert launch.splits == 1 or outputs / launch.columns <= narrow_products.COUNTERS
+    assert launch.splits == 1 or outputs / launch.columns <= skinny_gemm.COUNTERS
     assert launch.columns % 2 == 0
     assert 16 <= launch.columns <= 256
     assert launch.columns == launch.tile or not power_of_two

@@ -21,11 +21,11 @@ def shared_bytes(dtype: torch.dtype, sequences: int, heads: int, kv_heads: int, 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from engines.live.kernels import decode_attention_triton as decode_attention
+    from engines.live.kernels import decode_attention_triton
 
-    decode_attention.processors_of = lambda device: HOPPER_PROCESSORS
+    decode_attention_triton.processors_of = lambda device: HOPPER_PROCESSORS
     pool, slots = torch.empty(2, 2048, kv_heads, head_dim, dtype=dtype), torch.zeros(sequences, dtype=torch.int64)
-    attention = decode_attention.DecodeAttention(slots, slots, tokens, heads, pool, 1.0)
+    attention = decode_attention_triton.DecodeAttention(slots, slots, tokens, heads, pool, 1.0)
     launch, number = attention.config, {2: "bf16", 4: "fp32"}[dtype.itemsize]
     constants = {
         "QUERIES": tokens, "GROUP": heads // kv_heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim,
@@ -33,12 +33,12 @@ def shared_bytes(dtype: torch.dtype, sequences: int, heads: int, kv_heads: int, 
     }  # fmt: skip
     types = {"slots": "*i64", "first": "*i64", "arrivals": "*i32", "scale": "fp32", "slot_stride": "i32"}
     types |= dict.fromkeys(("parts", "part_logs"), "*fp32") | dict.fromkeys(constants, "constexpr")
-    names = decode_attention._attend.arg_names
+    names = decode_attention_triton._attend.arg_names
     signature = {name: types.get(name, f"*{number}") for name in names}
     places = {(names.index(name),): value for name, value in constants.items()}
     aligned = [n for n in names if signature[n].startswith("*") or n == "slot_stride"]
     hints = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    source = ASTSource(decode_attention._attend, signature, places, hints)
+    source = ASTSource(decode_attention_triton._attend, signature, places, hints)
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     return int(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared)
 

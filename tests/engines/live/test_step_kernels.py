@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engines.live.kernels import table_updates as steps
+from engines.live.kernels import table_updates
 from engines.live.kernels.table_updates import Candidates, Tables
 from engines.live.model.attention import Layout
 from engines.live.model.pairs import Pair
@@ -20,7 +20,7 @@ from engines.live.model.stages import Stages
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="triton is not installed, so its kernels are not checked")
 
-from engines.live.kernels import table_updates_triton as step_kernels  # noqa: E402
+from engines.live.kernels import table_updates_triton  # noqa: E402
 
 SLOTS, ROW_LENGTH, MOST_DRAFTS, VOCABULARY = 11, 41, 8, 150
 NAMES = ("feed", "candidates", "keep_first_drafts", "keep_next_drafts", "keep_verified")
@@ -60,8 +60,8 @@ def same(found: Any, expected: Any) -> bool:
 def both(name: str, members: int, tables: Tables, slots: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """What the kernel and the function return for a batch's members, once they have left the tables alike."""
     theirs = on_device(tables)
-    found = getattr(step_kernels, name)(theirs, *map(on_device, (slots, *arguments)))
-    expected = getattr(steps, name)(tables, slots, *arguments)
+    found = getattr(table_updates_triton, name)(theirs, *map(on_device, (slots, *arguments)))
+    expected = getattr(table_updates, name)(tables, slots, *arguments)
     assert same([t[:-1] for t in theirs], [t[:-1] for t in tables])
     scratch = [int(t[-1]) for t in (theirs.lengths, theirs.draft_lengths)]
     assert scratch == [2, 1] == [int(t[-1]) for t in (tables.lengths, tables.draft_lengths)]
@@ -71,11 +71,11 @@ def both(name: str, members: int, tables: Tables, slots: Tensor, *arguments: Any
 @pytest.fixture(params=[64, 4096], ids=["3 parts", "1 part"])
 def offer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Turns tokens into what is offered when these are picked, on the host."""
-    monkeypatch.setattr(step_kernels, "COLUMNS", request.param)
+    monkeypatch.setattr(table_updates_triton, "COLUMNS", request.param)
 
     def offered(picked: Tensor) -> Candidates:
         logits = torch.randn(picked.numel(), VOCABULARY).scatter_(1, picked.view(-1, 1), 9.0)
-        return Candidates(*(each.cpu() for each in step_kernels.candidates(logits.to(DEVICE))))
+        return Candidates(*(each.cpu() for each in table_updates_triton.candidates(logits.to(DEVICE))))
 
     return offered
 
@@ -86,29 +86,31 @@ def test_every_row_picks_its_argmax(rows: int, vocabulary: int, dtype: torch.dty
     torch.manual_seed(vocabulary)
     for logits in (torch.randn(rows, vocabulary), -torch.rand(rows, vocabulary) - 5):
         logits = logits.to(dtype)
-        assert same(step_kernels.candidates(logits.to(DEVICE)).picked, logits.argmax(-1))
+        assert same(table_updates_triton.candidates(logits.to(DEVICE)).picked, logits.argmax(-1))
 
 
 def test_the_first_of_equal_logits_is_picked(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(step_kernels, "COLUMNS", 16)
+    monkeypatch.setattr(table_updates_triton, "COLUMNS", 16)
     logits = torch.randint(-3, 0, (40, 100)).float()
     logits[:3] = torch.tensor([[-torch.inf], [torch.inf], [0.0]])
     logits[3] = logits[3].where(torch.arange(100) > 79, -torch.inf)  # whole parts of nothing
-    picks = Candidates(*on_device(step_kernels.candidates(logits.to(DEVICE))))
+    picks = Candidates(*on_device(table_updates_triton.candidates(logits.to(DEVICE))))
     assert same(picks.picked, logits.argmax(-1))
     tables, slots = random_tables(0), torch.randint(0, SLOTS, (1,)).expand(1)
-    verified = step_kernels.keep_verified(on_device(tables), on_device(slots), 7, Candidates(*(p[:8] for p in picks)))
+    verified = table_updates_triton.keep_verified(
+        on_device(tables), on_device(slots), 7, Candidates(*(p[:8] for p in picks))
+    )
     assert same(verified[0, 1:], logits[:8].argmax(-1))  # merged by the kernel, too
 
 
 def test_what_is_no_number_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
-    monkeypatch.setattr(step_kernels, "COLUMNS", 64)
+    monkeypatch.setattr(table_updates_triton, "COLUMNS", 64)
     logits = torch.randn(4, VOCABULARY)
     logits[0] = torch.nan
     logits[1, 100] = torch.nan
-    picked = step_kernels.candidates(logits.to(DEVICE)).picked.cpu()
+    picked = table_updates_triton.candidates(logits.to(DEVICE)).picked.cpu()
     assert picked.min() >= 0
     assert picked.max() < VOCABULARY
     assert same(picked[2:], logits[2:].argmax(-1))
@@ -122,16 +124,16 @@ def test_feed(back: int, count: int, drafted: bool, members: int, padding: int) 
     torch.manual_seed(count)
     tables, slots = random_tables(MOST_DRAFTS), random_slots(members, padding)
     for _ in range(3):
-        theirs = step_kernels.feed(on_device(tables), on_device(slots), back, count, drafted)
-        assert same(theirs, steps.feed(tables, slots, back, count, drafted))
+        theirs = table_updates_triton.feed(on_device(tables), on_device(slots), back, count, drafted)
+        assert same(theirs, table_updates.feed(tables, slots, back, count, drafted))
 
 
 def test_more_tokens_than_one_program_feeds() -> None:
     torch.manual_seed(2)
     tables, slots = random_tables(MOST_DRAFTS), torch.randint(0, SLOTS, (53,))
-    assert step_kernels.FEED_TOKENS < 53 * 9
-    found = step_kernels.feed(on_device(tables), on_device(slots), 1, 9, False)
-    assert same(found, steps.feed(tables, slots, 1, 9, False))
+    assert table_updates_triton.FEED_TOKENS < 53 * 9
+    found = table_updates_triton.feed(on_device(tables), on_device(slots), 1, 9, False)
+    assert same(found, table_updates.feed(tables, slots, 1, 9, False))
 
 
 @pytest.mark.parametrize(("members", "padding"), BATCHES)
@@ -140,9 +142,9 @@ def test_keep_first_drafts(members: int, padding: int, offer: Any) -> None:
     tables, slots = random_tables(MOST_DRAFTS), random_slots(members, padding)
     picked = torch.randint(0, VOCABULARY, (members + padding, 2))
     picked[::2, 0] = tables.tokens[slots, tables.lengths[slots] - 1][::2]
-    foreseen, expected = both("keep_first_drafts", members, tables, slots, offer(picked))
-    assert same(foreseen, expected)
-    assert bool(foreseen[::2].all())
+    draft_agrees, expected = both("keep_first_drafts", members, tables, slots, offer(picked))
+    assert same(draft_agrees, expected)
+    assert bool(draft_agrees[::2].all())
 
 
 @pytest.mark.parametrize(("members", "padding"), BATCHES)
@@ -191,5 +193,5 @@ def test_stages_end_alike_with_the_kernels(sampling: bool, llama: Pair, monkeypa
 
     expected = decoded()
     for name in NAMES:
-        monkeypatch.setattr(steps, name, getattr(step_kernels, name))
+        monkeypatch.setattr(table_updates, name, getattr(table_updates_triton, name))
     assert same(decoded(), expected)
