@@ -275,7 +275,7 @@ def test_simulating_comparing_drawing_and_tracing_need_no_torch(work: Path, tmp_
 def test_live_commands_without_torch_say_what_to_install(
     in_work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.runner.options.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("experiments.runner.preflight.importlib.util.find_spec", lambda name: None)
     assert main(["run"]) == 2
     assert "pip install 'pdv[engines]'" in capsys.readouterr().err
 
