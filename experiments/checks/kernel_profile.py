@@ -27,10 +27,11 @@ from engines.live.model.pairs import load_pair
 from engines.policy.architecture import PD, Segment, Step
 from engines.policy.draft_length import FixedDraftLength
 from engines.storage.files import replaced
+from experiments.checks.hardware import check_kernels
+from experiments.commands.arguments import parse_numbers
 from experiments.program.ending import in_one_line
 from experiments.program.outputs import check_file
-from experiments.runner.options import check_kernels, check_live, parse_numbers
-from experiments.runner.preflight import check_fits
+from experiments.runner.preflight import check_fits, check_live
 
 REPLAYS, TIMES = 5, 41
 NAME_LENGTH = 48

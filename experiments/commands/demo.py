@@ -11,7 +11,7 @@ import typer
 from experiments.compare.report import comparison_report, results_console
 from experiments.program.outputs import check_output
 from experiments.runner.config import Experiment
-from experiments.runner.options import check_live
+from experiments.runner.preflight import check_live
 
 
 def demo(

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.errors import InputError
+from engines.errors import InputError, require_at_least
 from engines.storage.locks import locked
 from experiments.commands.arguments import (
+    AUTO,
     ArchitectureOption,
     BatchLimitOption,
     ConcurrencyOption,
@@ -36,7 +37,7 @@ from experiments.commands.arguments import (
 from experiments.commands.outcome import conclude
 from experiments.program.outputs import check_record
 from experiments.program.progress import bar, console
-from experiments.runner.options import AUTO, at_least, check_live
+from experiments.runner.preflight import check_fits, check_live, fill
 
 LIVE = "Live engine"
 
@@ -101,8 +102,9 @@ def run(
         temperature=temperature, seed=seed,
     )  # fmt: skip
     workload = chosen_workload(load)
-    at_least("max_context", max_context, 8)
-    at_least("reserve_gib", reserve_gib, 0)
+    for name, value, least in (("max_context", max_context, 8), ("reserve_gib", reserve_gib, 0)):
+        if value is not None:
+            require_at_least(name, value, least)
     shortest = min(request.prompt_tokens for request in workload.requests)
     if max_context is not None and shortest >= max_context:
         raise InputError("max_context", max_context, f"no prompt fits; the shortest has {shortest} tokens")
@@ -111,7 +113,6 @@ def run(
 
     from engines.live.model.pairs import load_pair
     from experiments.runner.live import serve, warm_up
-    from experiments.runner.preflight import check_fits, fill
 
     memory: dict[str, Any] = {"max_context": max_context, "reserve_gib": reserve_gib}
     if slots == AUTO:

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from calibrate.profile import Profile
+from engines.errors import require_at_least
 from experiments.compare.report import grid_table, results_console
 from experiments.program.outputs import check_output
 from experiments.program.progress import bar
 from experiments.runner.config import Experiment
-from experiments.runner.options import at_least
 from experiments.runner.predict import Prediction, parse_acceptance
 from experiments.runner.sweep import sweep as sweeping
 
@@ -29,7 +29,8 @@ def sweep(
 
     Example: pdv sweep experiments/configs/demo.toml --profile profile --out sweep
     """
-    at_least("jobs", jobs, 1)
+    if jobs is not None:
+        require_at_least("jobs", jobs, 1)
     experiment, settings = Experiment.load(config), Prediction(Profile.load(profile), parse_acceptance(acceptance))
     settings.extrapolate, settings.seed = extrapolate, experiment.seed
     settings.max_context = experiment.max_context

@@ -11,12 +11,13 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from engines.errors import InputError, require_name
 from engines.policy.architecture import Architecture, load_architecture
+from engines.policy.changes import changed
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, NotNegative, Positive, Settings, Whole, checked
+from engines.workload.lengths import parse_lengths
 from engines.workload.traces import read_trace
 from engines.workload.workload import Workload, make_workload, with_sampling
 from experiments.runner.cells import draft_length_label
-from experiments.runner.options import adjusted, parse_lengths
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -27,7 +28,7 @@ def _name(value: str) -> str:
 
 
 class WorkloadConfig(Settings):
-    """What each cell serves. Lengths in tokens, as `experiments.runner.options.parse_lengths` reads them.
+    """What each cell serves. Lengths in tokens, as `engines.workload.lengths.parse_lengths` reads them.
 
     requests: of a cell at least, 32 unless told otherwise (all of a trace); requests_per_client: for each client of a
     closed loop, so that busy cells reach a steady state too. process, cv: of the arrivals of an open loop. trace: a
@@ -108,7 +109,7 @@ class Point(NamedTuple):
 
 class Changes(Settings):
     """An architecture in a configuration, as another one with settings to change
-    (experiments.runner.options.adjusted)."""
+    (engines.policy.changes.changed)."""
 
     base: str
     name: str | None = None
@@ -121,8 +122,8 @@ class Changes(Settings):
 
     def build(self) -> Architecture:
         """The changed architecture. Raises InputError."""
-        changed = adjusted(load_architecture(self.base), **self.model_dump(exclude={"base", "name"}))
-        return changed if self.name is None else changed.replace(name=self.name)
+        architecture = changed(load_architecture(self.base), **self.model_dump(exclude={"base", "name"}))
+        return architecture if self.name is None else architecture.replace(name=self.name)
 
 
 class Experiment(Settings):
@@ -189,7 +190,7 @@ class Experiment(Settings):
         """Every architecture at every k. Raises InputError."""
         bases = [_architecture(value) for value in self.architectures]
         choices: list[str | None] = [*self.k] or [None]
-        return [adjusted(base, draft_length=k) for base in bases for k in choices]
+        return [changed(base, draft_length=k) for base in bases for k in choices]
 
 
 def _architecture(value: str | dict[str, Any]) -> Architecture:

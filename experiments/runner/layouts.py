@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from engines.errors import InputError
+from engines.errors import InputError, require_positive
 from engines.live.model.pairs import load_pair
 from engines.live.serving.engine import LiveEngine
 from engines.live.serving.utilisation import measure_ceilings
@@ -29,8 +29,7 @@ from experiments.bench.exactness import expected_of
 from experiments.bench.settings import BenchSettings, defaults_for
 from experiments.program.ending import in_one_line
 from experiments.program.outputs import check_output
-from experiments.runner.options import check_live, positive
-from experiments.runner.preflight import check_fits
+from experiments.runner.preflight import check_fits, check_live
 from experiments.runner.study import layouts
 
 
@@ -42,8 +41,8 @@ def measure(settings: BenchSettings, seconds: float, budget_s: float, folder: Pa
     if not chosen:
         names = dict.fromkeys(layout.study for layout in layouts())
         raise InputError("only", only, f"no layout has this in its name or study; the studies are {', '.join(names)}")
-    positive("seconds", seconds)
-    positive("budget_s", budget_s)
+    require_positive("seconds", seconds)
+    require_positive("budget_s", budget_s)
     check_output("out", folder, ["layouts.csv"])
     check_live(settings.device, settings.pair)
     context = settings.prompt_tokens + settings.output_tokens

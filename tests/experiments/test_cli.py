@@ -178,7 +178,7 @@ def bad_files(work: Path) -> None:
     for name in ("other_schema", "truncated", "cut", "no_table"):
         shutil.copytree(work / "profile", work / name)
     toml = work / "other_schema" / "profile.toml"
-    toml.write_text(toml.read_text().replace("schema_version = 2", "schema_version = 99"))
+    toml.write_text(toml.read_text().replace("schema_version = 3", "schema_version = 99"))
     lines = (work / "truncated" / "stage_costs.csv").read_text().splitlines(keepends=True)
     (work / "truncated" / "stage_costs.csv").write_text("".join(lines[:-4]))
     (work / "cut" / "stage_costs.csv").write_text("".join(lines)[:-10])
@@ -275,7 +275,7 @@ def test_simulating_comparing_drawing_and_tracing_need_no_torch(work: Path, tmp_
 def test_live_commands_without_torch_say_what_to_install(
     in_work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.runner.options.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("experiments.runner.preflight.importlib.util.find_spec", lambda name: None)
     assert main(["run"]) == 2
     assert "pip install 'pdv[engines]'" in capsys.readouterr().err
 

@@ -9,10 +9,12 @@ import pytest
 
 from engines.errors import InputError
 from engines.policy.architecture import ARCHITECTURES, Step
-from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.policy.changes import changed, parse_batch_limits
+from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength, parse_draft_length
+from engines.workload.lengths import parse_lengths
 from engines.workload.workload import FixedLength, LogNormalLength, UniformLength
+from experiments.commands.arguments import parse_numbers
 from experiments.runner.config import CONFIGS, Experiment
-from experiments.runner.options import adjusted, parse_batch_limits, parse_draft_length, parse_lengths, parse_numbers
 from experiments.runner.predict import AcceptanceChoice, parse_acceptance
 
 OPEN: dict[str, Any] = {"concurrencies": [], "rates": [2.0]}
@@ -163,9 +165,9 @@ def test_limits_and_numbers() -> None:
 
 
 def test_workers_belong_to_the_lanes_that_carry_requests_or_to_all() -> None:
-    assert adjusted(ARCHITECTURES["baseline"], workers=8).lanes[0].workers == 8
-    assert [lane.workers for lane in adjusted(ARCHITECTURES["pdv"], workers=2).lanes] == [2, 2, 2]
-    assert adjusted(ARCHITECTURES["pdv"]) == ARCHITECTURES["pdv"]
+    assert changed(ARCHITECTURES["baseline"], workers=8).lanes[0].workers == 8
+    assert [lane.workers for lane in changed(ARCHITECTURES["pdv"], workers=2).lanes] == [2, 2, 2]
+    assert changed(ARCHITECTURES["pdv"]) == ARCHITECTURES["pdv"]
 
 
 def test_acceptance_texts() -> None:

@@ -12,14 +12,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from engines.errors import InputError  # noqa: E402
+from engines.workload.lengths import parse_lengths  # noqa: E402
 from experiments.checks import soak  # noqa: E402
+from experiments.commands.arguments import parse_numbers  # noqa: E402
 from experiments.embedded_pair import train as train_embedded_pair  # noqa: E402
 from experiments.runner import layouts, layouts_predicted  # noqa: E402
-from experiments.runner.options import parse_lengths, parse_numbers  # noqa: E402
 
 pytestmark = pytest.mark.live
 GPU_CHECKS = ["experiments.checks.products", "experiments.checks.kernels"]
-KERNELS = ["decode_attention", "kernels", "launching", "skinny_gemm_triton", "skinny_gemm", "table_updates_triton"]
+KERNELS = ["decode_attention_triton", "dependent_launch", "skinny_gemm_triton", "skinny_gemm", "table_updates_triton"]
 
 
 def refusal(module: str, options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
@@ -62,7 +63,7 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setattr("experiments.runner.options.check_kernels", lambda: None)
+    monkeypatch.setattr("experiments.checks.hardware.check_kernels", lambda: None)
     monkeypatch.setattr("engines.live.kernels.dependent_launch.shared_bytes_of", lambda device: 99 * 1024)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a small GPU")
@@ -77,8 +78,8 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
 def test_a_check_of_kernels_refuses_what_means_nothing(
     module: str, options: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("experiments.runner.options.check_kernels", lambda: None)
-    monkeypatch.setattr("experiments.runner.options.check_shared_memory", lambda needed: None)
+    monkeypatch.setattr("experiments.checks.hardware.check_kernels", lambda: None)
+    monkeypatch.setattr("experiments.checks.hardware.check_shared_memory", lambda needed: None)
     assert refusal(module, options, monkeypatch, capsys).startswith(message)
 
 
