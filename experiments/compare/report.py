@@ -45,8 +45,8 @@ LATENCY_TABLE = (
 CELL_METRICS = {
     "throughput_tokens_per_s": ("tokens/s", 1.0), "steady": ("steady\ntokens/s", 1.0),
     "ttft_s.mean": ("TTFT mean\n(ms)", 1e3), "ttft_s.p95": ("TTFT P95\n(ms)", 1e3),
-    "tpot_s.mean": ("TPOT mean\n(ms)", 1e3), "latency_s.median": ("latency\nmedian (s)", 1.0),
-    "latency_s.p95": ("latency\nP95 (s)", 1.0),
+    "tpot_s.mean": ("TPOT mean\n(ms)", 1e3), "latency_s.median": ("latency\nmedian (ms)", 1e3),
+    "latency_s.p95": ("latency\nP95 (ms)", 1e3),
 }  # fmt: skip
 """Headings of the table of cells, and what the seconds are multiplied by."""
 
@@ -210,6 +210,7 @@ def grid_table(runs: Sequence[Run]) -> Table:
     cells = pd.DataFrame([cell for _, cell in groups], columns=CELL_COLUMNS)
     kinds, checked = {kind for kind, _ in groups}, any("exactness" in run.info for run in runs)
     table = _table("means over the repeats of each cell (spread: (largest - smallest) / |mean|)")
+    table.padding = (0, 0)  # so that each cell has one line in WIDTH columns
     for heading, _ in CELL_METRICS.values():
         table.add_column(heading, justify="right")
     if checked:
