@@ -20,12 +20,13 @@ from calibrate.stage_costs import Grid, Progress, measure_stage_costs
 from engines.live.model.graphs import BATCHES, sizes_up_to
 from engines.live.model.pairs import Pair
 from engines.live.serving.engine import LiveEngine
+from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import device_name, serve
 from engines.policy.architecture import BASELINE, PD, PDV, Architecture, Step
 from engines.policy.context import context_of
 from engines.policy.draft_length import FixedDraftLength
 from engines.record.run import Run
-from engines.workload.workload import FixedLength, Workload, make_workload, with_prompts, with_random_prompts
+from engines.workload.workload import FixedLength, make_workload
 
 SHARES = {"stage_costs": 0.45, "contention": 0.4, "live": 0.15}  # of the time budget
 REQUESTS, OUTPUT_TOKENS = 12, 64  # of the live run that acceptance and host times are read from
@@ -126,13 +127,6 @@ def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Ru
         with LiveEngine(architecture, pair, prompt + output) as engine:
             runs.append(serve(engine, prompts_for(pair, workload, seed), tell))
     return runs
-
-
-def prompts_for(pair: Pair, workload: Workload, seed: int) -> Workload:
-    """The workload with real text where the pair has a tokenizer, and with random tokens where it has not."""
-    if pair.encode is not None:
-        return with_prompts(workload, pair.encode, seed)
-    return with_random_prompts(workload, pair.vocabulary, seed)
 
 
 def host_times(runs: Sequence[Run]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engines.live.device.streams import Stream
+from engines.live.device.streams import Stream, timed
 from engines.live.model.eager import EagerRunner
 from engines.live.model.graphs import GraphRunner, Plan
 from engines.live.model.pairs import Pair
@@ -46,8 +46,7 @@ class Workbench:
     def __init__(self, stages: Stages, first_slot: int, slots: int, runner: EagerRunner | None = None) -> None:
         self.stages, self.runner = stages, runner or EagerRunner(stages)
         self.slots = list(range(first_slot, first_slot + slots))
-        for table in (stages.tokens, stages.drafts):
-            table[first_slot : first_slot + slots].random_(0, stages.pair.vocabulary)
+        stages.fill_randomly(slice(first_slot, first_slot + slots))
         _wait_for(stages.device)
 
     def call(self, shape: SegmentShape) -> RepeatableCall:
@@ -60,8 +59,7 @@ class Workbench:
         rows, lengths = (torch.tensor(values, device=stages.device) for values in (slots, known))
 
         def reset() -> None:  # stages lengthen sequences; what they then find must be the same each time
-            stages.lengths.index_copy_(0, rows, lengths)
-            stages.draft_lengths.index_fill_(0, rows, k)
+            stages.set_lengths(rows, lengths, k)
 
         return RepeatableCall(reset, lambda: self.runner.ready(shape.segment, slots, counts, k, False))
 
@@ -72,13 +70,12 @@ class Workbench:
 
     def span(self, stream: Stream, call: RepeatableCall) -> tuple[float, float]:
         """Start and end of one call on the stream, on time.perf_counter's clock."""
-        with stream.turn():
+
+        def ready() -> list[Callable[[], Any]]:
             call.reset()
-            ready = call.ready()
-            marks = [stream.mark()]
-            ready()
-            marks.append(stream.mark())
-        start, end = stream.times(marks)
+            return [call.ready()]
+
+        _, (start, end) = timed(stream, ready)
         return start, end
 
 

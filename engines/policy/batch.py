@@ -43,8 +43,8 @@ class Batch:
     back_to_back: bool = False
     draft_lengths: list[int] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
-    shapes: tuple[SegmentShape, ...] = ()
     settlements: list[Settlement | None] = field(default_factory=list)
+    shapes: tuple[SegmentShape, ...] = ()
 
     @property
     def slots(self) -> list[int]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from calibrate.measure import prompts_for
 from calibrate.stage_costs import Progress
 from engines.live.model.pairs import load_pair
 from engines.live.serving.cache_check import CacheReport, check_engine, check_slot
 from engines.live.serving.engine import LiveEngine
+from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.pairs.permutation import PREFIX, parse_pair
 from engines.policy.architecture import Architecture, Step, load_architecture

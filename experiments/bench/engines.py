@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from calibrate.measure import prompts_for
 from calibrate.stage_costs import Progress
 from engines.live.model.pairs import Pair
 from engines.live.serving.engine import Handle, LiveEngine
+from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.policy.architecture import Architecture, Stage, Step, load_architecture
 from engines.policy.draft_length import FixedDraftLength

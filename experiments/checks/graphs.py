@@ -31,10 +31,10 @@ import torch
 from rich import box
 from rich.table import Table
 
-from calibrate.measure import prompts_for
 from engines.errors import InputError
 from engines.live.model.pairs import Pair, load_pair
 from engines.live.serving.engine import Handle, LiveEngine
+from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.pairs.permutation import PREFIX, margin, parse_pair
 from engines.policy.architecture import Architecture, Step, load_architecture

@@ -20,10 +20,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from calibrate.measure import prompts_for
 from engines.errors import InputError, require_whole
 from engines.live.model.pairs import load_pair
 from engines.live.serving.engine import Handle, LiveEngine
+from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.pairs.permutation import expected_output, parse_pair
 from engines.policy.architecture import ARCHITECTURES, Architecture, Step

@@ -28,7 +28,7 @@ def serve(
     """Serve the workload live, with real text as prompts (random tokens for a pair that has no tokenizer). `info`
     is added to the record's. The memory was planned, with a reserve, before the pair was loaded
     (experiments.runner.preflight), so none is asked for again."""
-    from calibrate.measure import prompts_for
+    from engines.live.serving.prompts import prompts_for
     from engines.live.serving.serve import serve_once
 
     prompted = prompts_for(pair, workload, int(workload.info.get("seed", 0)))

@@ -47,7 +47,7 @@ def test_packed_prompts_are_met_at_their_mean_length() -> None:
     costs = stage_costs()
     alone = costs[costs["segment"].str.startswith("prefill")]
     times = [column for column in costs if column.endswith("_ms")]
-    packed = alone.assign(batch=4, tokens=alone["tokens"] * 4).assign(**{c: alone[c] * 3 for c in times})
+    packed = alone.assign(batch_size=4, tokens=alone["tokens"] * 4).assign(**{c: alone[c] * 3 for c in times})
     model = CostModel(made_up(stage_costs=pd.concat([costs, packed])))
     for row in pd.concat([alone, packed]).itertuples():
         cost = model.cost(SegmentShape.prefill(Segment(row.segment), row.batch_size, row.tokens))

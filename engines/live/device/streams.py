@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
+
+Found = TypeVar("Found")
 
 
 class Stream(Protocol):
@@ -95,6 +97,20 @@ class CudaStream:
     def times(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
         marks[-1].synchronize()
         return [self._origin_s + self._origin.elapsed_time(mark) / 1e3 for mark in marks]
+
+
+def timed(stream: Stream, ready: Callable[[], Sequence[Callable[[], Found]]]) -> tuple[list[Found], list[float]]:
+    """Make calls in a turn of the stream. ready: does what the host can do beforehand, and returns the calls.
+
+    Returns what each call returned, and the seconds on the host clock before the first call and after each.
+    """
+    with stream.turn():
+        calls = ready()
+        found, marks = [], [stream.mark()]
+        for call in calls:
+            found.append(call())
+            marks.append(stream.mark())
+    return found, stream.times(marks)
 
 
 def make_stream(device: torch.device, priority: int = 0) -> Stream:

@@ -68,6 +68,16 @@ class Stages:
         self.keys.index_copy_(0, given, keys_)
         self.temperatures.index_copy_(0, given, bits_.view(torch.float64).float())
 
+    def fill_randomly(self, slots: slice) -> None:
+        """Random tokens and drafts, for measurements of which only the sizes matter."""
+        for table in (self.tokens, self.drafts):
+            table[slots].random_(0, self.pair.vocabulary)
+
+    def set_lengths(self, slots: Tensor, lengths: Tensor, draft_length: int) -> None:
+        """Put sequences back to before a step with `draft_length` drafts each. slots, lengths: [batch]."""
+        self.lengths.index_copy_(0, slots, lengths)
+        self.draft_lengths.index_fill_(0, slots, draft_length)
+
     def prefill_draft(self, slots: Tensor, layout: Layout) -> None:
         """Fill the draft's pool from the prompts. slots: [batch]; layout: how the prompts are packed."""
         batch, tokens = self._prompts(self.draft_pool, slots, layout)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engines.live.device.streams import Stream
+from torch import Tensor
+
+from engines.live.device.streams import Stream, timed
 from engines.live.model.eager import EagerRunner
 from engines.live.model.stages import Stages
 from engines.live.model.verification import request_keys
@@ -45,23 +47,20 @@ class Executor:
         return [found[0] for found, _ in alone], [segment for _, segments in alone for segment in segments]
 
     def _run(self, step: Step, members: list[RequestState]) -> tuple[list[Found], list[SegmentTime]]:
-        results: dict[Segment, Any] = {}
         slots = [state.slot for state in members if state.slot is not None]
         counts = [state.request.prompt_tokens for state in members]
         k = max(state.draft_length for state in members)
         sampling = any(state.request.temperature > 0 for state in members)
-        with self.stream.turn():
+
+        def ready() -> list[Callable[[], Tensor | None]]:
             if step is Step.PREFILL:
                 self._load(members)
-            calls = {segment: self.runner.ready(segment, slots, counts, k, sampling) for segment in step.segments}
-            marks = [self.stream.mark()]
-            for segment, call in calls.items():
-                results[segment] = call()
-                marks.append(self.stream.mark())
-        times = itertools.pairwise(self.stream.times(marks))
-        segments = [SegmentTime(s, *pair) for s, pair in zip(step.segments, times, strict=True)]
-        values = {segment: result.tolist() for segment, result in results.items() if result is not None}
-        return self._read(members, values), segments
+            return [self.runner.ready(segment, slots, counts, k, sampling) for segment in step.segments]
+
+        results, times = timed(self.stream, ready)
+        pairs = zip(step.segments, itertools.pairwise(times), strict=True)
+        values = {s: result.tolist() for s, result in zip(step.segments, results, strict=True) if result is not None}
+        return self._read(members, values), [SegmentTime(segment, *pair) for segment, pair in pairs]
 
     def _load(self, members: list[RequestState]) -> None:
         requests = [state.request for state in members]

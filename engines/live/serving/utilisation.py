@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from engines.live.device.streams import make_stream
+from engines.live.device.streams import make_stream, timed
 from engines.live.model.kv_cache import layer_shape
 from engines.live.model.pairs import Pair, default_dtype
 from engines.live.model.permutation import embedding_weights
@@ -137,17 +137,13 @@ def _product_s(device: torch.device, dtype: torch.dtype, side: int, repeats: int
     return _best_s(device, lambda: torch.mm(left, left, out=product), repeats)
 
 
-def _best_s(device: torch.device, work: Callable[[], Any], repeats: int) -> float:
+def _best_s(device: torch.device, call: Callable[[], Any], repeats: int) -> float:
     """The shortest of `repeats` calls on the device, after one that warms up."""
     stream = make_stream(device)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # what `work` reads was made on another stream
+        torch.cuda.synchronize(device)  # what the call reads was made on another stream
     taken = []
     for _ in range(repeats + 1):
-        with stream.turn():
-            marks = [stream.mark()]
-            work()
-            marks.append(stream.mark())
-        start, end = stream.times(marks)
+        _, (start, end) = timed(stream, lambda: [call])
         taken.append(end - start)
     return min(taken[1:])
