@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from engines.errors import InputError
 from engines.pairs.permutation import PREFIX, parse_pair
-from engines.policy.architecture import MOST_SLOTS, Architecture
+from engines.policy.architecture import Architecture
 from engines.workload.workload import Workload
 from experiments.program.progress import console
 
@@ -74,7 +74,7 @@ def fill(
     """The architecture with as many slots as fit the device, but no more than requests can be there at once, and
     MOST_SLOTS at most. A line on standard error says how many they are and why. Takes and raises what check_fits
     does."""
-    from engines.live.serving.memory import with_fitting_slots
+    from engines.live.serving.memory import MOST_SLOTS, with_fitting_slots
 
     plan = _plan(architecture, pair, draft, device, max_context, reserve_gib)
     at_once = min(len(workload.requests), workload.concurrency or len(workload.requests))
