@@ -58,7 +58,7 @@ def _stages(result: BenchResult) -> Table:
             table.add_section()
         previous = row["segment"]
         table.add_row(
-            row["segment"].replace("_", " "), f"{row['batch']:g}", f"{row['tokens']:g}",
+            row["segment"].replace("_", " "), f"{row['batch_size']:g}", f"{row['tokens']:g}",
             *(_short(row[name]) for name in ("p50_ms", "p95_ms", "floor_ms", "times_floor")),
             f"{row['kernels']:g}", _short(row["tb_per_s"]), _short(row["tflop_per_s"]),
         )  # fmt: skip

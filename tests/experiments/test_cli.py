@@ -133,7 +133,7 @@ BAD_OTHERS = {
     "table is a folder": ("compare live simulated --out live", "out = 'live'"),
     "table cannot be written": ("compare live simulated --out /proc/nope/x.csv", "out = '/proc/nope'"),
     "trace file is a folder": ("trace live/pdv-r1 --out live", "out = 'live'"),
-    "sides swapped": ("compare simulated live", "live = 'pdv': the record says kind = 'simulated'"),
+    "sides swapped": ("compare simulated live", "live = 'pdv': the record has kind = 'simulated'"),
     "simulated on both sides": ("compare simulated simulated", "live = 'pdv'"),
     "live on both sides": ("compare live live", "simulated = 'pdv-r1'"),
     "profile of another device": ("compare live simulated --profile elsewhere", "profile device = 'another device'"),

@@ -27,7 +27,7 @@ def test_every_span_is_a_slice_with_its_batch(traced: tuple[Run, list[dict]]) ->
     found = Counter((e["args"]["batch_id"], e["name"], e["ts"], e["dur"]) for e in slices)
     for span in run.spans.itertuples():
         start, end = round(span.start_s * 1e6), round(span.end_s * 1e6)
-        assert found[span.work, span.segment, start, end - start] == 1
+        assert found[span.batch_id, span.segment, start, end - start] == 1
     assert all(len(e["args"]["requests"]) == e["args"]["batch_size"] for e in slices)
 
 

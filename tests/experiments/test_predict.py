@@ -74,9 +74,9 @@ def test_a_replay_recorded_before_runs_had_an_identity_is_known_by_an_unambiguou
 def test_a_simulated_run_is_not_replayed_as_a_live_one() -> None:
     run = synthetic.simulated("pdv")
     settings = Prediction(synthetic.profile(), TAPE)
-    with pytest.raises(InputError, match="replay = 'pdv': the record says kind = 'simulated'; give a live run"):
+    with pytest.raises(InputError, match="replay = 'pdv': the record has kind = 'simulated'; give a live run here"):
         replayed(run)
-    with pytest.raises(InputError, match="live = 'pdv': the record says kind = 'simulated'"):
+    with pytest.raises(InputError, match="live = 'pdv': the record has kind = 'simulated'"):
         predict(PDV, synthetic.workload(), settings, live=run)
 
 
