@@ -19,7 +19,6 @@ from experiments.runner.cells import at_once, check_room, draft_length_label
 from experiments.runner.config import Layout
 
 if TYPE_CHECKING:
-    from calibrate.stage_costs import Grid
     from engines.live.model.pairs import Pair
     from engines.live.serving.engine import Handle, LiveEngine
 
@@ -38,7 +37,7 @@ class LiveBackend(Protocol):
         """An engine, warmed up and ready for these workloads."""
 
     def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
-        """A profile over these points (see `grid_of`)."""
+        """A profile over these points (as experiments.runner.preflight.grid_of takes them)."""
 
 
 class PairBackend:
@@ -176,14 +175,6 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def grid_of(points: dict[str, list[int]]) -> Grid:
-    """The points of a calibration, as calibrate.stage_costs.Grid has them (batches, draft_lengths, contexts,
-    prompt_tokens, packed). Raises InputError."""
-    from calibrate.stage_costs import Grid
-
-    return Grid(**{name: tuple(values) for name, values in points.items()})
-
-
 def measure(
     pair: Pair, points: dict[str, list[int]], budget_s: float, command: str, unfinished: Path, progress: Bar
 ) -> Profile:
@@ -193,5 +184,6 @@ def measure(
     calibration goes on. Raises InputError for points that the pair cannot serve.
     """
     from calibrate.measure import calibrate
+    from experiments.runner.preflight import grid_of
 
     return calibrate(pair, grid_of(points), budget_s, command=command, keep=unfinished, progress=progress.part)

@@ -6,13 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from calibrate.measure import footprint
+from calibrate.stage_costs import Grid
 from engines.live.model.kv_cache import positions_of
 from engines.live.model.pairs import default_dtype, find_device, load_configs
 from engines.live.serving.memory import GIB, MOST_SLOTS, MemoryPlan, plan_slots, with_fitting_slots
 from engines.policy.architecture import Architecture
 from engines.policy.context import context_of
 from experiments.program.progress import console
-from experiments.runner.live import grid_of
 
 MOST_GIB = 1 << 30  # of a reserve: far beyond every device
 
@@ -68,11 +68,17 @@ def context_on(
 def check_calibration_fits(
     points: dict[str, list[int]], pair: str | Path, draft: str | Path | None = None, device: str = "cpu"
 ) -> None:
-    """As check_fits, for a calibration over these points (as experiments.runner.live.measure takes them)."""
+    """As check_fits, for a calibration over these points (as grid_of takes them)."""
     grid = grid_of(points)
     grid.check(positions_of(*load_configs(pair, draft)))
     architecture, context = footprint(grid)
     check_fits(architecture, pair, draft, device, max_context=context)
+
+
+def grid_of(points: dict[str, list[int]]) -> Grid:
+    """The points of a calibration, as calibrate.stage_costs.Grid has them (batches, draft_lengths, contexts,
+    prompt_tokens, packed). Raises InputError."""
+    return Grid(**{name: tuple(values) for name, values in points.items()})
 
 
 def _plan(
