@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from calibrate.acceptance import acceptance_table
-from calibrate.measure_contention import default_groups, loads_by_lane, measure_contention, widths_of
+from calibrate.measure_contention import default_groups, measure_contention, shapes_by_lane, widths_of
 from calibrate.parts import Parts
 from calibrate.profile import HOST_COLUMNS, Profile
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
@@ -88,7 +88,7 @@ def footprint(grid: Grid) -> tuple[Architecture, int]:
     """An architecture that takes as much memory as a calibration at its fullest, and the tokens of its slots (for
     engines.live.serving.memory.plan_slots). Its lanes run what is measured together; a slot belongs to one of
     them."""
-    together = sum(widths_of(loads_by_lane(default_groups(grid))))
+    together = sum(widths_of(shapes_by_lane(default_groups(grid))))
     largest = grid.batches[-1]
     lanes = PDV.with_batch_limits({Step.DRAFT: largest, Step.VERIFY: largest, Step.PREFILL: 1})
     slots, length = max(together, grid.packed[-1]), FixedDraftLength(grid.draft_lengths[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -14,29 +14,30 @@ import pandas as pd
 import torch
 
 from calibrate.overlap import Span, rate_beside_all, times_beside
+from calibrate.profile import CONTENTION_COLUMNS
 from calibrate.stage_costs import Grid, Progress
-from calibrate.workbench import Load, Workbench, alternating_workers, count_kernels, make_runner, make_stages
+from calibrate.workbench import Workbench, alternating_workers, count_kernels, make_runner, make_stages
 from engines.live.device.host import lane_settings
 from engines.live.device.streams import Stream, make_stream
 from engines.live.model.pairs import Pair
 from engines.policy.architecture import Segment
+from engines.policy.segment_shape import SegmentShape
 
-FEWEST = 5  # works that each stream of a group completes at least
+Known = dict[tuple[SegmentShape, frozenset[SegmentShape]], float]  # rate of a segment beside others
+FEWEST = 5  # calls that each stream of a group completes at least
 
 
-def default_groups(grid: Grid) -> list[tuple[Load, ...]]:
+def default_groups(grid: Grid) -> list[tuple[SegmentShape, ...]]:
     """Pairs and triples of stages that lanes run together, at the ends of the grid's ranges."""
     small, large = grid.batches[0], grid.batches[-1]
     k = grid.draft_lengths[len(grid.draft_lengths) // 2]
     context = grid.contexts[-1]
     drafts, verifies = (
-        [Load(segment, n, draft_length=k, context_tokens=context) for n in (small, large)]
-        for segment in (Segment.DRAFT, Segment.VERIFY)
+        [decode(n, k, context) for n in (small, large)] for decode in (SegmentShape.draft, SegmentShape.verify)
     )
-    prompts = [
-        Load(Segment.PREFILL_TARGET, 1, prompt_tokens=n) for n in (grid.prompt_tokens[0], grid.prompt_tokens[-1])
-    ]
-    draft_prompt = Load(Segment.PREFILL_DRAFT, 1, prompt_tokens=grid.prompt_tokens[-1])
+    shortest, longest = grid.prompt_tokens[0], grid.prompt_tokens[-1]
+    prompts = [SegmentShape.prefill(Segment.PREFILL_TARGET, 1, n) for n in (shortest, longest)]
+    draft_prompt = SegmentShape.prefill(Segment.PREFILL_DRAFT, 1, longest)
     pairs = [(d, v) for d in drafts for v in verifies]
     pairs += [(p, other) for p in prompts for other in (*drafts, *verifies)]
     pairs += [(draft_prompt, drafts[1]), (draft_prompt, verifies[1])]
@@ -44,21 +45,21 @@ def default_groups(grid: Grid) -> list[tuple[Load, ...]]:
     return [*pairs, *triples, (drafts[1], verifies[1], draft_prompt)]
 
 
-def loads_by_lane(groups: Sequence[tuple[Load, ...]]) -> list[list[Load]]:
-    """What each lane runs, group by group: the first load of every group, then the second ones, and so on."""
+def shapes_by_lane(groups: Sequence[tuple[SegmentShape, ...]]) -> list[list[SegmentShape]]:
+    """What each lane runs, group by group: the first shape of every group, then the second ones, and so on."""
     return [[group[i] for group in groups if i < len(group)] for i in range(max(map(len, groups)))]
 
 
-def widths_of(lanes_loads: Sequence[Sequence[Load]]) -> list[int]:
+def widths_of(lanes_shapes: Sequence[Sequence[SegmentShape]]) -> list[int]:
     """Slots that each lane needs."""
-    return [max(load.batch for load in loads) for loads in lanes_loads]
+    return [max(shape.batch_size for shape in shapes) for shapes in lanes_shapes]
 
 
 def measure_contention(
-    pair: Pair, grid: Grid, groups: Sequence[tuple[Load, ...]], budget_s: float, progress: Progress
+    pair: Pair, grid: Grid, groups: Sequence[tuple[SegmentShape, ...]], budget_s: float, progress: Progress
 ) -> pd.DataFrame:
-    """The profile's contention table: one thread and stream a load, each going again and again, from graphs of the
-    stream's own on a GPU.
+    """The profile's contention table: one thread and one stream per segment, each running back to back, from
+    graphs of the stream's own on a GPU.
 
     solo_ms: a call on the device, alone, right before: slow drift of the machine cancels. rate: speed while all of
     the group were on the device, against that (calibrate.overlap): time that a lane's host took between two calls,
@@ -66,8 +67,8 @@ def measure_contention(
     third of it for running alone.
     """
     grid.check(pair.max_context)
-    lanes_loads = loads_by_lane(groups)
-    widths = widths_of(lanes_loads)
+    lanes_shapes = shapes_by_lane(groups)
+    widths = widths_of(lanes_shapes)
     stages = make_stages(pair, sum(widths), grid.draft_lengths[-1], grid.longest)
     streams = [make_stream(pair.device) for _ in widths]
     share_s = budget_s / len(groups)
@@ -75,41 +76,29 @@ def measure_contention(
     with lane_settings(pair.device), torch.inference_mode():
         progress("getting ready", 0.0)
         uncaptured = Workbench(stages, 0, max(widths))
-        kernels = {load: count_kernels(pair.device, uncaptured.work(load)) for group in groups for load in group}
-        runners = [make_runner(stages, *each) for each in zip(streams, lanes_loads, strict=True)]
+        kernels = {shape: count_kernels(pair.device, uncaptured.call(shape)) for group in groups for shape in group}
+        runners = [make_runner(stages, *each) for each in zip(streams, lanes_shapes, strict=True)]
         benches = [
             Workbench(stages, end - width, width, runner)
             for end, width, runner in zip(accumulate(widths), widths, runners, strict=True)
         ]
-        known: dict[tuple[Load, frozenset[Load]], float] = {}
+        known: Known = {}
         for done, group in sorted(enumerate(groups), key=lambda place: len(place[1])):
-            name = "+".join(load.name for load in group)
+            name = "+".join(shape.name for shape in group)
             progress(f"together: {name}", done / len(groups))
             lanes = list(zip(benches, streams, group, strict=False))
             solo = [_mean_s(_spans([lane], share_s / 3 / len(group))[0]) for lane in lanes]
             found = times_beside(_spans(lanes, share_s * 2 / 3))
-            for i, (load, alone_s, (calls, beside)) in enumerate(zip(group, solo, found, strict=True)):
+            for i, (shape, alone_s, (calls, beside)) in enumerate(zip(group, solo, found, strict=True)):
                 others = frozenset(range(len(group))) - {i}
                 rate = rate_beside_all(calls * alone_s, beside, others, partial(_known, known, group, i))
-                known[load, frozenset(group) - {load}] = rate = min(rate, 1.0)
-                rows.append(
-                    {"group": name, **load.columns, "solo_ms": alone_s * 1e3, "kernels": kernels[load], "rate": rate}
-                )
-    columns = [
-        "group",
-        "segment",
-        "batch_size",
-        "draft_length",
-        "tokens",
-        "context_tokens",
-        "solo_ms",
-        "kernels",
-        "rate",
-    ]
-    return pd.DataFrame(rows)[columns]
+                known[shape, frozenset(group) - {shape}] = rate = min(rate, 1.0)
+                measured = {"solo_ms": alone_s * 1e3, "kernels": kernels[shape], "rate": rate}
+                rows.append({"group": name, **shape.columns, **measured})
+    return pd.DataFrame(rows)[CONTENTION_COLUMNS]
 
 
-Lane = tuple[Workbench, Stream, Load]
+Lane = tuple[Workbench, Stream, SegmentShape]
 
 
 def _spans(lanes: Sequence[Lane], seconds: float) -> list[list[Span]]:
@@ -120,15 +109,15 @@ def _spans(lanes: Sequence[Lane], seconds: float) -> list[list[Span]]:
     failures: list[BaseException] = []
     stop = threading.Event()
 
-    def run(i: int, bench: Workbench, stream: Stream, load: Load) -> None:
+    def run(i: int, bench: Workbench, stream: Stream, shape: SegmentShape) -> None:
         try:
             with torch.inference_mode(), alternating_workers() as workers:
-                work = partial(bench.span, stream, bench.work(load))
-                workers(work)
+                call = partial(bench.span, stream, bench.call(shape))
+                workers(call)
                 barrier.wait()
                 deadline = time.perf_counter() + seconds
                 while not stop.is_set():
-                    spans[i].append(workers(work))
+                    spans[i].append(workers(call))
                     if time.perf_counter() > deadline and all(len(each) > FEWEST for each in spans):
                         stop.set()
         except BaseException as error:
@@ -150,8 +139,6 @@ def _mean_s(spans: Sequence[Span]) -> float:
     return float(np.mean([end - start for start, end in spans]))
 
 
-def _known(
-    known: Mapping[tuple[Load, frozenset[Load]], float], group: Sequence[Load], i: int, others: frozenset[int]
-) -> float | None:
-    """The rate of a group's load beside some of the others, if a group of just these was measured before."""
+def _known(known: Known, group: Sequence[SegmentShape], i: int, others: frozenset[int]) -> float | None:
+    """The rate of a group's segment beside some of the others, if a group of just these was measured before."""
     return known.get((group[i], frozenset(group[j] for j in others)))

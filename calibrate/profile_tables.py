@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field
 from calibrate.contention import LEAST_RATE
 from engines.errors import InputError
 from engines.policy.architecture import Segment, Step
+from engines.policy.segment_shape import SegmentShape
 from engines.storage.reading import read_bytes
 from engines.storage.tables import Column, first
 from engines.storage.validation import Count, Record, Text, Whole
@@ -31,7 +32,7 @@ HOST_TIME = Column("number", least=0, most=MOST_MS)
 _SHARE = Column("number", least=0, most=1)
 _SEGMENT, _STEP = Column("text", among=tuple(Segment)), Column("text", among=tuple(Step))
 _CONTEXT = Column("number", least=0, most=MOST_OF_ANY)
-KEY = ["segment", "batch_size", "draft_length", "tokens", "context_tokens"]
+KEY = list(SegmentShape._fields)
 _POINT = dict(zip(KEY, (_SEGMENT, _COUNT, _WHOLE, _COUNT, _CONTEXT), strict=True))
 TABLES: dict[str, dict[str, Column]] = {
     "stage_costs": {

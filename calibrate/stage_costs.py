@@ -13,16 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from calibrate.workbench import Budget, Load, Workbench, alternating_workers, count_kernels, make_runner, make_stages
+from calibrate.workbench import Budget, Workbench, alternating_workers, count_kernels, make_runner, make_stages
 from engines.errors import InputError
 from engines.live.device.host import lane_settings
 from engines.live.device.streams import make_stream
 from engines.live.model.pairs import Pair
 from engines.policy.architecture import Segment
+from engines.policy.segment_shape import SegmentShape
 
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
 WARM_UPS = 2
-FEWEST, MOST = 12, 400  # measurements of each load
+FEWEST, MOST = 12, 400  # measurements of each point
 STABLE = 0.02  # half-width of the median's 95% interval, as a fraction of the median
 
 Progress = Callable[[str, float], None]  # what is being measured, fraction done
@@ -55,11 +56,13 @@ class Grid:
                 "packed", list(self.packed), f"{self.prompt_tokens[0]} tokens cannot fill as many prompts"
             )
 
-    def loads(self) -> list[Load]:
-        decode = itertools.product((Segment.DRAFT, Segment.VERIFY), self.batches, self.draft_lengths, self.contexts)
+    def points(self) -> list[SegmentShape]:
+        decode = list(itertools.product(self.batches, self.draft_lengths, self.contexts))
         prefill = itertools.product((Segment.PREFILL_DRAFT, Segment.PREFILL_TARGET), self.packed, self.prompt_tokens)
-        return [Load(segment, n, draft_length=k, context_tokens=context) for segment, n, k, context in decode] + [
-            Load(segment, n, prompt_tokens=tokens) for segment, n, tokens in prefill
+        return [
+            *itertools.starmap(SegmentShape.draft, decode),
+            *itertools.starmap(SegmentShape.verify, decode),
+            *itertools.starmap(SegmentShape.prefill, prefill),
         ]
 
     @property
@@ -89,40 +92,40 @@ def median_half_width(times: Sequence[float]) -> float:
 
 
 def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progress) -> pd.DataFrame:
-    """Time every load of the grid alone until all medians are stable (95% interval within 2%) or the time is up.
+    """Time every point of the grid alone until all medians are stable (95% interval within 2%) or the time is up.
 
-    Returns the profile's stage costs without host times. Loads run as an engine runs them, from captured graphs on
-    a GPU; capturing does not count against the budget. Each round measures every load once, in another order: so
-    all loads see the same drifts of the machine, and each finds the caches as a different one left them. Two threads
-    take turns, as the workers of lanes do: on a CPU, work that moves to a thread just woken is slower.
-    Every load gets FEWEST measurements whatever the budget.
+    Returns the profile's stage costs. Segments run as an engine runs them, from captured graphs on a GPU; capturing
+    does not count against the budget. Each round measures every point once, in another order, so that all points see
+    the same drift of the machine and find the caches as different ones left them. Two threads take turns, as the
+    workers of lanes do: on a CPU, a segment that moves to a thread just woken is slower. Every point is measured
+    FEWEST times whatever the budget.
     """
     grid.check(pair.max_context)
-    loads = grid.loads()
+    points = grid.points()
     slots = max(*grid.batches, *grid.packed)
     stages = make_stages(pair, slots, grid.draft_lengths[-1], grid.longest)
     stream = make_stream(pair.device)
-    times: dict[Load, list[float]] = {load: [] for load in loads}
+    times: dict[SegmentShape, list[float]] = {point: [] for point in points}
     with torch.inference_mode(), lane_settings(pair.device), ExitStack() as stack:
         progress("getting ready", 0.0)
         uncaptured = Workbench(stages, 0, slots)
-        kernels = {load: count_kernels(pair.device, uncaptured.work(load)) for load in loads}
-        bench = Workbench(stages, 0, slots, make_runner(stages, stream, loads))
+        kernels = {point: count_kernels(pair.device, uncaptured.call(point)) for point in points}
+        bench = Workbench(stages, 0, slots, make_runner(stages, stream, points))
         workers = stack.enter_context(alternating_workers())
-        for load in loads:
+        for point in points:
             for _ in range(WARM_UPS):
-                bench.time(stream, bench.work(load))
+                bench.time(stream, bench.call(point))
         order, budget = random.Random(0), Budget(budget_s)
         for count in range(1, MOST + 1):
-            for load in order.sample(loads, len(loads)):
-                times[load].append(workers(partial(bench.time, stream, bench.work(load))))
-                progress(f"alone: {load.name}", min(max(budget.spent_s / max(budget_s, 1e-9), count / MOST), 1.0))
+            for point in order.sample(points, len(points)):
+                times[point].append(workers(partial(bench.time, stream, bench.call(point))))
+                progress(f"alone: {point.name}", min(max(budget.spent_s / max(budget_s, 1e-9), count / MOST), 1.0))
             if count >= FEWEST and (budget.over or all(median_half_width(t) <= STABLE for t in times.values())):
                 break
-    return pd.DataFrame([_row(load, kernels[load], times[load]) for load in loads])
+    return pd.DataFrame([_row(point, kernels[point], times[point]) for point in points])
 
 
-def _row(load: Load, kernels: int, times: list[float]) -> dict[str, object]:
+def _row(point: SegmentShape, kernels: int, times: list[float]) -> dict[str, object]:
     ms = np.array(times) * 1e3
     quantiles = {name: float(np.quantile(ms, q)) for name, q in QUANTILES.items()}
-    return {**load.columns, "kernels": kernels, "repeats": len(ms), **quantiles, "mean_ms": float(ms.mean())}
+    return {**point.columns, "kernels": kernels, "repeats": len(ms), **quantiles, "mean_ms": float(ms.mean())}

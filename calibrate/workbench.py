@@ -1,4 +1,4 @@
-"""A device set up for measuring: the stages of a pair, and any work of them on demand."""
+"""A device set up for measuring: the stages of a pair, and any segment of them on demand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,51 +19,14 @@ from engines.live.model.graphs import GraphRunner, Plan
 from engines.live.model.pairs import Pair
 from engines.live.model.stages import Stages
 from engines.policy.architecture import Segment
+from engines.policy.segment_shape import SegmentShape
 
 _Found = TypeVar("_Found")
 
 
-class Load(NamedTuple):
-    """A job of work for one model: `batch` requests.
-
-    Prefill: `tokens` prompt tokens in all, shared out evenly. Draft, verify: `draft_length` drafts each, after
-    `context_tokens` tokens each.
-    """
-
-    segment: Segment
-    batch: int
-    draft_length: int = 0
-    prompt_tokens: int = 0
-    context_tokens: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that go through the model (all k steps of a draft together)."""
-        if self.segment is Segment.DRAFT:
-            return self.batch * self.draft_length
-        if self.segment is Segment.VERIFY:
-            return self.batch * (self.draft_length + 1)
-        return self.prompt_tokens
-
-    @property
-    def name(self) -> str:
-        """Short, for a table: draft4, verify64, prefill_target256."""
-        return f"{self.segment}{self.batch if self.draft_length else self.prompt_tokens}"
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        return {
-            "segment": str(self.segment),
-            "batch_size": self.batch,
-            "draft_length": self.draft_length,
-            "tokens": self.tokens,
-            "context_tokens": self.context_tokens,
-        }
-
-
 @dataclass(frozen=True)
-class Work:
-    """A load that can be done again and again. reset: puts the tables back to before it; ready: does what the host
+class RepeatableCall:
+    """A segment that can be run again and again. reset: puts the tables back to before it; ready: does what the host
     can do beforehand, and returns what is timed."""
 
     reset: Callable[[], Any]
@@ -75,10 +38,9 @@ class Work:
 
 
 class Workbench:
-    """Does loads in its own slots, which lie apart from those of every other workbench over the same stages.
+    """Runs segments in its own slots, which lie apart from those of every other workbench over the same stages.
 
-    runner: how segments are run, by default as they are (`make_runner` has what an engine does). Slots hold random
-    tokens.
+    runner: by default uncaptured; `make_runner` returns what an engine uses. Slots hold random tokens.
     """
 
     def __init__(self, stages: Stages, first_slot: int, slots: int, runner: EagerRunner | None = None) -> None:
@@ -88,56 +50,56 @@ class Workbench:
             table[first_slot : first_slot + slots].random_(0, stages.pair.vocabulary)
         _wait_for(stages.device)
 
-    def work(self, load: Load) -> Work:
-        """A load as the members of a batch in the first slots of this bench."""
-        slots, stages = self.slots[: load.batch], self.stages
-        share, rest = divmod(load.prompt_tokens, load.batch)
-        counts = [share + (i < rest) for i in range(load.batch)]
-        known = counts if load.prompt_tokens else [load.context_tokens] * load.batch
+    def call(self, shape: SegmentShape) -> RepeatableCall:
+        """A segment over the first slots of this bench. The tokens of a prefill are shared out evenly."""
+        size, k = shape.batch_size, shape.draft_length
+        slots, stages = self.slots[:size], self.stages
+        share, rest = divmod(shape.tokens, size)
+        counts = [share + (i < rest) for i in range(size)]
+        known = [int(shape.context_tokens)] * size if k else counts
         rows, lengths = (torch.tensor(values, device=stages.device) for values in (slots, known))
 
         def reset() -> None:  # stages lengthen sequences; what they then find must be the same each time
             stages.lengths.index_copy_(0, rows, lengths)
-            stages.draft_lengths.index_fill_(0, rows, load.draft_length)
+            stages.draft_lengths.index_fill_(0, rows, k)
 
-        return Work(reset, lambda: self.runner.ready(load.segment, slots, counts, load.draft_length, False))
+        return RepeatableCall(reset, lambda: self.runner.ready(shape.segment, slots, counts, k, False))
 
-    def time(self, stream: Stream, work: Work) -> float:
+    def time(self, stream: Stream, call: RepeatableCall) -> float:
         """Seconds that the stream takes for one call, as an engine's spans count them."""
-        start, end = self.span(stream, work)
+        start, end = self.span(stream, call)
         return end - start
 
-    def span(self, stream: Stream, work: Work) -> tuple[float, float]:
+    def span(self, stream: Stream, call: RepeatableCall) -> tuple[float, float]:
         """Start and end of one call on the stream, on time.perf_counter's clock."""
         with stream.turn():
-            work.reset()
-            call = work.ready()
+            call.reset()
+            ready = call.ready()
             marks = [stream.mark()]
-            call()
+            ready()
             marks.append(stream.mark())
         start, end = stream.times(marks)
         return start, end
 
 
 def make_runner(
-    stages: Stages, stream: Stream, loads: Sequence[Load], graphs: bool | None = None
-) -> EagerRunner:  # fmt: skip
-    """What an engine would run these loads with on a stream: captured graphs of just their sizes on a GPU. graphs:
-    capture or not, whatever the device."""
+    stages: Stages, stream: Stream, shapes: Sequence[SegmentShape], graphs: bool | None = None
+) -> EagerRunner:
+    """What an engine would run these shapes with on a stream: captured graphs of exactly these sizes on a GPU.
+    graphs: capture or not, whatever the device."""
     if not (stream.cuda is not None if graphs is None else graphs):
         return EagerRunner(stages)
-    decodes = [load for load in loads if load.segment in (Segment.DRAFT, Segment.VERIFY)]
-    prefills = [load for load in loads if load not in decodes]
-    tokens = sorted({load.prompt_tokens for load in prefills})
+    sizes = {segment: {shape.batch_size for shape in shapes if shape.segment is segment} for segment in Segment}
+    draft, verify = sizes[Segment.DRAFT], sizes[Segment.VERIFY]
+    tokens = sorted({shape.tokens for shape in shapes if not shape.draft_length})
     plan = Plan(
-        draft_batch=max((load.batch for load in decodes if load.segment is Segment.DRAFT), default=0),
-        verify_batch=max((load.batch for load in decodes if load.segment is Segment.VERIFY), default=0),
-        draft_lengths=tuple(sorted({load.draft_length for load in decodes})),
-        prompts=max((load.batch for load in prefills), default=0),
+        draft_batch=max(draft, default=0),
+        verify_batch=max(verify, default=0),
+        draft_lengths=tuple(sorted({shape.draft_length for shape in shapes if shape.draft_length})),
+        prompts=max(sizes[Segment.PREFILL_DRAFT] | sizes[Segment.PREFILL_TARGET], default=0),
         tokens=tokens[-1] if tokens else 0,
     )
-    sizes = sorted({load.batch for load in decodes})
-    runner = GraphRunner(stages, stream, plan, batch_sizes=sizes, token_sizes=tokens)
+    runner = GraphRunner(stages, stream, plan, batch_sizes=sorted(draft | verify), token_sizes=tokens)
     _wait_for(stages.device)  # what the captures read was made on another stream
     runner.capture()
     return runner

@@ -54,6 +54,12 @@ def require_positive(field: str, value: Any) -> None:
         raise InputError(field, value, "use a number above 0")
 
 
+def require_at_least(field: str, value: Any, least: float) -> None:
+    """Raises InputError unless the value is a finite number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= sys.float_info.max:
+        raise InputError(field, value, f"use a number of at least {least:g}")
+
+
 def require_name(field: str, value: Any) -> None:
     """Raises InputError unless the value is text that can name a thing and be part of a file's name: printable,
     without separators, not beginning with a dot or a dash, and not too long."""

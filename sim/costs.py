@@ -18,6 +18,7 @@ from calibrate.contention import NoContention, RunningSegment, fit_contention
 from calibrate.profile import QUANTILES, Profile
 from engines.errors import InputError
 from engines.policy.architecture import Segment, Step
+from engines.policy.segment_shape import SegmentShape
 
 TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
 REMEDY = "calibrate over a wider range, or ask for extrapolation"
@@ -42,16 +43,8 @@ class Costs(Protocol):
 
     contention: Contention
 
-    def cost(
-        self,
-        segment: Segment,
-        batch: int,
-        draft_length: int,
-        tokens: int,
-        context_tokens: float,
-        quantile: float | None,
-    ) -> SegmentCost:
-        """The cost of one execution. quantile: where in the measured spread it falls, None for the mean."""
+    def cost(self, shape: SegmentShape, quantile: float | None) -> SegmentCost:
+        """The cost of one execution. quantile: where in the measured spread it falls; None is the mean."""
 
     def host_s(self, step: Step, back_to_back: bool) -> float:
         """What a batch of this step spends outside the device, around it. back_to_back: its worker comes straight
@@ -87,26 +80,15 @@ class CostModel:
         }
         self._lines: dict[tuple[Segment, int, int], _Line] = {}
 
-    def cost(
-        self,
-        segment: Segment,
-        batch: int,
-        draft_length: int,
-        tokens: int,
-        context_tokens: float,
-        quantile: float | None = None,
-    ) -> SegmentCost:
-        """batch: requests; tokens: fed through the model in all; context_tokens: mean a request in the cache.
-
-        quantile in [0, 1]: where in the measured spread this execution falls (its mean over a uniform quantile is
-        the mean duration); None is the mean.
-        """
+    def cost(self, shape: SegmentShape, quantile: float | None = None) -> SegmentCost:
+        """quantile: from 0 to 1. The mean over a uniform quantile is the mean duration."""
+        segment, batch_size, draft_length, tokens, context_tokens = shape
         prefill = segment is Segment.PREFILL_TARGET or segment is Segment.PREFILL_DRAFT
-        key = (segment, batch, 0 if prefill else draft_length)
+        key = (segment, batch_size, draft_length)
         line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = self._grids[segment].line(batch, key[2])
-        return line.at(tokens / batch if prefill else context_tokens, quantile)
+            line = self._lines[key] = self._grids[segment].line(batch_size, draft_length)
+        return line.at(tokens / batch_size if prefill else context_tokens, quantile)
 
     def host_s(self, step: Step, back_to_back: bool) -> float:
         woken_s, going_on_s = self._host_s[step]

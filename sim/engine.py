@@ -18,7 +18,7 @@ import simpy
 from calibrate.contention import RunningSegment
 from calibrate.profile import Profile
 from engines.errors import InputError, require_whole
-from engines.policy.architecture import Architecture, Lane, Segment, Step
+from engines.policy.architecture import Architecture, Lane, Step
 from engines.policy.batch import Batch, Outcome
 from engines.policy.request import MOST_KEY, Emission, Request, RequestState
 from engines.policy.scheduler import QueueFullError, Scheduler
@@ -159,19 +159,10 @@ class _Engine:
 
     def _segments(self, batch: Batch) -> list[tuple[RunningSegment, float]]:
         """What the batch does on the device, and how long each of it takes alone."""
-        members = batch.members
-        size, k = len(members), max(batch.draft_lengths)
-        prompts = sum([state.request.prompt_tokens for state in members])
-        context = prompts + sum([state.emitted for state in members])
         segments = []
-        for segment in batch.step.segments:
-            if batch.step is Step.PREFILL:
-                tokens, mean_context = prompts, 0.0
-            else:
-                tokens, mean_context = size * (k + (segment is Segment.VERIFY)), context / size
-            quantile = None if self._draw is None else self._draw()
-            cost = self._costs.cost(segment, size, k, tokens, mean_context, quantile)
-            segments.append((RunningSegment(segment, size, cost.kernel_ms), cost.duration_s))
+        for shape in batch.shapes:
+            cost = self._costs.cost(shape, None if self._draw is None else self._draw())
+            segments.append((RunningSegment(shape.segment, shape.batch_size, cost.kernel_ms), cost.duration_s))
         return segments
 
     def _outcomes(self, batch: Batch) -> list[Outcome]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from engines.policy.architecture import Lane, Step
 from engines.policy.request import Emission, RequestState, Settlement
+from engines.policy.segment_shape import SegmentShape
 
 
 class Wait(NamedTuple):
@@ -26,7 +27,8 @@ class Batch:
     """A batch that a worker of a lane has started.
 
     back_to_back: the worker comes straight from the batch before, and need not be woken.
-    draft_lengths: k of each member (0 for prefill). waits: what each member waited for before this batch.
+    draft_lengths: k of each member (0 for prefill). waits: what each member waited for before this batch. shapes: of
+    its segments, in order.
     settlements: filled in by Scheduler.complete, one a member; None for members that failed, were cancelled
     or had nothing to settle (draft).
     """
@@ -41,6 +43,7 @@ class Batch:
     back_to_back: bool = False
     draft_lengths: list[int] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
+    shapes: tuple[SegmentShape, ...] = ()
     settlements: list[Settlement | None] = field(default_factory=list)
 
     @property

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from dataclasses import dataclass
 
 from engines.errors import MOST_WHOLE, InputError, require_whole
 
 MOST_DRAFTS = 1_000  # of a step: no draft model is right so often in a row
+
+_WHOLE = re.compile(r"\d{1,18}")
+_RANGE = re.compile(r"(\d{1,18})-(\d{1,18})")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,20 @@ class AdaptiveDraftLength:
 
 
 DraftLength = FixedDraftLength | AdaptiveDraftLength
+
+
+def parse_draft_length(text: str) -> DraftLength:
+    """ "4": always 4 drafts. "adaptive": between 2 and 8, starting at 4. "3-6": adaptive within these bounds."""
+    if text == "adaptive":
+        return AdaptiveDraftLength()
+    if match := _RANGE.fullmatch(text):
+        low, high = int(match[1]), int(match[2])
+        if 1 <= low <= high:
+            start = min(max(AdaptiveDraftLength.start, low), high)
+            return AdaptiveDraftLength(minimum=low, maximum=high, start=start)
+    elif _WHOLE.fullmatch(text) and int(text) >= 1:
+        return FixedDraftLength(int(text))
+    raise InputError("draft_length", text, "use a whole number of at least 1, a range such as 2-8, or adaptive")
 
 
 class FixedController:

@@ -23,6 +23,7 @@ from engines.errors import require_whole
 from engines.policy.architecture import Architecture, Lane, Stage, Step
 from engines.policy.batch import Batch, Outcome, Wait
 from engines.policy.request import MOST_TOKENS, Emission, Request, RequestState, Settlement, Status, settle
+from engines.policy.segment_shape import shapes_of
 
 
 class QueueFullError(RuntimeError):
@@ -229,6 +230,7 @@ class Scheduler:
             if lane.run_to_completion:
                 state.worker = worker
                 self._carried[lane.name, worker] = state
+        batch.shapes = shapes_of(step, members, max(batch.draft_lengths))
         self.permits[lane.device] -= 1
         if carried is None:
             heapq.heappop(self._idle[lane.name])

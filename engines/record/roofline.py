@@ -8,13 +8,15 @@ of a segment's time, and bytes over its time is the bandwidth that it achieved.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from engines.policy.architecture import Segment
+from engines.policy.segment_shape import SegmentShape
 from engines.record.run import Run
 
 Number = int | float | np.ndarray | pd.Series
@@ -95,13 +97,11 @@ class Ceilings:
 
 
 def count_work(
-    segment: Segment, pair: PairCounts, batch: Number, draft_length: Number, tokens: Number, context_tokens: Number
+    segment: Segment, pair: PairCounts, columns: Mapping[str, Any] | pd.Series | pd.DataFrame
 ) -> WorkCounts:
-    """Work of one segment, for the columns of the spans table (engines.record.run): `batch` requests, their
-    `context_tokens` known tokens each (prompt and output so far, mean), `draft_length` drafts each; `tokens` is
-    only looked at for prefill, where it is the prompts' tokens together (packed prompts count as equally long).
-    """
-    k = draft_length
+    """Work of a segment, for the columns of a SegmentShape, numbers or arrays. Packed prompts count as equally
+    long."""
+    batch, k, tokens, context_tokens = (columns[name] for name in SegmentShape._fields[1:])
     if segment is Segment.DRAFT:  # k passes; the first feeds two tokens of each, so k + 1 are fed
         keys_read = k * context_tokens + k * (k - 1) / 2
         pairs = (k + 1) * context_tokens - 1 + k * (k - 1) / 2
@@ -131,8 +131,8 @@ def count_spans(spans: pd.DataFrame, pair: PairCounts) -> pd.DataFrame:
     """The WorkCounts of each row of a run's spans, on its index."""
     out = pd.DataFrame(0.0, index=spans.index, columns=list(WorkCounts._fields))
     for name, rows in spans.groupby("segment"):
-        columns = (rows[c].astype(float) for c in ("batch_size", "draft_length", "tokens", "context_tokens"))
-        work = count_work(Segment(str(name)), pair, *columns)
+        columns = rows[list(SegmentShape._fields[1:])].astype(float)
+        work = count_work(Segment(str(name)), pair, columns)
         for field, values in zip(WorkCounts._fields, work, strict=True):
             out.loc[rows.index, field] = values
     return out

@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,26 +128,19 @@ class Recorder:
         self._spans: list[tuple[Any, ...]] = []
 
     def completed(self, batch: Batch, segments: Iterable[SegmentTime], completed_s: float) -> None:
-        """A completed batch (after Scheduler.complete). A batch that failed may have no segments."""
-        members = batch.members
-        tokens = context = 0
-        for state, settlement, wait, k in zip(
-            members, batch.settlements, batch.waits, batch.draft_lengths, strict=True
-        ):
+        """A completed batch (after Scheduler.complete) and its segments in order; none where it failed, and those of
+        each member in turn where members were run one by one."""
+        members = zip(batch.members, batch.settlements, batch.waits, batch.draft_lengths, strict=True)
+        for state, settlement, wait, k in members:
             emitted = settlement.emitted if settlement else 0
             position = state.emitted - emitted
-            tokens += state.request.prompt_tokens
-            context += state.request.prompt_tokens + position
             booked = (settlement.accepted, settlement.rejected, settlement.discarded) if settlement else (0, 0, 0)
             self._steps.append((batch.id, state.id, position, *wait, k, emitted, *booked))
-        size, longest = len(members), max(batch.draft_lengths)
-        through = {Segment.DRAFT: size * longest, Segment.VERIFY: size * (longest + 1)}
-        for segment, start_s, end_s, solo_s in segments:
+        for (segment, start_s, end_s, solo_s), shape in zip(segments, cycle(batch.shapes), strict=False):
             self._spans.append(
                 (batch.id, batch.lane.name, batch.worker, batch.lane.device, batch.lane.stream, str(batch.step),
-                 str(segment), size, longest, through.get(segment, tokens),
-                 context / size, batch.hybrid, batch.back_to_back, batch.dispatched_s, start_s, end_s, completed_s,
-                 solo_s)
+                 str(segment), *shape[1:], batch.hybrid, batch.back_to_back, batch.dispatched_s, start_s, end_s,
+                 completed_s, solo_s)
             )  # fmt: skip
 
     def ended(self, state: RequestState) -> None:

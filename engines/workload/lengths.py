@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,10 @@ from engines.errors import InputError, require_whole
 from engines.policy.request import MOST_TOKENS
 
 MOST_SIGMA = 10.0  # of a logarithm: one such step is a factor of 22,000
+_WHOLE = re.compile(r"\d{1,18}")
+_RANGE = re.compile(r"(\d{1,18})-(\d{1,18})")
+_DECIMAL = r"(\d{1,18}(?:\.\d{1,18})?)"
+_LOGNORMAL = re.compile(rf"{_DECIMAL}~{_DECIMAL}\[(\d{{1,18}})-(\d{{1,18}})\]")
 
 
 class Lengths(Protocol):
@@ -96,6 +101,18 @@ class ListedLength:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "listed", "values": len(self.values)}
+
+
+def parse_lengths(field: str, text: str) -> Lengths:
+    """ "64": always 64 tokens. "16-96": uniform. "64~0.5[16-256]": lognormal with median 64 and sigma 0.5, cut to
+    16..256. Raises InputError."""
+    if _WHOLE.fullmatch(text) and int(text) >= 1:
+        return FixedLength(int(text))
+    if (match := _RANGE.fullmatch(text)) and 1 <= int(match[1]) <= int(match[2]):
+        return UniformLength(int(match[1]), int(match[2]))
+    if (match := _LOGNORMAL.fullmatch(text)) and 1 <= int(match[3]) <= int(match[4]) and float(match[1]) > 0:
+        return LogNormalLength(float(match[1]), float(match[2]), int(match[3]), int(match[4]))
+    raise InputError(field, text, "give tokens as 64 (fixed), 16-96 (uniform) or 64~0.5[16-256] (lognormal)")
 
 
 def _number(field: str, value: float, least: float, most: float) -> None:

@@ -33,9 +33,8 @@ def with_floors(costs: pd.DataFrame, counts: PairCounts, ceilings: Ceilings) -> 
     """Adds to stage costs: floor_ms (engines.record.roofline.Ceilings.floor_s), times_floor (median over floor), and
     the rates that the median achieves, tb_per_s and tflop_per_s."""
     rows = []
-    columns = ("batch_size", "draft_length", "tokens", "context_tokens")
-    for row in costs.to_dict("records"):
-        work = count_work(Segment(row["segment"]), counts, *(float(row[column]) for column in columns))
+    for _, row in costs.iterrows():
+        work = count_work(Segment(row["segment"]), counts, row)
         floor_ms, median_s = 1e3 * np.asarray(ceilings.floor_s(work)), row["p50_ms"] / 1e3
         rows.append(
             {

@@ -44,11 +44,11 @@ from engines.storage.files import replaced
 from engines.workload.workload import UniformLength, Workload, make_workload
 from experiments.bench.engines import CARRIED, PACKED, free_memory
 from experiments.bench.exactness import Expected, expected_of, is_tie
+from experiments.commands.arguments import parse_numbers
 from experiments.compare.report import results_console
 from experiments.program.ending import in_one_line
 from experiments.program.outputs import check_file
-from experiments.runner.options import check_live, parse_numbers
-from experiments.runner.preflight import check_fits
+from experiments.runner.preflight import check_fits, check_live
 
 # Layers that say as much as the closed form allows, so that a token computed from the wrong context shows.
 PAIRS = {

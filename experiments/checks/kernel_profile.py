@@ -20,17 +20,19 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from calibrate.workbench import Load, Work, Workbench, make_runner, make_stages
+from calibrate.workbench import RepeatableCall, Workbench, make_runner, make_stages
 from engines.errors import InputError, require_whole
 from engines.live.device.streams import Stream, make_stream
 from engines.live.model.pairs import load_pair
-from engines.policy.architecture import PD, Segment, Step
+from engines.policy.architecture import PD, Step
 from engines.policy.draft_length import FixedDraftLength
+from engines.policy.segment_shape import SegmentShape
 from engines.storage.files import replaced
+from experiments.checks.hardware import check_kernels
+from experiments.commands.arguments import parse_numbers
 from experiments.program.ending import in_one_line
 from experiments.program.outputs import check_file
-from experiments.runner.options import check_kernels, check_live, parse_numbers
-from experiments.runner.preflight import check_fits
+from experiments.runner.preflight import check_fits, check_live
 
 REPLAYS, TIMES = 5, 41
 NAME_LENGTH = 48
@@ -64,19 +66,19 @@ def short(name: str) -> str:
     return name.removeprefix("void ").replace("at::native::", "").split("(")[0][:NAME_LENGTH]
 
 
-def profile_stage(stream: Stream, work: Work) -> pd.DataFrame:
+def profile_stage(stream: Stream, call: RepeatableCall) -> pd.DataFrame:
     """The columns of `advances`, the median replay by the time that its kernels ran."""
     from torch.profiler import ProfilerActivity, profile
 
-    work()
+    call()
     tables = []
     for _ in range(REPLAYS):
         with stream.turn():
-            work.reset()
-            call = work.ready()
+            call.reset()
+            ready = call.ready()
             torch.cuda.synchronize()
             with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-                call()
+                ready()
                 torch.cuda.synchronize()
         events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         kernels = [Kernel(short(e.name), e.time_range.start, e.time_range.end) for e in events]
@@ -91,15 +93,15 @@ def profile_pair(name: str, batches: Sequence[int], context: int, k: int, device
     pair = load_pair(name, device=device)
     stages = make_stages(pair, batches[-1], k, context + k + 1)
     stream = make_stream(pair.device)
-    loads = [Load(segment, b, k, 0, context) for segment in (Segment.DRAFT, Segment.VERIFY) for b in batches]
-    bench = Workbench(stages, 0, batches[-1], make_runner(stages, stream, loads))
+    shapes = [decode(b, k, context) for decode in (SegmentShape.draft, SegmentShape.verify) for b in batches]
+    bench = Workbench(stages, 0, batches[-1], make_runner(stages, stream, shapes))
     tables = []
-    for load in loads:
-        work = bench.work(load)
-        times = sorted(bench.time(stream, work) for _ in range(TIMES))
-        table = profile_stage(stream, work)
-        table.insert(0, "segment", str(load.segment))
-        table.insert(1, "batch_size", load.batch)
+    for shape in shapes:
+        call = bench.call(shape)
+        times = sorted(bench.time(stream, call) for _ in range(TIMES))
+        table = profile_stage(stream, call)
+        table.insert(0, "segment", str(shape.segment))
+        table.insert(1, "batch_size", shape.batch_size)
         table.insert(2, "stage_ms", 1e3 * times[TIMES // 2])
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

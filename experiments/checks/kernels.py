@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from engines.errors import require_whole
+from engines.errors import require_positive, require_whole
 from engines.live.kernels import elementwise
-from engines.live.model.attention import PackedBatch, _attend_gathered, _attend_in_place
+from engines.live.kernels.decode_attention import attend_gathered
+from engines.live.model.attention import PackedBatch, _attend_in_place
 from engines.live.model.kv_cache import SlotPool
 from engines.live.serving.utilisation import measure_ceilings
+from experiments.checks.hardware import check_kernels, check_shared_memory
 from experiments.program.ending import in_one_line
-from experiments.runner.options import check_kernels, check_shared_memory, positive
 
 if importlib.util.find_spec("triton") is not None:  # without it, main says so
     from engines.live.kernels.decode_attention_triton import LEAST_SHARED_BYTES, DecodeAttention, LaunchConfig
@@ -117,7 +118,7 @@ class Bench:
 
     def reference(self) -> Tensor:
         keys, values = (table[0].nan_to_num().float() for table in (self.pool.keys, self.pool.values))
-        return _attend_gathered(self.query.float(), keys, values, self.batch, self.scale)
+        return attend_gathered(self.query.float(), keys, values, self.batch, self.scale)
 
     def time_us(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
         layers = list(zip(self.pool.keys, self.pool.values, strict=True))
@@ -233,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     check_kernels()
     check_shared_memory(LEAST_SHARED_BYTES)
-    positive("seconds", options.seconds)
+    require_positive("seconds", options.seconds)
     require_whole("processes", options.processes, 1)
     begin = time.perf_counter()
     checked = [

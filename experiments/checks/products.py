@@ -24,9 +24,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from engines.errors import InputError, require_whole
+from engines.errors import InputError, require_positive, require_whole
 from engines.live.kernels.passes import Pass, Product, WidePass
 from engines.live.serving.utilisation import measure_ceilings
+from experiments.checks.hardware import check_kernels, check_shared_memory
 from experiments.checks.kernels import (
     DEVICE,
     LIMIT,
@@ -39,8 +40,8 @@ from experiments.checks.kernels import (
     random,
     relative_error,
 )
+from experiments.commands.arguments import parse_numbers
 from experiments.program.ending import in_one_line
-from experiments.runner.options import check_kernels, check_shared_memory, parse_numbers, positive
 
 if importlib.util.find_spec("triton") is not None:  # without it, main says so
     from engines.live.kernels import skinny_gemm
@@ -178,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.shapes.split(",")
     check_kernels()
     check_shared_memory(HOPPER_SHARED_BYTES)
-    positive("seconds", options.seconds)
+    require_positive("seconds", options.seconds)
     require_whole("processes", options.processes, 1)
     counts = parse_numbers("tokens", options.tokens)
     if counts[-1] > MOST_TOKENS:

@@ -32,8 +32,7 @@ from engines.workload.workload import UniformLength, make_workload
 from experiments.bench.engines import free_memory
 from experiments.program.ending import in_one_line
 from experiments.program.outputs import check_file
-from experiments.runner.options import check_live
-from experiments.runner.preflight import check_fits
+from experiments.runner.preflight import check_fits, check_live
 
 PAIR = "permutation:tiny+tiny-draft:alpha=0.8"
 LENGTHS, CONTEXT = (UniformLength(1, 64), UniformLength(1, 48)), 128  # of prompts and outputs; of a slot: tokens

@@ -6,20 +6,25 @@ None means not given, so that an option which does not apply can be refused; wha
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from engines.errors import InputError
-from engines.policy.architecture import Architecture, load_architecture
+from engines.errors import InputError, require_at_least, require_positive
+from engines.policy.architecture import MOST_SLOTS, Architecture, load_architecture
+from engines.policy.changes import changed
+from engines.workload.lengths import parse_lengths
 from engines.workload.workload import PROCESSES, Workload, make_workload, with_sampling
 from experiments.runner.config import read_rows
-from experiments.runner.options import MOST_SEED, adjusted, at_least, parse_lengths, parse_slots, positive
 
 LAYOUT, LOAD = "Architecture", "Workload"
 DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"
+AUTO = "auto"  # as many slots as fit the device
+MOST_SEED = 2**63 - 1  # what the generators of torch take
+_WHOLE = re.compile(r"\d{1,18}")
 ARRIVALS, LENGTHS = ("process", "cv"), ("prompt_tokens", "output_tokens")
 
 ArchitectureOption = Annotated[
@@ -149,7 +154,7 @@ def chosen_architecture(
     """The architecture that the options describe, by its name or as they change a given one. Raises InputError."""
     if not isinstance(base, Architecture):
         base = load_architecture(DEFAULT_ARCHITECTURE if base is None else base)
-    return adjusted(
+    return changed(
         base,
         draft_length=draft_length,
         batch_limit=batch_limit,
@@ -189,20 +194,39 @@ def chosen_workload(load: Load) -> Workload:
     )
 
 
+def parse_numbers(field: str, text: str) -> list[int]:
+    """ "1,2,4": whole numbers of at least 1, each once, in order of size. Raises InputError."""
+    items = [item.strip() for item in text.split(",")]
+    if not all(_WHOLE.fullmatch(item) and int(item) >= 1 for item in items):
+        raise InputError(field, text, "list whole numbers of at least 1, separated by commas")
+    return sorted({int(item) for item in items})
+
+
+def parse_slots(text: str | None) -> int | None:
+    """ "48": that many slots; None stays None. Raises InputError, also for "auto", which live runs see to."""
+    if text == AUTO:
+        raise InputError("slots", text, "a simulation has no device whose memory could be filled; give a number")
+    if text is not None and not _WHOLE.fullmatch(text):
+        raise InputError("slots", text, f"use a whole number from 1 to {MOST_SLOTS}, or, for a live run, auto")
+    return None if text is None else int(text)
+
+
 def check_seed(seed: int | None) -> None:
     """Raises InputError unless the seed is left out or one that all generators take."""
-    at_least("seed", seed, 0)
+    if seed is not None:
+        require_at_least("seed", seed, 0)
     if seed is not None and seed > MOST_SEED:
         raise InputError("seed", seed, f"use {MOST_SEED} at most")
 
 
 def _check(load: Load) -> None:
     """Raises InputError for the first value that means nothing, whatever the load."""
-    for name in ("max_prompt", "max_output", "requests", "concurrency"):
-        at_least(name, getattr(load, name), 1)
-    positive("rate", load.rate)
-    positive("cv", load.cv)
-    at_least("temperature", load.temperature, 0)
+    least = {"max_prompt": 1, "max_output": 1, "requests": 1, "concurrency": 1, "temperature": 0}
+    for name, value in dataclasses.asdict(load).items():
+        if value is not None and name in least:
+            require_at_least(name, value, least[name])
+        elif value is not None and name in ("rate", "cv"):
+            require_positive(name, value)
     check_seed(load.seed)
     if load.process is not None and load.process not in PROCESSES:
         raise InputError("process", load.process, f"use {', '.join(PROCESSES)}")

@@ -13,8 +13,9 @@ import typer
 from engines.errors import InputError
 from engines.policy.architecture import load_architecture
 from experiments.bench.settings import defaults_for
+from experiments.commands.arguments import parse_numbers
 from experiments.program.outputs import check_output
-from experiments.runner.options import check_live, parse_numbers
+from experiments.runner.preflight import check_live
 
 STAGES, LOAD = "Stages", "Engines"
 

@@ -11,10 +11,12 @@ import typer
 
 from calibrate.parts import check_parts, remove_parts
 from calibrate.profile import PROFILE_FILES
+from engines.errors import require_positive
 from engines.storage.locks import locked
+from experiments.commands.arguments import parse_numbers
 from experiments.program.outputs import UNFINISHED, check_ours, check_output
 from experiments.program.progress import bar, console
-from experiments.runner.options import check_live, parse_numbers, positive
+from experiments.runner.preflight import check_calibration_fits, check_live
 
 
 def calibrate(
@@ -45,7 +47,7 @@ def calibrate(
         "packed": packed,
     }
     points = {name: parse_numbers(name, text) for name, text in given.items()}
-    positive("budget_s", budget_s)
+    require_positive("budget_s", budget_s)
     check_output("out", out, PROFILE_FILES)
     check_ours("out", out, PROFILE_FILES)
     check_parts(out / UNFINISHED)
@@ -53,7 +55,6 @@ def calibrate(
 
     from engines.live.model.pairs import load_pair
     from experiments.runner.live import measure
-    from experiments.runner.preflight import check_calibration_fits
 
     check_calibration_fits(points, target or pair, draft, device)
     with locked(out):

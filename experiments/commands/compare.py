@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from calibrate.profile import Profile
+from engines.errors import require_at_least
 from experiments.compare import compare as comparing
 from experiments.compare.report import comparison_report, results_console
 from experiments.program.outputs import check_file, check_table
 from experiments.runner.cells import load_runs
-from experiments.runner.options import at_least
 
 
 def compare(
@@ -38,7 +38,8 @@ def compare(
 
     Example: pdv compare runs simulated --profile profile --tolerance 0.1 --out comparison.csv
     """
-    at_least("tolerance", tolerance, 0)
+    if tolerance is not None:
+        require_at_least("tolerance", tolerance, 0)
     if out is not None:
         check_file("out", out)
         check_table("out", comparing.paired_path(out), ("run", "quantity"))

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.compare.report import comparison_report, results_console
+from engines.errors import require_at_least, require_positive
+from experiments.compare.report import comparison_report, grid_table, results_console
 from experiments.program.outputs import check_output
 from experiments.runner.config import Experiment
 from experiments.runner.experiment import Runner
 from experiments.runner.live import PairBackend
-from experiments.runner.options import at_least, check_live, positive
+from experiments.runner.preflight import check_live
 
 
 class Only(StrEnum):
@@ -55,8 +56,10 @@ def experiment(
 
     Example: pdv experiment layouts --out results/layouts
     """
-    at_least("jobs", jobs, 1)
-    positive("budget_s", budget_s)
+    if jobs is not None:
+        require_at_least("jobs", jobs, 1)
+    if budget_s is not None:
+        require_positive("budget_s", budget_s)
     overrides: dict[str, Any] = {} if profile is None else {"profile": str(profile.resolve())}
     perform(Experiment.load(config, **overrides), out, only=only, jobs=jobs, budget_s=budget_s)
 
@@ -84,8 +87,10 @@ def perform(chosen: Experiment, out: Path, only: str | None = None, **options: A
         check_live(device, pair)
     started = time.monotonic()
     outcome = runner.run()
-    shown = outcome.cells.shown() if outcome.comparison is None else comparison_report(outcome.comparison)
-    results_console().print(shown)
+    if outcome.comparison is not None:
+        results_console().print(comparison_report(outcome.comparison))
+    elif outcome.runs:
+        results_console().print(grid_table(outcome.runs))
     print(f"everything is in {out}; it took {time.monotonic() - started:.0f} s")
     problems = [f"failed: {failure}" for failure in outcome.cells.failures()]
     if outcome.left:

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from engines.errors import require_at_least
 from engines.storage.locks import locked
 from experiments.commands.arguments import (
+    AUTO,
     DEFAULT_ARCHITECTURE,
     ArchitectureOption,
     BatchLimitOption,
@@ -38,7 +40,7 @@ from experiments.program.outputs import check_record
 from experiments.program.progress import bar, console
 from experiments.runner.cells import at_once, check_room
 from experiments.runner.config import names_slots
-from experiments.runner.options import AUTO, at_least, check_live
+from experiments.runner.preflight import check_fits, check_live, context_on, fill
 
 LIVE = "Live engine"
 
@@ -103,15 +105,15 @@ def run(
         temperature=temperature, seed=seed,
     )  # fmt: skip
     workload = chosen_workload(load)
-    at_least("max_context", max_context, 8)
-    at_least("reserve_gib", reserve_gib, 0)
+    for name, value, least in (("max_context", max_context, 8), ("reserve_gib", reserve_gib, 0)):
+        if value is not None:
+            require_at_least(name, value, least)
     check_room(workload, max_context)
     check_record("out", out)
     check_live(device, pair, target, draft)
 
     from engines.live.model.pairs import load_pair
     from experiments.runner.live import serve, started, warm_up
-    from experiments.runner.preflight import check_fits, context_on, fill
 
     memory: dict[str, Any] = {"max_context": max_context, "reserve_gib": reserve_gib}
     check_room(workload, context_on(layout, target or pair, draft, max_context))

@@ -1,8 +1,8 @@
 """Whether runs may be set against one another.
 
-What makes a comparison meaningless is refused: a live run in place of a simulated one, another device or pair,
-runs of a cell that are no repeats of one another. What a simulation may differ in, because somebody asks what would
-be if, is named.
+A comparison without meaning is refused: a live run in place of a simulated one, another device or pair, runs of a
+cell that are no repeats of one another. A simulation may differ from the live run in any other setting; these are
+named.
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ from experiments.runner.cells import Cell, cell_of
 MEASURED_ON = ("device", "pair", "pair_models", "dtype")
 REPEATS_MAY_DIFFER = {"seed"}  # repeats with other random numbers are repeats
 REPLAYS_MAY_DIFFER = {"seed", "requests", "lengths"}  # each asks what its live run finished
-NAMES_ONLY = {"kind", "of", "count", "prompt_seed", "trace_digest"}  # of a workload: said otherwise, or no setting
-SAMPLING = {"temperature": 0.0, "seed": 0, "ignore_eos": True}  # what a record that says nothing means
+NAMES_ONLY = {
+    "kind",
+    "of",
+    "count",
+    "prompt_seed",
+    "trace_digest",
+}  # of a workload: compared elsewhere, or no setting
+SAMPLING = {"temperature": 0.0, "seed": 0, "ignore_eos": True}  # of a record without these settings
 
 
 class Sides(NamedTuple):
-    """Both sides of a cell. differs: what some simulation has otherwise than some live run."""
+    """Both sides of a cell. differs: the settings in which they are not the same."""
 
     cell: Cell
     lives: list[Run]
@@ -37,7 +43,7 @@ def check_kind(field: str, runs: Iterable[Run], kind: str) -> None:
     """Raises InputError for a run that is not of the kind, "live" or "simulated"."""
     for run in runs:
         if run.info.get("kind") != kind:
-            remedy = f"the record says kind = {run.info.get('kind')!r}; give a {kind} run here"
+            remedy = f"the record has kind = {run.info.get('kind')!r}; give a {kind} run here"
             raise InputError(field, run.name, remedy)
 
 
@@ -48,8 +54,8 @@ def check_profile(profile: Profile, lives: Iterable[Run]) -> None:
 
 
 def sides(lives: Sequence[Run], simulations: Sequence[Run]) -> list[Sides]:
-    """The cells that are on both sides, in order. A cell's simulations are those that replay nothing, where there are
-    any, since a closed loop has to be simulated as one.
+    """The cells that both sides have, in order. Replays of live runs count only where a cell has no other
+    simulation, since a closed loop has to be simulated as one.
 
     Raises InputError for runs of the wrong kind, of another device, pair or type than the other side, or that are no
     repeats of the others of their cell.
@@ -69,19 +75,19 @@ def sides(lives: Sequence[Run], simulations: Sequence[Run]) -> list[Sides]:
 
 
 def differences(live: Run, simulated: Run) -> list[str]:
-    """The settings in which a simulation is not what the live run was, by name. Raises InputError for another device,
-    pair or type."""
+    """The names of the settings in which a simulation is not what the live run was. Raises InputError for another
+    device, pair or type."""
     _refuse_others("simulated", _measured_on(simulated), live, "simulate from the profile of that one")
     return _differing(live, simulated)
 
 
 def own_of(simulations: Sequence[Run]) -> list[Run]:
-    """Those of a cell that replay nothing, or all if they all do."""
+    """A cell's simulations that are no replays, or all of them if all are."""
     return [run for run in simulations if "replays" not in run.info] or list(simulations)
 
 
 def by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
-    """The runs of each cell, as they come."""
+    """The runs of each cell, in the order given."""
     cells: dict[Cell, list[Run]] = {}
     for run in runs:
         cells.setdefault(cell_of(run), []).append(run)
@@ -94,7 +100,19 @@ def union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 def _differ(lives: Sequence[Run], simulations: Sequence[Run]) -> tuple[str, ...]:
-    return union(differences(live, simulated) for live in lives for simulated in simulations)
+    """Runs of the same seed are compared with one another; one whose seed the other side lacks, with all of it."""
+    seeds = [{_seed(run) for run in runs} for runs in (lives, simulations)]
+    common = set.intersection(*seeds)
+    return union(
+        differences(live, simulated)
+        for live in lives
+        for simulated in simulations
+        if _seed(live) == _seed(simulated) or not {_seed(live), _seed(simulated)} <= common
+    )
+
+
+def _seed(run: Run) -> Any:
+    return run.info.get("workload", {}).get("seed")
 
 
 def _check_repeats(field: str, cell: Cell, runs: Sequence[Run]) -> None:
@@ -123,7 +141,7 @@ def _measured_on(run: Run) -> dict[str, Any]:
 
 
 def _predicted(run: Run) -> dict[str, Any]:
-    """What else decides a simulation, seeds apart."""
+    """What else decides a simulation, apart from seeds."""
     return {"profile": run.info.get("costs"), **{name: run.info.get(name) for name in ("acceptance", "jitter")}}
 
 
@@ -140,7 +158,7 @@ def _differing(one: Run, other: Run) -> list[str]:
 
 
 def _asked(run: Run) -> np.ndarray:
-    """Which request asked for what: one row a request."""
+    """What each request asked for: one row per request."""
     return run.requests.sort_values("request")[["request", "prompt_tokens", "max_tokens"]].to_numpy()
 
 
@@ -161,7 +179,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _layout(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """An architecture's settings, those of a lane and the limits of its steps each under a name of its own."""
+    """An architecture's settings by name; a lane's settings and the limits of its steps as lanes.LANE.NAME."""
     out = {name: value for name, value in architecture.items() if name not in ("name", "lanes")}
     out["architecture"] = architecture.get("name")
     for lane in architecture.get("lanes", ()):

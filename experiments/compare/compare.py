@@ -1,8 +1,8 @@
 """How far a simulation is from the live engine, cell by cell and request by request.
 
-The signed relative error is (simulated - live) / live, with live the mean over the cell's repeats. The spread
-says how far the repeats are from each other, (max - min) / |mean|: an error below the spread is one that the
-live engine makes against itself.
+The error is signed and relative, (simulated - live) / live, of the means over each side's repeats. The spread of a
+side's repeats is (max - min) / |mean|: an error below the live spread is no larger than the difference between two
+live runs.
 """
 
 from __future__ import annotations
@@ -27,42 +27,43 @@ from sim.costs import CostModel
 
 THROUGHPUT = "throughput_tokens_per_s"
 METRIC_COLUMNS = [
-    *CELL_COLUMNS, "metric", "live", "spread", "repeats", "simulated", "difference", "error", "differs",
+    *CELL_COLUMNS, "metric", "live", "live_spread", "live_repeats", "simulated", "simulated_spread",
+    "simulated_repeats", "difference", "error", "differs",
 ]  # fmt: skip
 PAIRED_COLUMNS = [
     *CELL_COLUMNS, "run", "quantity", "requests", "live_mean_s", "bias_s", "bias", "mape", "pearson_r", "differs",
 ]  # fmt: skip
+GRID = {
+    "throughput": THROUGHPUT,
+    "ttft_mean": "ttft_s.mean",
+    "tpot_mean": "tpot_s.mean",
+    "latency_mean": "latency_s.mean",
+    "latency_median": "latency_s.median",
+    "latency_p95": "latency_s.p95",
+}
 
 
 @dataclass
 class Comparison:
-    """metrics: one row a cell and metric (METRIC_COLUMNS; difference in the metric's own unit).
-    paired: one row a replayed live run and quantity (PAIRED_COLUMNS). In both, differs names the settings in which
-    the simulation is not what the live run was, "seed, slots" say; empty where it is the same. unmatched: cells only
-    one side has."""
+    """How simulations compare with live runs.
+
+    metrics: one row per cell and metric (METRIC_COLUMNS; difference in the metric's own unit). paired: one row per
+    replayed live run and quantity (PAIRED_COLUMNS). differs: the settings in which the simulation is not what the
+    live run was, such as "seed, slots"; empty where all are the same. unmatched: cells that only one side has.
+    """
 
     metrics: pd.DataFrame
     paired: pd.DataFrame
     unmatched: list[str] = field(default_factory=list)
 
     def grid(self) -> pd.DataFrame:
-        """One row a cell: live and simulated throughput with error and spread, and the errors of the latency's
-        median and P95, of the mean TTFT and of the mean TPOT; and in which settings the two differ."""
-        wide = self.metrics.pivot_table(
-            index=CELL_COLUMNS, columns="metric", values=["live", "simulated", "error", "spread"], dropna=False
-        )
-        columns = {
-            "throughput_live": ("live", THROUGHPUT),
-            "throughput_simulated": ("simulated", THROUGHPUT),
-            "throughput_error": ("error", THROUGHPUT),
-            "throughput_spread": ("spread", THROUGHPUT),
-            "latency_median_error": ("error", "latency_s.median"),
-            "latency_p95_error": ("error", "latency_s.p95"),
-            "latency_spread": ("spread", "latency_s.mean"),
-            "ttft_mean_error": ("error", "ttft_s.mean"),
-            "tpot_mean_error": ("error", "tpot_s.mean"),
+        """One row per cell: of each metric of GRID the columns NAME_live, NAME_simulated, NAME_error,
+        NAME_live_spread and NAME_simulated_spread; and `differs`."""
+        values = ["live", "simulated", "error", "live_spread", "simulated_spread"]
+        wide = self.metrics.pivot_table(index=CELL_COLUMNS, columns="metric", values=values, dropna=False)
+        found = {
+            f"{name}_{value}": wide.get((value, metric), np.nan) for name, metric in GRID.items() for value in values
         }
-        found = {name: wide.get(key, np.nan) for name, key in columns.items()}
         found["differs"] = self.metrics.groupby(CELL_COLUMNS)["differs"].first()
         return pd.DataFrame(found, index=wide.index).sort_index().reset_index()
 
@@ -72,7 +73,7 @@ class Comparison:
         return float(self.grid()["throughput_error"].abs().mean())
 
     def exceeding(self, tolerance: float) -> list[str]:
-        """The cells whose throughput error is larger than `tolerance` (a fraction), in words."""
+        """The cells whose throughput error exceeds `tolerance` (a fraction), each as a line of text."""
         grid = self.grid()
         over = grid[grid["throughput_error"].abs() > tolerance]
         return [
@@ -99,14 +100,13 @@ def paired_path(path: Path) -> Path:
 def compare(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile | None = None) -> Comparison:
     """Match live and simulated runs by cell.
 
-    Several live runs of a cell are its repeats. A simulation whose info says that it `replays` a live run is paired
-    with that one by request as well; the cell's own numbers come from simulations that replay nothing, where there
-    are any, since a closed loop has to be simulated as one. profile: whose solo times make contention a part of the
-    live latencies.
+    Several runs of a cell are its repeats, on either side. A replay of a live run is also paired with it by request;
+    it counts for the cell's own numbers only where the cell has no other simulation, since a closed loop has to be
+    simulated as one. profile: its solo times make contention a part of the live latencies.
 
-    Raises InputError when no cell is on both sides, and for what means nothing side by side
-    (experiments.compare.comparable): runs of the wrong kind, of another device, pair or type, that are no repeats
-    of one another, or a replay whose live run is not there.
+    Raises InputError when the two sides share no cell, and for runs that cannot be compared
+    (experiments.compare.comparable): of the wrong kind, of another device, pair or type, no repeats of one another,
+    or a replay without its live run.
     """
     matched = sides(lives, simulations)
     if not matched:
@@ -182,8 +182,8 @@ def pair_by_request(live: Run, simulated: Run) -> list[dict[str, object]]:
 
 
 def _explained(side: Sides, profile: Profile, costs: CostModel) -> Sides:
-    """The cell with the profile's solo times in its live runs. What was simulated from a profile of another date
-    differs in it."""
+    """The cell with the profile's solo times in its live runs. `differs` names the profile where a simulation was
+    made from one of another date."""
     check_profile(profile, side.lives)
     others = {run.info.get("costs", {}).get("date") for run in side.simulations} - {profile.info["date"]}
     differs = (*side.differs, "profile") if others else side.differs
@@ -191,23 +191,23 @@ def _explained(side: Sides, profile: Profile, costs: CostModel) -> Sides:
 
 
 def _metrics(side: Sides) -> pd.DataFrame:
-    live = pd.DataFrame([measures(run) for run in side.lives])
-    simulated = pd.DataFrame([measures(run) for run in side.simulations]).mean()
+    live, simulated = (pd.DataFrame([measures(run) for run in runs]) for runs in (side.lives, side.simulations))
     # A lane or device that one side never used was busy for 0 s there; its mean batch size is not defined.
-    names = live.columns.union(simulated.index, sort=False)
+    names = live.columns.union(simulated.columns, sort=False)
     idle = [name for name in names if name.startswith("lane_busy.") or ".device_" in name]
-    live, simulated = live.reindex(columns=names), simulated.reindex(names)
-    live[idle], simulated[idle] = live[idle].fillna(0.0), simulated[idle].fillna(0.0)
-    table = pd.DataFrame({"live": live.mean(), "spread": spread(live), "simulated": simulated})
+    table = pd.DataFrame(index=names.rename("metric"))
+    for kind, values in (("live", live), ("simulated", simulated)):
+        values = values.reindex(columns=names)
+        values[idle] = values[idle].fillna(0.0)
+        table[kind], table[f"{kind}_spread"] = values.mean(), spread(values)
+        table[f"{kind}_repeats"] = len(values)
     table["difference"] = table["simulated"] - table["live"]
     table["error"] = _ratio(table["difference"], table["live"].abs())
-    table["repeats"] = len(side.lives)
-    table["differs"] = ", ".join(side.differs)
-    return table.rename_axis("metric").reset_index().assign(**side.cell._asdict())
+    return table.reset_index().assign(differs=", ".join(side.differs), **side.cell._asdict())
 
 
 def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
-    """0 / 0 is 0 (both sides agree on nothing); anything else over 0 has no meaning as a share."""
+    """0 / 0 is 0, since both sides agree; anything else over 0 is nan."""
     ratio = numerator / denominator.where(denominator > 0)
     return ratio.mask((denominator == 0) & (numerator == 0), 0.0)
 

@@ -16,11 +16,40 @@ from engines.policy.request import Status
 from engines.record.metrics import summary
 from engines.record.run import Run
 from engines.storage.files import replaced
-from experiments.compare.compare import Comparison
+from experiments.compare.compare import Comparison, spread
 from experiments.program.progress import AS_IT_IS
 from experiments.runner.cells import CELL_COLUMNS, Cell, cell_of
 
 WIDTH = 110
+VERDICT = {
+    "throughput": "throughput", "ttft_mean": "mean TTFT", "tpot_mean": "mean TPOT", "latency_mean": "mean latency",
+    "latency_p95": "P95 latency",
+}  # fmt: skip
+THROUGHPUT_TABLE = (
+    "throughput and TPOT, simulated against live: error = (simulated - live) / live",
+    {
+        "throughput_live": "live\ntokens/s", "throughput_simulated": "simulated\ntokens/s",
+        "throughput_error": "tokens/s\nerror", "throughput_live_spread": "live\nspread",
+        "throughput_simulated_spread": "simulated\nspread", "tpot_mean_error": "mean TPOT\nerror",
+        "tpot_mean_live_spread": "live\nspread",
+    },
+)  # fmt: skip
+LATENCY_TABLE = (
+    "TTFT and latency, simulated against live",
+    {
+        "ttft_mean_error": "mean TTFT\nerror", "ttft_mean_live_spread": "live\nspread",
+        "latency_mean_error": "latency\nmean", "latency_median_error": "latency\nmedian",
+        "latency_p95_error": "latency\nP95", "latency_p95_live_spread": "P95, live\nspread",
+    },
+)  # fmt: skip
+STEADY = "steady_throughput_tokens_per_s"
+CELL_METRICS = {
+    "throughput_tokens_per_s": ("tokens/s", 1.0), STEADY: ("steady\ntokens/s", 1.0),
+    "ttft_s.mean": ("TTFT mean\n(ms)", 1e3), "ttft_s.p95": ("TTFT P95\n(ms)", 1e3),
+    "tpot_s.mean": ("TPOT mean\n(ms)", 1e3), "latency_s.median": ("latency\nmedian (ms)", 1e3),
+    "latency_s.p95": ("latency\nP95 (ms)", 1e3),
+}  # fmt: skip
+"""Headings of the table of cells, and what the seconds are multiplied by."""
 
 
 def results_console() -> Console:
@@ -36,7 +65,7 @@ def print_summary(run: Run, folder: Path) -> None:
 
 
 def summary_table(run: Run) -> Table:
-    """The run in six lines."""
+    """The run in six rows."""
     numbers = summary(run)
     statuses = run.requests["status"].value_counts()
     others = [f"{count} {status}" for status, count in statuses.items() if status != Status.FINISHED]
@@ -61,36 +90,11 @@ def summary_table(run: Run) -> Table:
 
 
 def comparison_report(comparison: Comparison) -> RenderableType:
-    """The grid, one row a cell, the means below it, and the pairs by request where runs were replayed."""
+    """Two tables with one row per cell and the means of the absolute errors below, and a third with the pairs by
+    request where live runs were replayed."""
     grid = comparison.grid()
-    table = _table("simulated against live: error = (simulated - live) / live")
-    table.caption = "spread: (largest - smallest) / mean over the live repeats of the cell"
-    headings = [
-        "live\ntokens/s", "simulated\ntokens/s", "tokens/s\nerror", "tokens/s\nspread", "latency\nmedian",
-        "latency\nP95", "latency\nspread", "TTFT\nmean", "TPOT\nmean",
-    ]  # fmt: skip
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    columns = [
-        "throughput_error", "throughput_spread", "latency_median_error", "latency_p95_error", "latency_spread",
-        "ttft_mean_error", "tpot_mean_error",
-    ]  # fmt: skip
     marks = _marks([*grid["differs"], *comparison.paired["differs"]])
-    previous = None
-    for row in grid.to_dict("records"):
-        cell = Cell(*(row[column] for column in CELL_COLUMNS))
-        if previous not in (None, cell.architecture):
-            table.add_section()
-        previous = cell.architecture
-        table.add_row(
-            *_cell(cell, grid, marks.get(row["differs"], "")),
-            f"{row['throughput_live']:.1f}", f"{row['throughput_simulated']:.1f}",
-            *(_percent(row[name], signed="error" in name) for name in columns),
-        )  # fmt: skip
-    table.add_section()
-    means = grid[columns].abs().mean()
-    table.add_row("mean |...|", "", "", "", *(_percent(means[name]) for name in columns), style="bold")
-    parts: list[RenderableType] = [table]
+    parts: list[RenderableType] = [_errors(*texts, grid, marks) for texts in (THROUGHPUT_TABLE, LATENCY_TABLE)]
     if not comparison.paired.empty:
         parts.append(_paired_table(comparison, grid, marks))
     parts += [Text(f"{mark} simulated otherwise than live: {differs}") for differs, mark in marks.items()]
@@ -100,13 +104,16 @@ def comparison_report(comparison: Comparison) -> RenderableType:
 
 
 def verdict(comparison: Comparison) -> str:
-    """The one sentence to remember."""
-    spread = comparison.grid()["throughput_spread"].mean()
-    against = f"; the live repeats themselves spread {spread:.1%} on average" if not math.isnan(spread) else ""
-    cells = len(comparison.grid())
-    error = f"mean absolute throughput error over {cells} cells: {comparison.throughput_error:.1%}{against}"
-    others = int((comparison.grid()["differs"] != "").sum())
-    return f"{error}; {others} of them simulated with other settings than live" if others else error
+    """The mean absolute errors over the cells, with the mean spread of the live repeats, as one sentence."""
+    grid = comparison.grid()
+    errors = []
+    for name, label in VERDICT.items():
+        spread = grid[f"{name}_live_spread"].mean()
+        against = "" if math.isnan(spread) else f" (live spread {spread:.1%})"
+        errors.append(f"{label} {_percent(grid[f'{name}_error'].abs().mean())}{against}")
+    text = f"mean absolute errors over {len(grid)} cells: {', '.join(errors)}"
+    others = int((grid["differs"] != "").sum())
+    return f"{text}; {others} of them simulated with other settings than live" if others else text
 
 
 def write_report(comparison: Comparison, path: Path) -> Path:
@@ -114,6 +121,34 @@ def write_report(comparison: Comparison, path: Path) -> Path:
     with replaced(path) as beside, beside.open("w", encoding="utf-8") as file:
         Console(**AS_IT_IS, file=file, width=WIDTH).print(comparison_report(comparison))
     return path
+
+
+def _errors(title: str, headings: Mapping[str, str], grid: pd.DataFrame, marks: Mapping[str, str]) -> Table:
+    table = _table(title)
+    table.caption = "spread: (largest - smallest) / |mean| over the repeats of the cell"
+    for heading in headings.values():
+        table.add_column(heading, justify="right")
+    previous = None
+    for row in grid.to_dict("records"):
+        cell = Cell(*(row[column] for column in CELL_COLUMNS))
+        if previous not in (None, cell.architecture):
+            table.add_section()
+        previous = cell.architecture
+        table.add_row(
+            *_cell(cell, grid, marks.get(row["differs"], "")), *(_shown(name, row[name]) for name in headings)
+        )
+    table.add_section()
+    means = {name: grid[name].abs().mean() for name in headings if name.endswith(("error", "spread"))}
+    table.add_row(
+        "mean |...|", "", *(_percent(means.get(name, math.nan), blank="") for name in headings), style="bold"
+    )
+    return table
+
+
+def _shown(name: str, value: float) -> str:
+    if name.endswith(("error", "spread")):
+        return _percent(value, signed=name.endswith("error"))
+    return f"{value:.1f}"
 
 
 def _marks(differs: Iterable[str]) -> dict[str, str]:
@@ -162,24 +197,46 @@ def _number(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _percent(value: float, signed: bool = False) -> str:
-    if value is None or math.isnan(value):
-        return "-"
+def _percent(value: float, signed: bool = False, blank: str = "-") -> str:
+    if math.isnan(value):
+        return blank
     return f"{value:+.1%}" if signed else f"{value:.1%}"
 
 
 def grid_table(runs: Sequence[Run]) -> Table:
-    """One row a run: load, throughput, latency, TTFT and TPOT."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("architecture")
-    for heading in ("load", "k", "tokens/s", "latency\nmedian (s)", "latency\nP95 (s)", "TTFT\nmean (s)"):
-        table.add_column(heading, justify="right")
-    table.add_column("TPOT\nmean (ms)", justify="right")
+    """One row per cell and kind: means over the repeats, with their spread in brackets."""
+    groups: dict[tuple[str, Cell], list[Run]] = {}
     for run in sorted(runs, key=cell_of):
-        cell, numbers = cell_of(run), summary(run)
-        table.add_row(
-            cell.architecture, f"{cell.load} {cell.level:g}", cell.draft_length,
-            f"{numbers['throughput_tokens_per_s']:.1f}", f"{numbers['latency_s.median']:.3f}",
-            f"{numbers['latency_s.p95']:.3f}", f"{numbers['ttft_s.mean']:.3f}", f"{1e3 * numbers['tpot_s.mean']:.2f}",
-        )  # fmt: skip
+        groups.setdefault((str(run.info.get("kind", "run")), cell_of(run)), []).append(run)
+    cells = pd.DataFrame([cell for _, cell in groups], columns=CELL_COLUMNS)
+    kinds, checked = {kind for kind, _ in groups}, any("exactness" in run.info for run in runs)
+    table = _table("means over the repeats of each cell (spread: (largest - smallest) / |mean|)")
+    table.padding = (0, 0)  # so that each cell has one line in WIDTH columns
+    for heading, _ in CELL_METRICS.values():
+        table.add_column(heading, justify="right")
+    if checked:
+        table.add_column("exact\noutputs", justify="right")
+    never_full = False
+    for (kind, cell), repeats in sorted(groups.items()):
+        values = pd.DataFrame([summary(run) for run in repeats])
+        means, spreads = values.mean(), spread(values)
+        never_full |= math.isnan(means[STEADY])
+        row = [_with_spread(means[name] * scale, spreads[name]) for name, (_, scale) in CELL_METRICS.items()]
+        name, load = _cell(cell, cells, "")
+        table.add_row(f"{name}, {kind}" if len(kinds) > 1 else name, load, *row, *[_exact(repeats)] * checked)
+    if never_full:
+        table.caption = "- under steady: all clients were never busy at once, or the load is not a closed loop"
     return table
+
+
+def _with_spread(value: float, spread_: float) -> str:
+    if math.isnan(value):
+        return "-"
+    digits = max(0, 3 - len(f"{abs(value):.0f}")) if abs(value) >= 1 else 3
+    return f"{value:.{digits}f}" + ("" if math.isnan(spread_) else f" ({spread_:.0%})")
+
+
+def _exact(repeats: Sequence[Run]) -> str:
+    """How many of the checked outputs were equal to the closed form."""
+    found = [run.info["exactness"] for run in repeats if "exactness" in run.info]
+    return f"{sum(e['equal'] for e in found)}/{sum(e['checked'] for e in found)}" if found else "-"

@@ -9,10 +9,11 @@ import pandas as pd
 
 from engines.errors import InputError
 from engines.policy.architecture import Segment
+from engines.policy.segment_shape import SegmentShape
 from engines.record.run import Run
 from sim.costs import CostModel
 
-SHAPE = ["segment", "batch_size", "draft_length", "tokens", "context_tokens"]
+SHAPE = list(SegmentShape._fields)
 
 
 def with_solo_times(run: Run, costs: CostModel) -> Run:
@@ -27,15 +28,15 @@ def with_solo_times(run: Run, costs: CostModel) -> Run:
         return run
     shapes = run.spans.loc[unknown, SHAPE].drop_duplicates()
     shapes["known_s"] = [
-        _solo_s(costs, Segment(segment), *shape) for segment, *shape in shapes.itertuples(index=False)
+        _solo_s(costs, SegmentShape(Segment(segment), *sizes)) for segment, *sizes in shapes.itertuples(index=False)
     ]
     known = run.spans.merge(shapes, on=SHAPE, how="left")["known_s"].to_numpy()
     solo = np.where(unknown, known, run.spans["solo_s"])
     return dataclasses.replace(run, spans=run.spans.assign(solo_s=pd.Series(solo, index=run.spans.index)))
 
 
-def _solo_s(costs: CostModel, segment: Segment, batch: int, draft_length: int, tokens: int, context: float) -> float:
+def _solo_s(costs: CostModel, shape: SegmentShape) -> float:
     try:
-        return costs.cost(segment, batch, draft_length, tokens, context).duration_s
+        return costs.cost(shape).duration_s
     except InputError:
         return float("nan")

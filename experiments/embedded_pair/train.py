@@ -24,13 +24,12 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM
 
-from engines.errors import InputError, require_whole
+from engines.errors import InputError, require_positive, require_whole
 from engines.workload.corpus import is_held_out, read_utf8, stdlib_files, stdlib_root
 from experiments.embedded_pair.byte_level import BOS, CONTEXT, EOS, build_model, load, save
 from experiments.embedded_pair.quality import greedy_continuation, live_positions, next_token_loss, quality
 from experiments.program.ending import in_one_line
 from experiments.program.outputs import check_output
-from experiments.runner.options import positive
 
 POOL_TOKENS = 512
 OUTPUT_FOLDER = Path(__file__).resolve().parents[2] / "engines" / "live" / "embedded"
@@ -140,7 +139,7 @@ def parse_options() -> argparse.Namespace:
 def check(options: argparse.Namespace) -> None:
     """Raises InputError for what cannot be trained on or measured, before any work."""
     for name in ("target_seconds", "draft_seconds", "pool_seconds", "distil_seconds"):
-        positive(name, getattr(options, name))
+        require_positive(name, getattr(options, name))
     for name in ("batch", "pool_requests", "requests", "prompt_tokens", "output_tokens"):
         require_whole(name, getattr(options, name), 1)
     both = options.prompt_tokens, options.output_tokens

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from calibrate.contention import fit_contention, leave_one_group_out
 from calibrate.profile import Profile
 from engines.policy.architecture import Segment
+from engines.policy.segment_shape import SegmentShape
 from experiments.figures import style
 from sim.costs import CostModel
 
@@ -114,12 +115,12 @@ def _line(segment: Segment, rows: pd.DataFrame, over: str, costs: CostModel) -> 
     batch, k, context = int(first["batch_size"]), int(first["draft_length"]), float(first["context_tokens"])
     if over == "tokens":
         points = np.unique(np.linspace(rows[over].min(), rows[over].max(), 60).round().astype(int))
-        times = [costs.cost(segment, batch, k, int(tokens), context).duration_s for tokens in points]
+        shapes = [SegmentShape.prefill(segment, batch, int(tokens)) for tokens in points]
     else:
         points = np.arange(int(rows[over].min()), int(rows[over].max()) + 1)
-        width = k if segment is Segment.DRAFT else k + 1
-        times = [costs.cost(segment, int(size), k, int(size) * width, context).duration_s for size in points]
-    return pd.Series(1e3 * np.array(times), index=points)
+        decode = SegmentShape.draft if segment is Segment.DRAFT else SegmentShape.verify
+        shapes = [decode(int(size), k, context) for size in points]
+    return pd.Series([1e3 * costs.cost(shape).duration_s for shape in shapes], index=points)
 
 
 def _series_label(series: list[str], key: Iterable[float]) -> str:

@@ -11,12 +11,13 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from engines.errors import InputError, require_name
 from engines.policy.architecture import Architecture, Step, load_architecture
+from engines.policy.changes import changed
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, NotNegative, Positive, Settings, Whole, checked
+from engines.workload.lengths import parse_lengths
 from engines.workload.traces import read_trace
 from engines.workload.workload import Workload, make_workload, with_sampling
 from experiments.runner.cells import at_once, check_room, draft_length_label
-from experiments.runner.options import adjusted, parse_lengths
 from sim.costs import TOLERANCE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -45,7 +46,7 @@ def names_slots(architecture: str) -> bool:
 
 
 class WorkloadConfig(Settings):
-    """What each cell serves. Lengths in tokens, as `experiments.runner.options.parse_lengths` reads them.
+    """What each cell serves. Lengths in tokens, as `engines.workload.lengths.parse_lengths` reads them.
 
     requests: per cell at least, 32 by default (all of a trace). requests_per_client: for each client of a closed
     loop, so that busy cells reach a steady state. process, cv: of the arrivals of an open loop. trace: a file that
@@ -112,7 +113,7 @@ class Changes(Settings):
     """An architecture in a configuration: another one (`base`) with changes.
 
     streams: the stream of each lane named. verify_first_above: false switches it off. concurrencies, rates: loads of
-    its own, in place of the experiment's. The others: as in experiments.runner.options.adjusted.
+    its own, in place of the experiment's. The others: as in engines.policy.changes.changed.
     """
 
     base: str
@@ -132,8 +133,8 @@ class Changes(Settings):
     def build(self) -> Architecture:
         """The changed architecture. Raises InputError."""
         simple = {"draft_length", "batch_limit", "workers", "slots", "permits", "hybrid"}
-        changed = adjusted(load_architecture(self.base), **self.model_dump(include=simple))
-        lanes = {lane.name: lane for lane in changed.lanes}
+        built = changed(load_architecture(self.base), **self.model_dump(include=simple))
+        lanes = {lane.name: lane for lane in built.lanes}
         for name, stream in self.streams.items():
             if name not in lanes:
                 raise InputError("architectures streams", name, f"no such lane; there are {', '.join(lanes)}")
@@ -145,7 +146,7 @@ class Changes(Settings):
             changes["priority"] = tuple(self.priority)
         if self.verify_first_above is not None:
             changes["verify_first_above"] = None if self.verify_first_above is False else self.verify_first_above
-        return changed.replace(**changes)
+        return built.replace(**changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +280,7 @@ class Experiment(Settings):
     def layouts(self) -> list[Layout]:
         """Every architecture at every k. Raises InputError."""
         return [
-            dataclasses.replace(layout, architecture=adjusted(layout.architecture, draft_length=k))
+            dataclasses.replace(layout, architecture=changed(layout.architecture, draft_length=k))
             for layout in map(_layout, self.architectures)
             for k in (self.k or (None,))
         ]
@@ -347,11 +348,11 @@ def _with_paths_from(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
             return {**value, "base": architecture(value["base"])}
         return path(value) if isinstance(value, str) and value.endswith(".toml") else value
 
-    changed = dict(values)
+    resolved = dict(values)
     if "profile" in values:
-        changed["profile"] = path(values["profile"])
+        resolved["profile"] = path(values["profile"])
     if isinstance(values.get("architectures"), list):
-        changed["architectures"] = [architecture(value) for value in values["architectures"]]
+        resolved["architectures"] = [architecture(value) for value in values["architectures"]]
     if isinstance(workload := values.get("workload"), dict) and "trace" in workload:
-        changed["workload"] = {**workload, "trace": path(workload["trace"])}
-    return changed
+        resolved["workload"] = {**workload, "trace": path(workload["trace"])}
+    return resolved

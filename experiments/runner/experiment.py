@@ -50,9 +50,11 @@ FOLDERS = ("live", "simulated", "profile", "figures", "traces")
 
 @dataclass
 class Outcome:
-    """What an experiment made. left: live cells that no time was left for."""
+    """What an experiment made. runs: live ones, then simulated ones, replays left out. left: live cells that no time
+    was left for."""
 
     cells: CellTable
+    runs: list[Run] = field(default_factory=list)
     comparison: Comparison | None = None
     figures: list[Path] = field(default_factory=list)
     traces: list[Path] = field(default_factory=list)
@@ -106,8 +108,10 @@ class Runner:
             if self.serves:
                 outcome.left, measured = self._rounds()
                 profile = profile or measured
+            outcome.runs += self.lives.values()
             if profile is not None and self.simulates:
                 simulations = self._simulations(profile)
+                outcome.runs += [run for run in simulations if "replays" not in run.info]
                 if {cell_of(run) for run in simulations} & {cell_of(run) for run in self.lives.values()}:
                     self._conclude(outcome, profile, simulations)
             return outcome
@@ -194,9 +198,8 @@ class Runner:
                 parts.append(found)
         if len(parts) < len(self.repeats):
             return left, None
-        profile = averaged(parts)
-        profile.save(self.folder / "profile")
-        return left, profile
+        averaged(parts).save(self.folder / "profile")
+        return left, Profile.load(self.folder / "profile")
 
     def _serve(self, points: list[Point], repeat: int, end_s: float) -> int:
         """Serve a repeat of a layout's cells with one engine, or with another where one breaks. Returns how many are
@@ -262,7 +265,7 @@ class Runner:
         profile.info["fingerprint"] = digest
         profile.save(folder)
         remove_parts(folder / UNFINISHED)
-        return profile
+        return Profile.load(folder)  # as it will be read: tables round
 
     # --- simulated ------------------------------------------------------------------------------------
 

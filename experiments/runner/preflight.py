@@ -3,18 +3,45 @@ read. Every command that loads a pair comes here first."""
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from calibrate.measure import footprint
-from calibrate.stage_costs import Grid
-from engines.live.model.kv_cache import positions_of
-from engines.live.model.pairs import default_dtype, find_device, load_configs
-from engines.live.serving.memory import GIB, MOST_SLOTS, MemoryPlan, plan_slots, with_fitting_slots
+from engines.errors import InputError
+from engines.pairs.permutation import PREFIX, parse_pair
 from engines.policy.architecture import Architecture
 from engines.policy.context import context_of
 from experiments.program.progress import console
 
+if TYPE_CHECKING:
+    from calibrate.stage_costs import Grid
+    from engines.live.serving.memory import MemoryPlan
+
 MOST_GIB = 1 << 30  # of a reserve: far beyond every device
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")  # torch takes larger numbers for negative ones
+
+
+def check_live(device: str, pair: str, target: str | None = None, draft: str | None = None) -> None:
+    """Raises InputError unless live engines can run here: torch, the device and the models' folders are there.
+
+    target and draft: folders that stand in for the pair, which may also be the name of a permutation pair.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise InputError("device", device, "use cpu, cuda or cuda:N")
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("device", device, "live engines need torch; install the extra: pip install 'pdv[engines]'")
+    if (target is None) != (draft is None):
+        raise InputError("target, draft", (target, draft), "give both, or a --pair")
+    folders = {"pair": pair} if target is None else {"target": target, "draft": draft}
+    for field, folder in folders.items():
+        if target is None and pair.startswith(PREFIX):
+            parse_pair(pair)
+        elif folder != "embedded" and not Path(str(folder)).is_dir():
+            raise InputError(field, folder, "no such folder; give a model folder, or `embedded` for the shipped pair")
+    from engines.live.model.pairs import find_device
+
+    find_device(device)
 
 
 def check_fits(
@@ -48,6 +75,8 @@ def fill(
     """The architecture with as many slots as fit the device, but no more than `most` (requests that the load can have
     there at once), and MOST_SLOTS at most. One line on standard error states how many where fewer fit than `most`.
     Takes and raises what check_fits does."""
+    from engines.live.serving.memory import MOST_SLOTS, with_fitting_slots
+
     plan = _plan(architecture, pair, draft, device, max_context, reserve_gib)
     filled = with_fitting_slots(architecture, plan, most=min(most, MOST_SLOTS))
     if filled.slots < most:
@@ -62,6 +91,9 @@ def context_on(
     architecture: Architecture, pair: str | Path, draft: str | Path | None = None, max_context: int | None = None
 ) -> int:
     """Tokens of prompt and output together that a live engine would take. Raises InputError."""
+    from engines.live.model.kv_cache import positions_of
+    from engines.live.model.pairs import load_configs
+
     return context_of(positions_of(*load_configs(pair, draft)), architecture.draft_length.maximum, max_context)
 
 
@@ -69,6 +101,10 @@ def check_calibration_fits(
     points: dict[str, list[int]], pair: str | Path, draft: str | Path | None = None, device: str = "cpu"
 ) -> None:
     """As check_fits, for a calibration over these points (as grid_of takes them)."""
+    from calibrate.measure import footprint
+    from engines.live.model.kv_cache import positions_of
+    from engines.live.model.pairs import load_configs
+
     grid = grid_of(points)
     grid.check(positions_of(*load_configs(pair, draft)))
     architecture, context = footprint(grid)
@@ -78,6 +114,8 @@ def check_calibration_fits(
 def grid_of(points: dict[str, list[int]]) -> Grid:
     """The points of a calibration, as calibrate.stage_costs.Grid has them (batches, draft_lengths, contexts,
     prompt_tokens, packed). Raises InputError."""
+    from calibrate.stage_costs import Grid
+
     return Grid(**{name: tuple(values) for name, values in points.items()})
 
 
@@ -85,6 +123,9 @@ def _plan(
     architecture: Architecture, pair: str | Path, draft: str | Path | None, device: str, max_context: int | None,
     reserve_gib: float | None,
 ) -> MemoryPlan:  # fmt: skip
+    from engines.live.model.pairs import default_dtype, find_device, load_configs
+    from engines.live.serving.memory import GIB, plan_slots
+
     place = find_device(device)
     reserve = None if reserve_gib is None else int(min(reserve_gib, MOST_GIB) * GIB)
     configs = load_configs(pair, draft)

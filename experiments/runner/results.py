@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.table import Table
 
 from engines.record.metrics import summary
 from engines.record.run import Run
@@ -18,11 +16,6 @@ from experiments.runner.cells import CELL_COLUMNS, cell_of
 FINISHED, FAILED = "finished", "failed"
 KINDS = ("live", "simulated", "replay")
 FACTS = ["cell", *CELL_COLUMNS, "repeat", "kind", "status", "error", "checked", "equal"]
-COLUMNS = {
-    "throughput_tokens_per_s": ("tokens/s", 1.0, 1), "steady_throughput_tokens_per_s": ("steady\ntokens/s", 1.0, 1),
-    "latency_s.median": ("latency\nmedian (s)", 1.0, 3), "latency_s.p95": ("latency\nP95 (s)", 1.0, 3),
-    "ttft_s.mean": ("TTFT\nmean (s)", 1.0, 3), "tpot_s.mean": ("TPOT\nmean (ms)", 1e3, 2),
-}  # fmt: skip
 Key = tuple[str, int, str]  # cell, repeat, kind
 
 
@@ -61,23 +54,3 @@ class CellTable:
         """One line per row that failed."""
         rows = self._rows.items()
         return [f"{cell}, repeat {n}, {kind}: {row['error']}" for (cell, n, kind), row in rows if row["error"]]
-
-    def shown(self) -> Table:
-        """The means over the finished repeats of each cell and kind; replays are left out."""
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", caption_style="dim")
-        table.add_column("cell")
-        for heading in ("kind", "repeats", *(heading for heading, *_ in COLUMNS.values())):
-            table.add_column(heading, justify="right")
-        frame = self.frame()
-        done = frame[(frame["status"] == FINISHED) & (frame["kind"] != "replay")]
-        for (cell, kind), rows in done.groupby(["cell", "kind"], sort=False):
-            means = rows[list(COLUMNS)].mean()
-            numbers = [_number(factor * means[name], digits) for name, (_, factor, digits) in COLUMNS.items()]
-            table.add_row(str(cell), str(kind), str(len(rows)), *numbers)
-        if done["steady_throughput_tokens_per_s"].isna().any():
-            table.caption = "steady: while all clients of a closed loop were served; -: they never all were"
-        return table
-
-
-def _number(value: float, digits: int) -> str:
-    return "-" if pd.isna(value) else f"{value:.{digits}f}"

@@ -18,13 +18,14 @@ from calibrate.measure_contention import default_groups, measure_contention  # n
 from calibrate.parts import remove_parts  # noqa: E402
 from calibrate.profile import Profile  # noqa: E402
 from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
-from calibrate.workbench import Load, Work, Workbench, count_kernels, make_runner, make_stages  # noqa: E402
+from calibrate.workbench import RepeatableCall, Workbench, count_kernels, make_runner, make_stages  # noqa: E402
 from engines.errors import InputError  # noqa: E402
 from engines.live.device.streams import HostStream  # noqa: E402
 from engines.live.model.graphs import GraphRunner  # noqa: E402
 from engines.live.model.pairs import Pair, load_pair  # noqa: E402
 from engines.pairs.origin import EMBEDDED  # noqa: E402
 from engines.policy.architecture import Segment, Step  # noqa: E402
+from engines.policy.segment_shape import SegmentShape  # noqa: E402
 from engines.record.run import Run  # noqa: E402
 
 pytestmark = pytest.mark.live
@@ -48,7 +49,7 @@ def profile(pair: Pair) -> Profile:
 def test_a_calibration_covers_the_grid_and_passes_its_own_checks(profile: Profile, tmp_path: Path) -> None:
     profile.save(tmp_path)
     again = Profile.load(tmp_path)
-    assert len(again.stage_costs) == len(SMALL.loads()) == 8
+    assert len(again.stage_costs) == len(SMALL.points()) == 8
     assert again.contention.groupby("group").size().isin([2, 3]).all()
     assert again.contention["rate"].between(0, 1).all()
     assert again.acceptance["rate"].is_monotonic_decreasing
@@ -95,32 +96,32 @@ def test_kernels_are_counted_by_what_runs(pair: Pair) -> None:
     bench = Workbench(make_stages(pair, 4, 4, 64), 0, 4)
 
     def kernels(k: int) -> int:
-        return count_kernels(pair.device, bench.work(Load(Segment.DRAFT, 2, draft_length=k, context_tokens=16)))
+        return count_kernels(pair.device, bench.call(SegmentShape.draft(2, k, 16)))
 
     with torch.inference_mode():
         one, two, three = kernels(1), kernels(2), kernels(3)
     assert three - two == two - one > 20  # every further draft token is one more pass of the same kernels
 
 
-def test_captured_loads_are_replayed_at_just_their_sizes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads = [*SMALL.loads(), Load(Segment.PREFILL_TARGET, 3, prompt_tokens=48)]
+def test_captured_segments_are_replayed_at_just_their_sizes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [*SMALL.points(), SegmentShape.prefill(Segment.PREFILL_TARGET, 3, 48)]
     stages, stream = make_stages(pair, 4, 2, 64), HostStream()
     with torch.inference_mode():
-        runner = make_runner(stages, stream, loads, graphs=True)
+        runner = make_runner(stages, stream, shapes, graphs=True)
         assert isinstance(runner, GraphRunner)
         assert len(runner) == 2 * 3 + 3 * 2  # first, next and verify at two batches; both models at three lengths
         bench = Workbench(stages, 0, 4, runner)
         monkeypatch.setattr("engines.live.model.eager.EagerRunner._run", lambda *args: pytest.fail("ran uncaptured"))
-        for load in loads:
-            assert bench.time(stream, bench.work(load)) > 0
+        for shape in shapes:
+            assert bench.time(stream, bench.call(shape)) > 0
 
 
-def test_a_load_sees_the_context_that_it_asks_for(pair: Pair) -> None:
+def test_a_segment_sees_the_context_that_it_asks_for(pair: Pair) -> None:
     stages = make_stages(pair, 4, 4, 64)
     bench = Workbench(stages, 0, 4)
     with torch.inference_mode():
-        for _ in range(3):  # a verify lengthens its sequences; the load must start over each time
-            bench.work(Load(Segment.VERIFY, 2, draft_length=4, context_tokens=20))()
+        for _ in range(3):  # a verify lengthens its sequences; the call must start over each time
+            bench.call(SegmentShape.verify(2, 4, 20))()
             assert set(stages.lengths[:2].tolist()) <= set(range(21, 26))
 
 
@@ -148,20 +149,20 @@ def test_two_sleepers_do_not_slow_each_other_but_two_holders_of_a_lock_do(
     """The measurement finds rate 1 where nothing is shared and about 1/2 where everything is."""
     shared = HostStream()
 
-    def sleep(bench: Workbench, load: Load) -> object:
-        return Work(lambda: None, lambda: lambda: time.sleep(0.01))
+    def sleep(bench: Workbench, shape: SegmentShape) -> RepeatableCall:
+        return RepeatableCall(lambda: None, lambda: lambda: time.sleep(0.01))
 
-    def sleep_in_turn(bench: Workbench, load: Load) -> object:
+    def sleep_in_turn(bench: Workbench, shape: SegmentShape) -> RepeatableCall:
         def work() -> None:
             with shared.turn():
                 time.sleep(0.01)
 
-        return Work(lambda: None, lambda: work)
+        return RepeatableCall(lambda: None, lambda: work)
 
-    group = [(Load(Segment.DRAFT, 1, 2, 0, 16), Load(Segment.VERIFY, 1, 2, 0, 16))]
+    group = [(SegmentShape.draft(1, 2, 16), SegmentShape.verify(1, 2, 16))]
     monkeypatch.setattr("calibrate.measure_contention.count_kernels", lambda *args: 1)
-    for work, low, high in ((sleep, 0.85, 1.0), (sleep_in_turn, 0.4, 0.65)):
-        monkeypatch.setattr(Workbench, "work", work)
+    for call, low, high in ((sleep, 0.85, 1.0), (sleep_in_turn, 0.4, 0.65)):
+        monkeypatch.setattr(Workbench, "call", call)
         rates = measure_contention(pair, SMALL, group, 1.5, silent)["rate"]
         assert rates.between(low, high).all(), rates
 
@@ -169,8 +170,8 @@ def test_two_sleepers_do_not_slow_each_other_but_two_holders_of_a_lock_do(
 def test_default_groups_are_pairs_and_triples_of_lanes() -> None:
     groups = default_groups(Grid())
     assert {len(group) for group in groups} == {2, 3}
-    assert all(len({load.segment for load in group}) == len(group) for group in groups)
-    assert {load.segment for group in groups for load in group} == set(Segment)
+    assert all(len({shape.segment for shape in group}) == len(group) for group in groups)
+    assert {shape.segment for group in groups for shape in group} == set(Segment)
 
 
 def test_an_interrupted_calibration_goes_on(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

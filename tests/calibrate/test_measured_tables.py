@@ -10,12 +10,11 @@ from calibrate import measure_contention as measuring  # noqa: E402
 from calibrate.measure_contention import measure_contention  # noqa: E402
 from calibrate.overlap import Span  # noqa: E402
 from calibrate.stage_costs import Grid, _row  # noqa: E402
-from calibrate.workbench import Load  # noqa: E402
 from engines.live.model.pairs import Pair, load_pair  # noqa: E402
-from engines.policy.architecture import Segment  # noqa: E402
+from engines.policy.segment_shape import SegmentShape  # noqa: E402
 
 pytestmark = pytest.mark.live
-DRAFT, VERIFY = Load(Segment.DRAFT, 1, 2, 0, 16), Load(Segment.VERIFY, 1, 2, 0, 16)
+DRAFT, VERIFY = SegmentShape.draft(1, 2, 16), SegmentShape.verify(1, 2, 16)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from engines.policy.architecture import BASELINE, PD, PDV, Segment, Step
 from engines.policy.batch import Batch, Wait
 from engines.policy.request import Request, RequestState, Settlement
 from engines.policy.scheduler import Scheduler
+from engines.policy.segment_shape import SegmentShape
 from engines.record.metrics import decompose, summary
 from engines.record.run import RUN_FILES, Recorder, Run, SegmentTime
 from tests.driver import drive
@@ -54,7 +55,8 @@ def test_a_work_is_recorded_with_what_each_segment_was_given() -> None:
     settlements: list[Settlement | None] = [Settlement(3, 2, 0, 0), None]  # the second one failed
     waits = [Wait(0.1, 0.2, 0.3), Wait(0.0, 0.5, 0.0)]
     decode = next(lane for lane in PD.lanes if lane.name == "decode")
-    batch = Batch(7, decode, 0, Step.DRAFT_VERIFY, states, 1.0, False, False, [2, 4], waits, settlements)
+    shapes = (SegmentShape.draft(2, 4, (15 + 38) / 2), SegmentShape.verify(2, 4, (15 + 38) / 2))
+    batch = Batch(7, decode, 0, Step.DRAFT_VERIFY, states, 1.0, False, False, [2, 4], waits, settlements, shapes)
     recorder.completed(batch, [SegmentTime(Segment.DRAFT, 1.1, 1.4, 0.3), SegmentTime(Segment.VERIFY, 1.4, 1.9)], 2.0)
     record = recorder.run({})
     spans = record.spans.set_index("segment")

@@ -7,6 +7,7 @@ import pytest
 from engines.policy.architecture import PD, Segment
 from engines.policy.request import Request
 from engines.policy.scheduler import Scheduler
+from engines.policy.segment_shape import SegmentShape
 from engines.record.roofline import Ceilings, ModelCounts, PairCounts, WorkCounts, achieved, count_spans, count_work
 from tests.driver import drive
 
@@ -29,27 +30,35 @@ def passes(model: ModelCounts, feeds: list[tuple[int, int]], batch: int, all_row
     return WorkCounts(len(feeds) * model.weight_bytes, cache, matrices, attention)
 
 
+def count(shape: SegmentShape) -> WorkCounts:
+    return count_work(shape.segment, PAIR, shape.columns)
+
+
 @pytest.mark.parametrize(("batch", "k", "context"), [(1, 1, 2), (8, 4, 400), (64, 8, 1000)])
 def test_draft_and_verify_are_the_sum_of_their_passes(batch: int, k: int, context: int) -> None:
     drafts = [(2, context - 2)] + [(1, context + i - 1) for i in range(1, k)]
-    assert count_work(Segment.DRAFT, PAIR, batch, k, 0, context) == passes(DRAFT, drafts, batch)
-    verify = passes(TARGET, [(k + 1, context - 1)], batch)
-    assert count_work(Segment.VERIFY, PAIR, batch, k, 0, context) == verify
+    assert count(SegmentShape.draft(batch, k, context)) == passes(DRAFT, drafts, batch)
+    assert count(SegmentShape.verify(batch, k, context)) == passes(TARGET, [(k + 1, context - 1)], batch)
 
 
 def test_prefill_is_one_pass_over_the_prompts() -> None:
-    counted = count_work(Segment.PREFILL_TARGET, PAIR, 3, 0, 3 * 128, 128)
+    counted = count(SegmentShape.prefill(Segment.PREFILL_TARGET, 3, 3 * 128))
     assert counted == passes(TARGET, [(128, 0)], 3, all_rows=False)
-    draft = count_work(Segment.PREFILL_DRAFT, PAIR, 1, 0, 77, 77)
+    draft = count(SegmentShape.prefill(Segment.PREFILL_DRAFT, 1, 77))
     assert draft == passes(DRAFT, [(77, 0)], 1, all_rows=False)
 
 
 @pytest.mark.parametrize(
-    ("segment", "batch", "floor_ms"),
-    [(Segment.DRAFT, 8, 2.9), (Segment.DRAFT, 64, 3.5), (Segment.VERIFY, 8, 5.1), (Segment.VERIFY, 64, 9.8)],
+    ("shape", "floor_ms"),
+    [
+        (SegmentShape.draft(8, 4, 400), 2.9),
+        (SegmentShape.draft(64, 4, 400), 3.5),
+        (SegmentShape.verify(8, 4, 400), 5.1),
+        (SegmentShape.verify(64, 4, 400), 9.8),
+    ],
 )
-def test_floors_on_an_h100_are_those_worked_out_by_hand(segment: Segment, batch: int, floor_ms: float) -> None:
-    floor_s = H100.floor_s(count_work(segment, PAIR, batch, 4, 0, 400))
+def test_floors_on_an_h100_are_those_worked_out_by_hand(shape: SegmentShape, floor_ms: float) -> None:
+    floor_s = H100.floor_s(count(shape))
     assert 1e3 * float(floor_s) == pytest.approx(floor_ms, rel=0.05)
 
 
@@ -58,9 +67,7 @@ def test_a_run_s_totals_and_rates() -> None:
     run = drive(Scheduler(PD), requests, lambda work: 0.01)
     counts = count_spans(run.spans, PAIR)
     row = run.spans[run.spans["segment"] == "verify"].iloc[-1]
-    one = count_work(
-        Segment.VERIFY, PAIR, row["batch_size"], row["draft_length"], row["tokens"], row["context_tokens"]
-    )
+    one = count_work(Segment.VERIFY, PAIR, row)
     assert counts.loc[row.name].tolist() == pytest.approx(list(one))
     rates = achieved(run, PAIR, H100)
     moved = counts["weight_bytes"].sum() + counts["cache_bytes"].sum()

@@ -41,8 +41,8 @@ def differing(lives: list[Run], simulations: list[Run]) -> str:
 
 def test_a_run_of_the_wrong_kind_is_refused(run: Run) -> None:
     live = as_live(run)
-    assert refused([run], [run]).startswith("live = 'pdv': the record says kind = 'simulated'; give a live run")
-    assert refused([live], [live]).startswith("simulated = 'live': the record says kind = 'live'")
+    assert refused([run], [run]).startswith("live = 'pdv': the record has kind = 'simulated'; give a live run")
+    assert refused([live], [live]).startswith("simulated = 'live': the record has kind = 'live'")
 
 
 @pytest.mark.parametrize("what", ["device", "pair", "dtype"])
@@ -97,7 +97,7 @@ OTHER_LAYOUTS = {
     "hybrid_at_or_below": PDV.replace(hybrid_at_or_below=3),
     "verify_first_above": PDV.replace(verify_first_above=None),
     "priority": PDV.replace(priority=PDV.priority[::-1]),
-    "lanes.decode.draft": PDV.with_batch_limits({Step.DRAFT: 2}),
+    "lanes.draft.draft": PDV.with_batch_limits({Step.DRAFT: 2}),
 }
 
 
@@ -143,7 +143,7 @@ def test_live_runs_of_a_cell_that_are_no_repeats_are_refused(run: Run) -> None:
 def test_repeats_with_other_random_numbers_are_repeats_and_are_named(run: Run) -> None:
     lives = [as_live(run, 1.0, "one"), as_live(synthetic.simulated(asked=synthetic.workload(seed=2)), 1.0, "two")]
     comparison = compare(lives, [run])
-    assert set(comparison.metrics["repeats"]) == {2}
+    assert set(comparison.metrics["live_repeats"]) == {2}
     assert set(comparison.metrics["differs"]) == {"seed"}
 
 

@@ -14,7 +14,7 @@ from engines.record.metrics import PARTS, decompose
 from engines.record.run import Run
 from experiments.compare.compare import THROUGHPUT, compare, pair_by_request, spread
 from experiments.compare.identity import identity
-from experiments.compare.report import comparison_report, verdict, write_report
+from experiments.compare.report import comparison_report, grid_table, results_console, verdict, write_report
 from experiments.compare.solo_times import with_solo_times
 from experiments.runner.cells import Cell, cell_of
 from sim.costs import CostModel
@@ -36,8 +36,8 @@ def test_error_is_signed_and_relative_to_the_mean_of_the_live_repeats(run: Run) 
     comparison = compare(lives, [stretched(run, 0.9, "simulated")])
     latency = metric(comparison.metrics, "latency_s.mean")
     assert latency["error"] == pytest.approx(-0.1)
-    assert latency["spread"] == pytest.approx(0.4)  # (1.2 - 0.8) / 1.0
-    assert latency["repeats"] == 3
+    assert latency["live_spread"] == pytest.approx(0.4)  # (1.2 - 0.8) / 1.0
+    assert latency["live_repeats"] == 3
     assert latency["difference"] == pytest.approx(latency["simulated"] - latency["live"])
     # Throughput goes as 1 / time: live (1/0.8 + 1 + 1/1.2) / 3 = 1.02778, simulated 1/0.9 = 1.11111.
     expected = 1.1111111 / 1.0277778 - 1
@@ -60,7 +60,7 @@ def test_every_promised_quantity_is_compared(run: Run) -> None:
     quantities = [
         f"{q}.{s}" for q in ("ttft_s", "tpot_s", "latency_s") for s in ("mean", "median", "p90", "p95", "p99")
     ]
-    assert names >= {*quantities, THROUGHPUT, "batch_size.verify", "lane_busy.decode", "running_at_least_1"}
+    assert names >= {*quantities, THROUGHPUT, "batch_size.verify", "lane_busy.draft", "running_at_least_1"}
     assert names >= {f"part.{part}_s" for part in PARTS}
 
 
@@ -68,7 +68,7 @@ def test_a_run_compared_with_itself_has_no_error(run: Run) -> None:
     table = compare([as_live(run)], [run]).metrics
     assert (table["difference"].dropna() == 0).all()
     assert (table["error"].dropna() == 0).all()
-    assert table["spread"].isna().all()  # one repeat says nothing of the spread
+    assert table[["live_spread", "simulated_spread"]].isna().all(axis=None)  # one repeat says nothing of the spread
 
 
 def test_spread_needs_two_repeats_and_ignores_scale() -> None:
@@ -151,5 +151,41 @@ def test_report_and_csv_hold_the_same_numbers(run: Run, tmp_path) -> None:  # ty
     assert metric(table, THROUGHPUT)["error"] == pytest.approx(0.25)
     text = write_report(comparison, tmp_path / "comparison.txt").read_text()
     assert "+25.0%" in text
-    assert verdict(comparison) in text
+    assert verdict(comparison) in " ".join(text.split())  # long lines are wrapped
     assert comparison_report(comparison) is not None
+
+
+def test_both_sides_have_repeats_with_seeds_of_their_own() -> None:
+    seeds = (1, 2)
+    asked = [synthetic.workload(seed=seed) for seed in seeds]
+    runs = [synthetic.simulated(asked=work, seed=seed) for work, seed in zip(asked, seeds, strict=True)]
+    comparison = compare([as_live(run, 1.0, f"r{i}") for i, run in enumerate(runs)], runs)
+    latency = metric(comparison.metrics, "latency_s.mean")
+    assert latency["simulated_repeats"] == 2
+    assert latency["simulated_spread"] == pytest.approx(latency["live_spread"])
+    assert latency["simulated_spread"] > 0
+    assert set(comparison.metrics["differs"]) == {""}
+
+
+def test_the_simulated_spread_is_that_of_the_simulations(run: Run) -> None:
+    comparison = compare([as_live(run)], [stretched(run, factor, "simulated") for factor in (0.8, 1.2)])
+    latency = metric(comparison.metrics, "latency_s.mean")
+    assert latency["simulated_spread"] == pytest.approx(0.4)
+    assert latency["error"] == pytest.approx(0.0)
+
+
+def test_the_verdict_gives_all_five_errors(run: Run) -> None:
+    text = verdict(compare([as_live(run)], [stretched(run, 1 / 1.25, "fast")]))
+    for part in ("throughput 25.0%", "mean TTFT 20.0%", "mean TPOT 20.0%", "mean latency 20.0%", "P95 latency 20.0%"):
+        assert part in text
+
+
+def test_the_table_of_cells_has_means_spreads_and_exact_outputs(run: Run, capsys) -> None:  # type: ignore[no-untyped-def]
+    exact = {"checked": 12, "equal": 11}
+    lives = [as_live(run, factor, f"r{factor}", exactness=exact) for factor in (0.8, 1.2)]
+    results_console().print(grid_table(lives))
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 110
+    (row,) = [line for line in text.splitlines() if line.strip().startswith("pdv")]
+    assert row.count("(40%)") == 7  # every number, on one line
+    assert row.split()[-1] == "22/24"

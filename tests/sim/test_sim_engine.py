@@ -14,9 +14,10 @@ import pytest
 
 from calibrate.contention import NoContention
 from engines.errors import InputError
-from engines.policy.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Segment, Step
+from engines.policy.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Step
 from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.policy.request import Request, RequestState
+from engines.policy.segment_shape import SegmentShape
 from engines.record.metrics import PARTS, decompose, summary
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, UniformLength, Workload, make_workload
@@ -304,12 +305,10 @@ class Listening:
 
     def __init__(self) -> None:
         self.contention = NoContention()
-        self.asked: list[tuple[str, int, int, int, float]] = []
+        self.asked: list[SegmentShape] = []
 
-    def cost(
-        self, segment: Segment, batch: int, draft_length: int, tokens: int, context: float, quantile: float | None
-    ) -> SegmentCost:
-        self.asked.append((str(segment), batch, draft_length, tokens, context))
+    def cost(self, shape: SegmentShape, quantile: float | None) -> SegmentCost:
+        self.asked.append(shape)
         return SegmentCost(1e-3, 1e-3)
 
     def host_s(self, step: Step, going_on: bool) -> float:
@@ -324,8 +323,8 @@ def test_a_step_costs_what_its_context_has_grown_to() -> None:
     costs = Listening()
     done = run(PD, Workload((Request(0, 100, 12, 0.0),)), costs, acceptance=SURE)
     assert costs.asked == [
-        ("prefill_draft", 1, 0, 100, 0.0),
-        ("prefill_target", 1, 0, 100, 0.0),
+        ("prefill_draft", 1, 0, 100, 100.0),
+        ("prefill_target", 1, 0, 100, 100.0),
         *((s, 1, 4, n, 101.0) for s, n in (("draft", 4), ("verify", 5))),
         *((s, 1, 4, n, 106.0) for s, n in (("draft", 4), ("verify", 5))),
         *((s, 1, 4, n, 111.0) for s, n in (("draft", 4), ("verify", 5))),
@@ -339,9 +338,7 @@ def test_every_span_took_what_the_record_says_of_it_costs(architecture: Architec
     packed = architecture.with_batch_limits({Step.PREFILL: 3}) if architecture is not BASELINE else architecture
     costs = Listening()
     spans = run(packed, CLOSED, costs).spans
-    columns = ["segment", "batch_size", "draft_length", "tokens", "context_tokens"]
-    recorded = sorted((s, n, k, t, 0.0 if k == 0 else c) for s, n, k, t, c in spans[columns].itertuples(index=False))
-    assert sorted(costs.asked) == recorded
+    assert sorted(costs.asked) == sorted(spans[list(SegmentShape._fields)].itertuples(index=False, name=None))
 
 
 def test_progress_tells_every_end() -> None:

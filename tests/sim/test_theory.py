@@ -17,6 +17,7 @@ from scipy import stats
 from calibrate.contention import NoContention
 from engines.policy.architecture import PD, Segment, Step
 from engines.policy.request import Request
+from engines.policy.segment_shape import SegmentShape
 from engines.workload.workload import FixedLength, Workload, make_workload
 from sim.acceptance import Independent
 from sim.costs import SegmentCost
@@ -34,17 +35,9 @@ class Server:
     def __init__(self, service: Callable[[float], float]) -> None:
         self._service = service
 
-    def cost(
-        self,
-        segment: Segment,
-        batch: int,
-        draft_length: int,
-        tokens: int,
-        context_tokens: float,
-        quantile: float | None,
-    ) -> SegmentCost:
+    def cost(self, shape: SegmentShape, quantile: float | None) -> SegmentCost:
         assert quantile is not None
-        return SegmentCost(self._service(quantile) if segment is Segment.PREFILL_TARGET else 0.0, 1.0)
+        return SegmentCost(self._service(quantile) if shape.segment is Segment.PREFILL_TARGET else 0.0, 1.0)
 
     def host_s(self, step: Step, back_to_back: bool) -> float:
         return 0.0

@@ -7,51 +7,10 @@ than to run. They change nothing but the tables' rows of the given slots and the
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from engines.live.model.attention import Places
-from engines.live.model.verification import count_matches
-
-
-class Tables(NamedTuple):
-    """What is known of every slot; engines.live.model.stages.Stages has the shapes. The last row is scratch: a
-    batch may name it many times, and what it then holds depends on who writes last, so it is put back after every
-    pass."""
-
-    tokens: Tensor
-    lengths: Tensor
-    drafts: Tensor
-    draft_lengths: Tensor
-
-
-class Feed(NamedTuple):
-    """New tokens of a batch, the same number of every sequence. first: [batch] int64, position of each sequence's
-    first; tokens: [batch * count] int64."""
-
-    first: Tensor
-    tokens: Tensor
-    places: Places
-
-
-class Candidates(NamedTuple):
-    """The tokens among which each row picks the one of the largest logit, the first of equals.
-
-    tokens: [rows, parts], the best of each part of the vocabulary, in its order; logits: [rows, parts] float32, or
-    None where there is but one part. Without NaNs that is the row's argmax; with them it is some token.
-    """
-
-    tokens: Tensor
-    logits: Tensor | None
-
-    @property
-    def picked(self) -> Tensor:
-        """[rows] int64."""
-        if self.logits is None:
-            return self.tokens[:, 0].long()
-        return self.tokens.gather(1, self.logits.argmax(1, keepdim=True))[:, 0].long()
+from engines.live.kernels.tables import Candidates, Feed, Places, Tables
 
 
 def feed(tables: Tables, slots: Tensor, back: int, count: int, drafted: bool) -> Feed:
@@ -123,3 +82,13 @@ def keep_verified(tables: Tables, slots: Tensor, k: int, offered: Candidates) ->
     tables.lengths[slots] = lengths + matched + 1
     tables.lengths[-1:].fill_(2)
     return torch.cat([matched[:, None], picked], dim=1)
+
+
+def count_matches(drafts: Tensor, picked: Tensor, draft_lengths: Tensor) -> Tensor:
+    """Leading drafts that equal the target's picks, [batch] int64.
+
+    drafts: [batch, k]; picked: [batch, k] (the target's choice at each draft's place); draft_lengths: [batch],
+    how many of a row's drafts are real and not padding.
+    """
+    real = torch.arange(drafts.shape[1], device=drafts.device) < draft_lengths[:, None]
+    return ((drafts == picked) & real).long().cumprod(1).sum(1)

@@ -11,8 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engines.live.kernels.dependent_launch import fence, launch_dependents_and_wait, supports_dependent_launch
-from engines.live.kernels.table_updates import Candidates, Feed, Tables
-from engines.live.model.attention import Places
+from engines.live.kernels.tables import Candidates, Feed, Places, Tables
 
 # Launch parameters, to be tuned on a new kind of GPU.
 FEED_TOKENS, FEED_WARPS = 128, 4

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from engines.live.device.host import to_device
+from engines.live.kernels.decode_attention import attend_gathered
+from engines.live.kernels.tables import Places
 from engines.live.model.kv_cache import SlotPool
 
 NAME = "slot_pool"
@@ -51,13 +52,6 @@ def packed_places(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     sizes = np.asarray(counts, dtype=np.int64)
     owner = np.repeat(np.arange(len(sizes)), sizes)
     return owner, np.arange(len(owner)) - (np.cumsum(sizes) - sizes)[owner]
-
-
-class Places(NamedTuple):
-    """Where new tokens are. positions, rows: [tokens] int64, in their sequences and in the flattened pool."""
-
-    positions: Tensor
-    rows: Tensor
 
 
 class PackedBatch:
@@ -142,22 +136,6 @@ def _places(pool: SlotPool, slots: Tensor, first: Tensor, layout: int | Layout) 
     return Places(positions, owner_slots * pool.row_length + positions)
 
 
-def _attend_gathered(query: Tensor, keys: Tensor, values: Tensor, batch: PackedBatch, scale: float) -> Tensor:
-    """Gather each sequence's keys and values, pad the queries to one length, mask: right anywhere, fast on CPUs.
-
-    query: [tokens, heads, head_dim]; keys, values: [slots + 1, row_length, kv_heads, head_dim]. Returns
-    [tokens, heads, head_dim].
-    """
-    size, longest, length = len(batch.slots), batch.longest, batch.key_length
-    q = query.view(size, longest, *query.shape[1:]) if batch.uniform else query[batch.padded]
-    k, v = keys[:, :length][batch.slots], values[:, :length][batch.slots]
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    out = scaled_dot_product_attention(q, k, v, attn_mask=batch.mask(q.dtype), scale=scale, enable_gqa=grouped)
-    out = out.transpose(1, 2)
-    return out.reshape(query.shape) if batch.layout is None else out[batch.layout.owner, batch.layout.offset]
-
-
 def _attend_in_place(query: Tensor, keys: Tensor, values: Tensor, batch: PackedBatch, scale: float) -> Tensor:
     """The flash kernel straight over the pool: no gather, any slot order, grouped-query heads, causal from the
     bottom right. With seqused_k given, cum_seq_k only says at which row each sequence starts. Shapes as above."""
@@ -172,14 +150,14 @@ def attention_over(batch: PackedBatch, heads: int, scale: float) -> Attend:
     """The attention of one pass over a batch, for every layer in turn: the fastest for its device and shape."""
     pool = batch.pool.keys[0]
     if not pool.is_cuda:
-        return partial(_attend_gathered, batch=batch, scale=scale)
+        return partial(attend_gathered, batch=batch, scale=scale)
     from engines.live.kernels.decode_attention_triton import LEAST_SHARED_BYTES, DecodeAttention, fits
     from engines.live.kernels.dependent_launch import shared_bytes_of
 
     roomy = shared_bytes_of(pool.device) >= LEAST_SHARED_BYTES
     if batch.uniform and roomy and fits(batch.longest, heads, *pool.shape[2:]):
         return DecodeAttention(batch.slots, batch.first, batch.longest, heads, pool, scale)
-    return partial(_attend_in_place if _has_flash(pool) else _attend_gathered, batch=batch, scale=scale)
+    return partial(_attend_in_place if _has_flash(pool) else attend_gathered, batch=batch, scale=scale)
 
 
 def _has_flash(tensor: Tensor) -> bool:
@@ -206,7 +184,7 @@ def slot_pool_attention(
     keys, values = packed_batch.pool.keys[layer], packed_batch.pool.values[layer]
     keys.flatten(0, 1).index_copy_(0, packed_batch.rows, key[0].transpose(0, 1))
     values.flatten(0, 1).index_copy_(0, packed_batch.rows, value[0].transpose(0, 1))
-    attend = _attend_in_place if _has_flash(query) else _attend_gathered
+    attend = _attend_in_place if _has_flash(query) else attend_gathered
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(query[0].transpose(0, 1), keys, values, packed_batch, scale)[None], None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engines.live.device.host import to_device
 from engines.live.kernels import table_updates
-from engines.live.kernels.table_updates import Candidates, Tables
+from engines.live.kernels.tables import Candidates, Tables
 from engines.live.model.attention import Layout, PackedBatch, packed_places
 from engines.live.model.kv_cache import SlotPool
 from engines.live.model.pairs import Pair

@@ -67,13 +67,3 @@ def pick(logits: Tensor, temperatures: Tensor, keys: Tensor, positions: Tensor) 
     safe = temperatures.clamp(min=1e-6)[:, None]
     sampled = (logits.float() / safe + gumbel(keys, positions, logits.shape[-1])).argmax(-1)
     return torch.where(temperatures > 0, sampled, greedy)
-
-
-def count_matches(drafts: Tensor, picked: Tensor, draft_lengths: Tensor) -> Tensor:
-    """Leading drafts that equal the target's picks, [batch] int64.
-
-    drafts: [batch, k]; picked: [batch, k] (the target's choice at each draft's place); draft_lengths: [batch],
-    how many of a row's drafts are real and not padding.
-    """
-    real = torch.arange(drafts.shape[1], device=drafts.device) < draft_lengths[:, None]
-    return ((drafts == picked) & real).long().cumprod(1).sum(1)

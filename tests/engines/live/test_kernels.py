@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from engines.live.kernels import elementwise
-from engines.live.model.attention import PackedBatch, _attend_gathered
+from engines.live.kernels.decode_attention import attend_gathered
+from engines.live.model.attention import PackedBatch
 from engines.live.model.kv_cache import SlotPool
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -120,7 +121,7 @@ def attended(case: Case, splits: int | None, scale: float = 0.3) -> Tensor:
 
 def expected(case: Case, scale: float = 0.3) -> Tensor:
     tables = (table.nan_to_num().float() for table in (case.keys, case.values))
-    return _attend_gathered(case.query.float(), *tables, case.batch, scale)
+    return attend_gathered(case.query.float(), *tables, case.batch, scale)
 
 
 SHAPES = [Shape(2, 2, 16), Shape(8, 1, 16), Shape(10, 2, 32)]

@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
+from engines.live.kernels.table_updates import count_matches
 from engines.live.model import verification
 from engines.live.model.pairs import Pair
-from engines.live.model.verification import count_matches, gumbel, pick, request_key
+from engines.live.model.verification import gumbel, pick, request_key
 from engines.policy.architecture import ARCHITECTURES, PDV
 from engines.policy.draft_length import FixedDraftLength
 from engines.policy.request import Request

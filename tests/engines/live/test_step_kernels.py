@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engines.live.kernels import table_updates
-from engines.live.kernels.table_updates import Candidates, Tables
+from engines.live.kernels.tables import Candidates, Tables
 from engines.live.model.attention import Layout
 from engines.live.model.pairs import Pair
 from engines.live.model.stages import Stages

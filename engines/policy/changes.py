@@ -1,0 +1,65 @@
+"""An architecture with some settings changed, as a command line or a configuration writes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from engines.errors import InputError
+from engines.policy.architecture import Architecture, Step
+from engines.policy.draft_length import parse_draft_length
+
+_WHOLE = re.compile(r"\d{1,18}")
+
+
+def parse_batch_limits(text: str) -> dict[Step, int]:
+    """ "draft=12,verify=24": largest batch (requests) of these steps."""
+    limits = {}
+    for item in text.split(","):
+        step, _, limit = item.partition("=")
+        known = {str(member): member for member in Step}
+        if step.strip() not in known or not _WHOLE.fullmatch(limit.strip()) or int(limit) < 1:
+            remedy = f"write STEP=N, separated by commas; the steps are {', '.join(known)}"
+            raise InputError("batch_limit", text, remedy)
+        limits[known[step.strip()]] = int(limit)
+    return limits
+
+
+def changed(
+    architecture: Architecture,
+    *,
+    draft_length: str | None = None,
+    batch_limit: str | None = None,
+    workers: int | None = None,
+    slots: int | None = None,
+    permits: int | None = None,
+    hybrid: int | None = None,
+) -> Architecture:
+    """A copy with the settings that are given.
+
+    workers: of every lane that carries requests or, where no lane does, of every lane. permits: steps that may
+    run at once on a device. hybrid: active requests at or below which draft and verify run as one step.
+    Raises InputError, also for a batch limit of a step that the architecture does not have.
+    """
+    if batch_limit is not None:
+        limits = parse_batch_limits(batch_limit)
+        present = {step for lane in architecture.lanes for step in lane.steps}
+        for step in limits:
+            if step not in present:
+                remedy = f"{architecture.name} has no such step; it has {', '.join(sorted(present))}"
+                raise InputError("batch_limit", str(step), remedy)
+        architecture = architecture.with_batch_limits(limits)
+    if workers is not None:
+        carrying = any(lane.run_to_completion for lane in architecture.lanes)
+        lanes = tuple(
+            dataclasses.replace(lane, workers=workers) if lane.run_to_completion or not carrying else lane
+            for lane in architecture.lanes
+        )
+        architecture = architecture.replace(lanes=lanes)
+    changes: dict[str, object] = {}
+    if draft_length is not None:
+        changes["draft_length"] = parse_draft_length(draft_length)
+    for name, value in (("slots", slots), ("permits", permits), ("hybrid_at_or_below", hybrid)):
+        if value is not None:
+            changes[name] = value
+    return architecture.replace(**changes) if changes else architecture
