@@ -61,7 +61,7 @@ def experiment(
     if budget_s is not None:
         require_positive("budget_s", budget_s)
     overrides: dict[str, Any] = {} if profile is None else {"profile": str(profile.resolve())}
-    perform(Experiment.load(config, **overrides), out, only=only, jobs=jobs, budget_s=budget_s)
+    perform(Experiment.load(config, **overrides), out, only=only and only.value, jobs=jobs, budget_s=budget_s)
 
 
 def demo(

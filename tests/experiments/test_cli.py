@@ -138,7 +138,7 @@ BAD_OTHERS = {
     "table is a folder": ("compare live simulated --out live", "out = 'live'"),
     "table cannot be written": ("compare live simulated --out /proc/nope/x.csv", "out = '/proc/nope'"),
     "trace file is a folder": ("trace live/pdv-r1 --out live", "out = 'live'"),
-    "sides swapped": ("compare simulated live", "live = 'pdv': the record says kind = 'simulated'"),
+    "sides swapped": ("compare simulated live", "live = 'pdv': the record has kind = 'simulated'"),
     "simulated on both sides": ("compare simulated simulated", "live = 'pdv'"),
     "live on both sides": ("compare live live", "simulated = 'pdv-r1'"),
     "profile of another device": ("compare live simulated --profile elsewhere", "profile device = 'another device'"),
@@ -177,9 +177,9 @@ def bad_files(work: Path) -> None:
     (work / "no_column.csv").write_text("TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.97,48\n")
     (work / "trace.csv").write_text("timestamp,prompt_tokens,output_tokens\n0,20,9\n0.5,30,8\n")
     (work / "bad.toml").write_text('architectures = ["pd"]\nconcurrencies = [0]\n')
-    (work / "taped.toml").write_text(
-        'mode = "simulated"\nprofile = "taped"\nacceptance = "tape"\narchitectures = ["pd"]\nconcurrencies = [1]\n[workload]\nrequests = 2\noutput_tokens = "11"\n'
-    )
+    taped = ['mode = "simulated"', 'profile = "taped"', 'acceptance = "tape"', 'architectures = ["pd"]']
+    taped += ["concurrencies = [1]", "[workload]", "requests = 2", 'output_tokens = "11"']
+    (work / "taped.toml").write_text("\n".join(taped))
     made = synthetic.profile()
     tapes = {request: np.array([-1, *[1] * 9], dtype=np.int8) for request in (0, 1)}
     dataclasses.replace(made, tapes=tapes).save(work / "taped")

@@ -46,8 +46,8 @@ def test_an_experiment_has_the_context_of_its_configuration(tmp_path: Path) -> N
     """As live engines have; another one is another cell, and one that the models lack is refused at once."""
     synthetic.profile().save(tmp_path / "profile")
     grid = {
-        "mode": "simulated", "profile": "profile", "acceptance": "0.7", "architectures": ["pdv"], "concurrencies": [1],
-        "workload": {"requests": 1, "prompt_tokens": "30", "output_tokens": "100"},
+        "mode": "simulated", "profile": "profile", "acceptance": "0.7", "architectures": ["pdv"],
+        "concurrencies": [1], "workload": {"requests": 1, "prompt_tokens": "30", "output_tokens": "100"},
     }  # fmt: skip
 
     def performed(**context: int) -> int:
