@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 import typer
 
+from engines.errors import InputError
 from experiments.commands.bench import bench
 from experiments.commands.calibrate import calibrate
 from experiments.commands.compare import compare
-from experiments.commands.demo import demo
+from experiments.commands.experiment import demo, experiment
 from experiments.commands.figures import figures
 from experiments.commands.run import run
 from experiments.commands.simulate import simulate
-from experiments.commands.sweep import sweep
 from experiments.commands.trace import trace
 from experiments.program.ending import ended_by
 
@@ -27,12 +28,13 @@ app = typer.Typer(
     help="""Lay out speculative decoding: serve live, calibrate, simulate, compare, draw.
 
     The usual order: [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device, [bold]simulate[/bold]
-    the same workload, [bold]compare[/bold] the two, draw [bold]figures[/bold]. [bold]demo[/bold] does all of it.
+    the same workload, [bold]compare[/bold] the two, draw [bold]figures[/bold]. [bold]experiment[/bold] does all of it
+    for a whole grid, [bold]demo[/bold] for a small one.
     [bold]bench[/bold] checks that outputs are exact and sets engines beside what users would run instead.
     Times are seconds, lengths tokens, rates requests per second, unless an option says otherwise.
     """,
 )
-for command in (run, calibrate, simulate, compare, figures, trace, sweep, bench, demo):
+for command in (run, calibrate, simulate, compare, figures, trace, experiment, bench, demo):
     app.command()(command)
 
 
@@ -40,7 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 1 where a comparison exceeds its tolerance, else as
     experiments.program.ending.ended_by says."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    return ended_by(lambda: app(given or ["--help"], prog_name="pdv", standalone_mode=False), "pdv")
+
+    def work() -> object:
+        _refuse_empty(given)
+        return app(given or ["--help"], prog_name="pdv", standalone_mode=False)
+
+    return ended_by(work, "pdv")
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raises InputError for an empty value: as a path it would be the current folder."""
+    for before, argument in pairwise(["", *arguments]):
+        name, equals, value = argument.partition("=")
+        if not argument or (name.startswith("--") and equals and not value):
+            raise InputError((before if not argument else name).lstrip("-") or "argument", "", "give a value")
 
 
 if __name__ == "__main__":

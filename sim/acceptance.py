@@ -75,15 +75,18 @@ class Tapes:
                 tokens = min(tokens, max_context - request.prompt_tokens)
             known = len(self._tape(request)) if tokens > 0 else 0
             if known < tokens and request.id not in self.ended:
-                remedy = f"it asks for {tokens} output tokens and its tape has {known}: ask for {known} at most, or "
-                raise InputError("tapes", request.id, remedy + "choose an acceptance that is drawn (profile, or 0.8)")
+                remedy = f"request {request.id} asks for {tokens} output tokens and its tape has {known}: "
+                remedy += f"ask for {known} at most, or choose an acceptance that is drawn (profile, or 0.8)"
+                raise InputError("acceptance", "tape", remedy)
 
     def _tape(self, request: Request) -> np.ndarray:
         tape = self.tapes.get(request.id)
         if tape is None:
-            raise InputError("tapes", request.id, "no tape of this request; replay the run that recorded the tapes")
+            remedy = f"no tape of request {request.id}; replay the run that recorded the tapes"
+            raise InputError("acceptance", "tape", remedy)
         if len(tape) == 0:
-            raise InputError("tapes", request.id, "the tape is empty: the request had no output in the recorded run")
+            remedy = f"the tape of request {request.id} is empty: it had no output in the recorded run"
+            raise InputError("acceptance", "tape", remedy)
         return tape
 
     def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:

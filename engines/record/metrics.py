@@ -38,7 +38,8 @@ def inter_token_latency(run: Run) -> pd.Series:
 
 def summary(run: Run) -> dict[str, float]:
     """The run in numbers: mean and quantiles (linear interpolation) of TTFT, TPOT and latency in seconds,
-    throughput (output tokens and requests a second), acceptance, batch sizes, busy time and utilisation."""
+    throughput (output tokens and requests per second; of a closed loop also while all clients were served, in a
+    window of steady_s seconds), acceptance, batch sizes, busy time and utilisation."""
     out: dict[str, float] = {}
     times = request_times(run)
     for column in times:
@@ -48,6 +49,9 @@ def summary(run: Run) -> dict[str, float]:
             out[f"{column}.{name}"] = float(values.quantile(q)) if len(values) else float("nan")
     out["throughput_tokens_per_s"] = _over_duration(float(run.finished["output_tokens"].sum()), run)
     out["throughput_requests_per_s"] = _over_duration(len(run.finished), run)
+    start_s, end_s = steady_window(run)
+    out["steady_throughput_tokens_per_s"] = steady_throughput(run)
+    out["steady_s"] = max(end_s - start_s, 0.0)  # nan stays nan
     out |= acceptance(run) | batch_sizes(run) | lane_busy(run) | device_utilisation(run)
     return out
 

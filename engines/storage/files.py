@@ -87,6 +87,17 @@ def holds(folder: Path, name: str) -> bool:
     return (folder / name).is_file() or (folder / FINISHED / name).is_file()
 
 
+def foreign_files(folder: Path, names: Collection[str]) -> Path | None:
+    """Something in the hidden folders of `replace_files` that it did not put there and that would be in its way."""
+    for hidden in (folder / UNFINISHED, folder / FINISHED):
+        if os.path.lexists(hidden) and not hidden.is_dir():
+            return hidden
+        for path in sorted(hidden.iterdir()) if hidden.is_dir() else ():
+            if path.name not in (*names, REMOVED):
+                return path
+    return None
+
+
 def remove_files(folder: Path, names: Collection[str]) -> None:
     """Remove files by name, then the folder if it is empty. Whatever else is there stays."""
     for name in names:

@@ -40,7 +40,8 @@ def locked(folder: Path, field: str = "out", wait_s: float = 0.0) -> Iterator[No
             _held.discard(key)
             try:
                 with suppress(OSError):
-                    (folder / LOCK).unlink()  # while it is held, so that the file is never another's
+                    if os.fstat(descriptor).st_size == 0:  # else it is a file of the user's
+                        (folder / LOCK).unlink()  # while it is held, so that the file is never another's
             finally:
                 os.close(descriptor)
     finally:

@@ -17,8 +17,8 @@ from engines.errors import InputError, require_at_least, require_positive
 from engines.policy.architecture import MOST_SLOTS, Architecture, load_architecture
 from engines.policy.changes import changed
 from engines.workload.lengths import parse_lengths
-from engines.workload.traces import read_trace
 from engines.workload.workload import PROCESSES, Workload, make_workload, with_sampling
+from experiments.runner.config import read_rows
 
 LAYOUT, LOAD = "Architecture", "Workload"
 DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"
@@ -47,8 +47,8 @@ WorkersOption = Annotated[
 SlotsOption = Annotated[
     str | None,
     typer.Option(
-        help="Places in the key-value pool (requests). Live also auto: as many as fit the device and the load can "
-        "use, 1024 at most.",
+        help="Places in the key-value pool (requests). Live, where none are named: as many as fit the device and the "
+        "load can use, 1024 at most; auto asks for that too.",
         rich_help_panel=LAYOUT,
     ),
 ]
@@ -119,7 +119,7 @@ SeedOption = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What the options of the workload say; None where one was not given."""
+    """The options of the workload; None where one was not given."""
 
     concurrency: int | None = None
     rate: float | None = None
@@ -176,7 +176,7 @@ def chosen_workload(load: Load) -> Workload:
     if load.trace is not None:
         load.refuse(ARRIVALS, "a --trace has arrivals of its own; leave one of the two out")
         load.refuse(LENGTHS, "a --trace has lengths of its own, which --max-prompt and --max-output cut")
-        trace = read_trace(load.trace, load.requests, load.max_prompt, load.max_output)
+        trace = read_rows(load.trace, load.requests, load.max_prompt, load.max_output)
         return with_sampling(trace, load.temperature or 0.0, load.seed or 0)
     load.refuse(("max_prompt", "max_output"), "only a --trace is cut; choose --prompt-tokens and --output-tokens")
     if load.rate is None:

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.errors import InputError, require_at_least
+from engines.errors import require_at_least
 from engines.storage.locks import locked
 from experiments.commands.arguments import (
     AUTO,
+    DEFAULT_ARCHITECTURE,
     ArchitectureOption,
     BatchLimitOption,
     ConcurrencyOption,
@@ -37,7 +38,9 @@ from experiments.commands.arguments import (
 from experiments.commands.outcome import conclude
 from experiments.program.outputs import check_record
 from experiments.program.progress import bar, console
-from experiments.runner.preflight import check_fits, check_live, fill
+from experiments.runner.cells import at_once, check_room
+from experiments.runner.config import names_slots
+from experiments.runner.preflight import check_fits, check_live, context_on, fill
 
 LIVE = "Live engine"
 
@@ -105,27 +108,29 @@ def run(
     for name, value, least in (("max_context", max_context, 8), ("reserve_gib", reserve_gib, 0)):
         if value is not None:
             require_at_least(name, value, least)
-    shortest = min(request.prompt_tokens for request in workload.requests)
-    if max_context is not None and shortest >= max_context:
-        raise InputError("max_context", max_context, f"no prompt fits; the shortest has {shortest} tokens")
+    check_room(workload, max_context)
     check_record("out", out)
     check_live(device, pair, target, draft)
 
     from engines.live.model.pairs import load_pair
-    from experiments.runner.live import serve, warm_up
+    from experiments.runner.live import serve, started, warm_up
 
     memory: dict[str, Any] = {"max_context": max_context, "reserve_gib": reserve_gib}
-    if slots == AUTO:
-        layout = fill(layout, workload, target or pair, draft, device, **memory)
+    check_room(workload, context_on(layout, target or pair, draft, max_context))
+    if number is None and not (slots is None and names_slots(architecture or DEFAULT_ARCHITECTURE)):
+        layout = fill(layout, at_once(workload), target or pair, draft, device, **memory)
     else:
         check_fits(layout, target or pair, draft, device, **memory)
     with locked(out):
         with console.status("loading the pair"):
             models = load_pair(target or pair, draft, device)
-        with console.status("warming up"):
-            warm_up(layout, models, max_context)
-        with bar(f"{layout.name}, live") as progress:
-            info = {"name": out.name}
-            record = serve(layout, workload, models, max_context=max_context, info=info, progress=progress)
+        with console.status("starting"):
+            engine = started(layout, models, [workload], max_context)
+        with engine:
+            with console.status("warming up"):
+                warm_up(engine, [workload])
+            with bar(f"{layout.name}, live") as progress:
+                record = serve(engine, workload, target or pair, progress)
+        record.info["name"] = out.name
         record.save(out)
     conclude(record, out)

@@ -42,7 +42,7 @@ from experiments.commands.arguments import (
 from experiments.commands.outcome import conclude
 from experiments.program.outputs import check_record
 from experiments.program.progress import bar
-from experiments.runner.predict import Prediction, parse_acceptance, predict, replayed
+from experiments.runner.predict import Prediction, check, parse_acceptance, predict, replayed
 
 MODEL = "Prediction"
 REPLAYED = [field.name for field in dataclasses.fields(Load) if field.name != "seed"]  # the live run has these
@@ -130,6 +130,8 @@ def simulate(
         Profile.load(profile), chosen, extrapolate=extrapolate, jitter=not no_jitter, contention=not no_contention,
         seed=seed or 0,
     )  # fmt: skip
+    if live is None:
+        check(layout, workload, settings)
     with locked(out):
         with bar(f"{layout.name}, simulated") as progress:
             record = predict(layout, workload, settings, live=live, info={"name": out.name}, progress=progress)

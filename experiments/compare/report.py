@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.policy.request import Status
-from engines.record.metrics import steady_throughput, summary
+from engines.record.metrics import summary
 from engines.record.run import Run
 from engines.storage.files import replaced
 from experiments.compare.compare import Comparison, spread
@@ -42,8 +42,9 @@ LATENCY_TABLE = (
         "latency_p95_error": "latency\nP95", "latency_p95_live_spread": "P95, live\nspread",
     },
 )  # fmt: skip
+STEADY = "steady_throughput_tokens_per_s"
 CELL_METRICS = {
-    "throughput_tokens_per_s": ("tokens/s", 1.0), "steady": ("steady\ntokens/s", 1.0),
+    "throughput_tokens_per_s": ("tokens/s", 1.0), STEADY: ("steady\ntokens/s", 1.0),
     "ttft_s.mean": ("TTFT mean\n(ms)", 1e3), "ttft_s.p95": ("TTFT P95\n(ms)", 1e3),
     "tpot_s.mean": ("TPOT mean\n(ms)", 1e3), "latency_s.median": ("latency\nmedian (ms)", 1e3),
     "latency_s.p95": ("latency\nP95 (ms)", 1e3),
@@ -217,9 +218,9 @@ def grid_table(runs: Sequence[Run]) -> Table:
         table.add_column("exact\noutputs", justify="right")
     never_full = False
     for (kind, cell), repeats in sorted(groups.items()):
-        values = pd.DataFrame([{**summary(run), "steady": steady_throughput(run)} for run in repeats])
+        values = pd.DataFrame([summary(run) for run in repeats])
         means, spreads = values.mean(), spread(values)
-        never_full |= math.isnan(means["steady"])
+        never_full |= math.isnan(means[STEADY])
         row = [_with_spread(means[name] * scale, spreads[name]) for name, (_, scale) in CELL_METRICS.items()]
         name, load = _cell(cell, cells, "")
         table.add_row(f"{name}, {kind}" if len(kinds) > 1 else name, load, *row, *[_exact(repeats)] * checked)

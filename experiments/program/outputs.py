@@ -6,13 +6,13 @@ import errno
 import os
 import stat
 import tempfile
-import tomllib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from engines.errors import InputError
 from engines.record.run import RUN_FILES
-from engines.storage.files import holds
+from engines.storage.files import foreign_files, holds
+from engines.storage.reading import read_toml
 
 UNFINISHED = "unfinished"  # beside a profile: the parts of a calibration that is not finished
 LONGEST_HEADER = 10_000  # characters
@@ -34,6 +34,8 @@ def check_output(field: str, path: Path, files: Collection[str] = ()) -> None:
     except OSError as error:
         remedy = f"cannot write to {nearest} ({error.strerror}); give a folder that can be written to"
         raise InputError(field, str(path), remedy) from error
+    if files and (foreign := foreign_files(path, files)) is not None:
+        raise InputError(field, str(path), f"{foreign} is in a folder that a save uses, and not ours; move it away")
     for name in files:
         if os.path.lexists(path / name):
             _check_replaceable(field, path / name)
@@ -81,8 +83,8 @@ def check_ours(field: str, folder: Path, names: Sequence[str], mark: str | None 
             raise InputError(field, str(folder), f"{foreign[0]} is there and was not written by pdv; {MOVE}")
     elif (folder / description).is_file():  # else it is on its way there, after a save that was killed
         try:
-            said = tomllib.loads((folder / description).read_text())
-        except (OSError, ValueError, RecursionError):
+            said = read_toml(field, folder / description)
+        except InputError:
             said = {}
         if "schema_version" not in said or (mark is not None and mark not in said):
             maker = "pdv" if mark is None else "this command"

@@ -14,13 +14,14 @@ from engines.policy.architecture import Architecture
 from engines.policy.draft_length import FixedDraftLength
 from engines.record.run import RUN_FILES, Run
 from engines.storage.files import holds
+from engines.workload.workload import Workload
 from experiments.program.outputs import check_ours, check_output
 
 
 class Cell(NamedTuple):
     """Where in the grid a run belongs.
 
-    load: "concurrency" (closed loop; level = clients), "rate" (open loop; level = requests a second) or "trace"
+    load: "concurrency" (closed loop; level = clients), "rate" (open loop; level = requests per second) or "trace"
     (level = number of requests). draft_length: "4", or "2-8" for an adaptive one.
     """
 
@@ -55,6 +56,18 @@ def draft_length_label(architecture: Architecture) -> str:
     """ "4" for a fixed draft length, "2-8" for an adaptive one."""
     length = architecture.draft_length
     return str(length.k) if isinstance(length, FixedDraftLength) else f"{length.minimum}-{length.maximum}"
+
+
+def at_once(workload: Workload) -> int:
+    """The most requests that can be there at the same time."""
+    return min(len(workload.requests), workload.concurrency or len(workload.requests))
+
+
+def check_room(workload: Workload, max_context: int | None) -> None:
+    """Raises InputError if every request would be refused, since no prompt leaves room for output."""
+    shortest = min(request.prompt_tokens for request in workload.requests)
+    if max_context is not None and shortest >= max_context:
+        raise InputError("max_context", max_context, f"no prompt fits; the shortest has {shortest} tokens")
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

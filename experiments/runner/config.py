@@ -1,25 +1,27 @@
-"""An experiment as a TOML file: which architectures under which loads, measured and simulated how often."""
+"""An experiment as a TOML file: which architectures serve which loads, live, simulated or both, and how often."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from engines.errors import InputError, require_name
-from engines.policy.architecture import Architecture, load_architecture
+from engines.policy.architecture import Architecture, Step, load_architecture
 from engines.policy.changes import changed
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, NotNegative, Positive, Settings, Whole, checked
 from engines.workload.lengths import parse_lengths
 from engines.workload.traces import read_trace
 from engines.workload.workload import Workload, make_workload, with_sampling
-from experiments.runner.cells import draft_length_label
+from experiments.runner.cells import at_once, check_room, draft_length_label
+from sim.costs import TOLERANCE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+Loads = tuple[tuple[str, float], ...]  # ("concurrency", clients) or ("rate", requests per second)
 
 
 def _name(value: str) -> str:
@@ -27,12 +29,28 @@ def _name(value: str) -> str:
     return value
 
 
+def read_rows(path: str | Path, requests: int | None, *cuts: int | None) -> Workload:
+    """A trace, or its first `requests` rows. cuts: as engines.workload.traces.read_trace takes them. Raises
+    InputError, also for a trace that has fewer rows."""
+    trace = read_trace(path, requests, *cuts)
+    if requests is not None and len(trace.requests) < requests:
+        remedy = f"the trace has {len(trace.requests)} requests; use that many at most, or leave it out for all"
+        raise InputError("requests", requests, remedy)
+    return trace
+
+
+def names_slots(architecture: str) -> bool:
+    """Whether an architecture states its slots. A built-in one does not: live, it takes as many as fit."""
+    path = Path(architecture)
+    return path.suffix == ".toml" and "slots" in read_toml("architecture", path)
+
+
 class WorkloadConfig(Settings):
     """What each cell serves. Lengths in tokens, as `engines.workload.lengths.parse_lengths` reads them.
 
-    requests: of a cell at least, 32 unless told otherwise (all of a trace); requests_per_client: for each client of a
-    closed loop, so that busy cells reach a steady state too. process, cv: of the arrivals of an open loop. trace: a
-    file that gives arrivals and lengths. A setting that the load has no use for is refused.
+    requests: per cell at least, 32 by default (all of a trace). requests_per_client: for each client of a closed
+    loop, so that busy cells reach a steady state. process, cv: of the arrivals of an open loop. trace: a file that
+    gives arrivals and lengths. A setting that the load has no use for is refused.
     """
 
     requests: Count | None = None
@@ -44,22 +62,24 @@ class WorkloadConfig(Settings):
     temperature: NotNegative = 0.0
     trace: str | None = None
 
-    def build(self, concurrency: int | None = None, rate: float | None = None, seed: int = 0) -> Workload:
-        """The workload of one cell. Raises InputError."""
+    def build(self, load: tuple[str, float] | None, seed: int) -> Workload:
+        """The workload under one load, None for the trace. Raises InputError."""
         if self.trace is not None:
             owned = ("requests_per_client", "prompt_tokens", "output_tokens", "process", "cv")
             self._refuse(owned, "a trace has arrivals and lengths of its own; leave one of the two out")
-            return with_sampling(read_trace(self.trace, limit=self.requests), self.temperature, seed)
-        if concurrency is None:
+            return with_sampling(read_rows(self.trace, self.requests), self.temperature, seed)
+        kind, level = load or ("", 0)
+        clients = int(level) if kind == "concurrency" else None
+        if clients is None:
             self._refuse(("requests_per_client",), "an open loop has no clients; set requests instead")
         else:
             self._refuse(("process", "cv"), "a closed loop has no arrivals to choose; leave it out")
         return make_workload(
-            max(self.requests or 32, self.requests_per_client * (concurrency or 0)),
+            max(self.requests or 32, self.requests_per_client * (clients or 0)),
             parse_lengths("prompt_tokens", self.prompt_tokens),
             parse_lengths("output_tokens", self.output_tokens),
-            concurrency=concurrency,
-            rate=rate,
+            concurrency=clients,
+            rate=level if clients is None else None,
             process=self.process,
             cv=self.cv,
             seed=seed,
@@ -67,21 +87,21 @@ class WorkloadConfig(Settings):
         )
 
     def _refuse(self, names: tuple[str, ...], remedy: str) -> None:
-        """Raises InputError for the first of these settings that was given."""
+        """Raises InputError for the first of these settings that is not the default."""
         for name in names:
-            if name in self.model_fields_set:
+            if getattr(self, name) != type(self).model_fields[name].default:
                 raise InputError(f"workload.{name}", getattr(self, name), remedy)
 
 
 class CalibrationConfig(Settings):
-    """The points that are measured for the profile: batches (requests of a draft or verify), contexts (tokens of a
-    request before it), prompt_tokens (of a prefill in all) and packed (prompts that share a prefill), in about
-    budget_s seconds. Draft lengths are those that the architectures use."""
+    """The points to measure for the profile: batches (requests of a draft or verify), contexts (tokens of a request
+    before it), prompt_tokens (of a prefill in all) and packed (prompts that share a prefill), in about budget_s
+    seconds. Draft lengths are those that the architectures use."""
 
-    batches: list[Count] = Field(default=[1, 2, 4, 6, 12])
-    contexts: list[Count] = Field(default=[32, 256])
-    prompt_tokens: list[Count] = Field(default=[16, 64, 128, 256])
-    packed: list[Count] = Field(default=[1])
+    batches: list[Count] = Field(default=[1, 2, 4, 6, 12], min_length=1)
+    contexts: list[Count] = Field(default=[32, 256], min_length=1)
+    prompt_tokens: list[Count] = Field(default=[16, 64, 128, 256], min_length=1)
+    packed: list[Count] = Field(default=[1], min_length=1)
     budget_s: Positive = 120.0
 
     def points(self, draft_lengths: list[int]) -> dict[str, list[int]]:
@@ -89,27 +109,12 @@ class CalibrationConfig(Settings):
         return {**self.model_dump(exclude={"budget_s"}), "draft_lengths": draft_lengths}
 
 
-class Point(NamedTuple):
-    """One cell to run: an architecture, its workload, and a name that can be a folder's."""
-
-    name: str
-    architecture: Architecture
-    workload: Workload
-
-    def describe(self) -> dict[str, Any]:
-        """All that decides what the cell is, as plain values."""
-        workload = self.workload
-        return {
-            "architecture": self.architecture.to_dict(),
-            "requests": [dataclasses.astuple(request) for request in workload.requests],
-            "concurrency": workload.concurrency,
-            "think_s": workload.think_s,
-        }
-
-
 class Changes(Settings):
-    """An architecture in a configuration, as another one with settings to change
-    (engines.policy.changes.changed)."""
+    """An architecture in a configuration: another one (`base`) with changes.
+
+    streams: the stream of each lane named. verify_first_above: false switches it off. concurrencies, rates: loads of
+    its own, in place of the experiment's. The others: as in engines.policy.changes.changed.
+    """
 
     base: str
     name: str | None = None
@@ -119,83 +124,235 @@ class Changes(Settings):
     slots: Count | None = None
     permits: Count | None = None
     hybrid: Whole | None = None
+    streams: dict[str, Whole] = Field(default={})
+    priority: list[str] | None = None
+    verify_first_above: Literal[False] | Whole | None = None
+    concurrencies: list[Count] = Field(default=[])
+    rates: list[Positive] = Field(default=[])
 
     def build(self) -> Architecture:
         """The changed architecture. Raises InputError."""
-        architecture = changed(load_architecture(self.base), **self.model_dump(exclude={"base", "name"}))
-        return architecture if self.name is None else architecture.replace(name=self.name)
+        simple = {"draft_length", "batch_limit", "workers", "slots", "permits", "hybrid"}
+        built = changed(load_architecture(self.base), **self.model_dump(include=simple))
+        lanes = {lane.name: lane for lane in built.lanes}
+        for name, stream in self.streams.items():
+            if name not in lanes:
+                raise InputError("architectures streams", name, f"no such lane; there are {', '.join(lanes)}")
+            lanes[name] = dataclasses.replace(lanes[name], stream=stream)
+        changes: dict[str, Any] = {"lanes": tuple(lanes.values())}
+        if self.name is not None:
+            changes["name"] = self.name
+        if self.priority is not None:
+            changes["priority"] = tuple(self.priority)
+        if self.verify_first_above is not None:
+            changes["verify_first_above"] = None if self.verify_first_above is False else self.verify_first_above
+        return built.replace(**changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """An architecture of the grid. slots_named: whether somebody chose its slots; otherwise a live engine takes as
+    many as fit. loads: its own, if it has any."""
+
+    architecture: Architecture
+    slots_named: bool
+    loads: Loads = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One cell to run: a layout under a load. name: can be a folder's. workloads: one for each repeat."""
+
+    name: str
+    layout: Layout
+    workloads: tuple[Workload, ...]
+
+    def describe(self, repeat: int) -> dict[str, Any]:
+        """All that decides what a repeat of the cell is, as plain values."""
+        workload = self.workloads[repeat - 1]
+        return {
+            "architecture": self.layout.architecture.to_dict(),
+            "requests": [dataclasses.astuple(request) for request in workload.requests],
+            "concurrency": workload.concurrency,
+            "think_s": workload.think_s,
+        }
 
 
 class Experiment(Settings):
-    """The whole file. Give `concurrencies` (closed loop) or `rates` (open loop, requests a second) or a trace.
+    """The whole file. Give `concurrencies` (closed loop) or `rates` (open loop, requests per second) or a trace.
 
-    architectures: names, paths of .toml files, or tables: either a whole architecture, or `base = "pdv"` with
-    settings to change (draft_length, batch_limit, workers, slots, permits, hybrid) and a name.
-    k: draft lengths to try with every architecture, each as text: "4", "2-8", "adaptive"; empty keeps their own.
+    mode: serve live, simulate, or both. architectures: names, paths of .toml files, or tables: either a whole
+    architecture or Changes. k: draft lengths to try with every architecture, each as text: "4", "2-8", "adaptive";
+    empty keeps their own. profile: the folder to simulate from; without it, [calibration] says what to measure
+    between the rounds of live cells. acceptance: of the simulations, as `pdv simulate` takes it; by default the live
+    run's tape, else the closed form of a permutation pair, else the profile's figures. replay: simulate each live
+    run's arrivals too, as an open loop.
     """
 
     model_config = ConfigDict(title="config")
 
     name: Annotated[str, AfterValidator(_name)] = "experiment"
+    mode: Literal["both", "live", "simulated"] = "both"
     architectures: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
     concurrencies: list[Count] = Field(default=[])
     rates: list[Positive] = Field(default=[])
     k: list[str] = Field(default=[])
     repeats: Count = 1
     seed: Whole = 0
-    pair: str = "embedded"
-    device: str = "cpu"
+    pair: str | None = None
+    device: str | None = None
     max_context: Count | None = None
+    profile: str | None = None
+    acceptance: str | None = None
+    replay: bool = True
     workload: WorkloadConfig = WorkloadConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
+    calibration: CalibrationConfig | None = None
 
     @model_validator(mode="after")
     def _one_kind_of_load(self) -> Experiment:
-        if sum(map(bool, (self.concurrencies, self.rates, self.workload.trace))) != 1:
-            raise ValueError("give exactly one of concurrencies, rates and workload.trace")
+        loads = {"concurrencies": self.concurrencies, "rates": self.rates, "workload.trace": self.workload.trace}
+        given = [name for name, value in loads.items() if value]
+        own = [
+            isinstance(value, dict) and bool({"concurrencies", "rates"} & set(value)) for value in self.architectures
+        ]
+        if len(given) > 1 or (not given and not all(own)) or (self.workload.trace is not None and any(own)):
+            remedy = "give exactly one of concurrencies, rates and workload.trace"
+            raise InputError("loads", ", ".join(given) or None, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Experiment:
+        if self.mode == "simulated":
+            for name in ("device", "calibration"):
+                if getattr(self, name) is not None:
+                    remedy = 'nothing runs on a device where mode is "simulated"; leave it out, or use "both"'
+                    raise InputError(name, "given" if name == "calibration" else self.device, remedy)
+        if self.mode == "live":
+            for name in ("profile", "acceptance"):
+                if getattr(self, name) is not None:
+                    remedy = 'nothing is simulated where mode is "live"; leave it out, or use "both"'
+                    raise InputError(name, getattr(self, name), remedy)
+        elif self.profile is None and self.calibration is None:
+            raise InputError("profile", None, "a simulation needs one; give a folder, or a [calibration]")
         return self
 
     @staticmethod
-    def load(path: str | Path) -> Experiment:
-        """Read and check a config: a path, or the name of one that is shipped (`demo`). Raises InputError."""
+    def load(path: str | Path, **overrides: Any) -> Experiment:
+        """Read and check a configuration: a path, or the name of one that is shipped (`demo`). Relative paths in it
+        are relative to its folder. overrides: settings to replace. Raises InputError."""
         path = Path(path)
         if not path.suffix and (CONFIGS / f"{path}.toml").is_file():
             path = CONFIGS / f"{path}.toml"
-        return Experiment.from_dict(read_toml("config", path))
+        values = _with_paths_from(path.parent, read_toml("config", path))
+        return Experiment.from_dict({**values, **overrides})
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Experiment:
-        """Check plain values, points included. Raises InputError with the name of the first wrong field."""
+        """Check plain values, cells included. Raises InputError with the name of the first wrong field."""
         experiment = checked(Experiment, values)
-        list(experiment.points())
+        experiment.points()
         return experiment
 
-    def points(self) -> Iterator[Point]:
-        """All cells, loads outermost, so that neighbours in time differ in architecture. Raises InputError."""
-        loads: list[dict[str, Any]] = [{"concurrency": n} for n in self.concurrencies]
-        loads += [{"rate": rate} for rate in self.rates]
-        seen = set()
-        for load in loads or [{}]:
-            workload = self.workload.build(**load, seed=self.seed)
-            level = "".join(f"-{name[0]}{value:g}" for name, value in load.items()) or "-trace"
-            for architecture in self.layouts():
-                name = f"{architecture.name}{level}-k{draft_length_label(architecture)}"
-                if name in seen:
+    def resolved(self) -> dict[str, Any]:
+        """Plain values that from_dict reads back."""
+        return self.model_dump(exclude_none=True)
+
+    def points(self) -> list[Point]:
+        """All cells, architectures outermost. Raises InputError."""
+        shared = self._loads(self.concurrencies, self.rates)
+        workloads: dict[tuple[str, float] | None, tuple[Workload, ...]] = {}
+        found: dict[str, Point] = {}
+        for layout in self.layouts():
+            for load in layout.loads or shared or (None,):
+                if load not in workloads:
+                    seeds = range(self.seed, self.seed + self.repeats)
+                    workloads[load] = tuple(self.workload.build(load, seed) for seed in seeds)
+                    check_room(workloads[load][0], self.max_context)
+                level = "-trace" if load is None else f"-{load[0][0]}{load[1]:g}"
+                name = f"{layout.architecture.name}{level}-k{draft_length_label(layout.architecture)}"
+                if name in found:
                     remedy = "two cells have this name; drop a load or draft length, or name architectures apart"
                     raise InputError("cells", name, remedy)
-                seen.add(name)
-                yield Point(name, architecture, workload)
+                found[name] = Point(name, layout, workloads[load])
+        self._check_calibration(list(found.values()))
+        return list(found.values())
 
-    def layouts(self) -> list[Architecture]:
+    def layouts(self) -> list[Layout]:
         """Every architecture at every k. Raises InputError."""
-        bases = [_architecture(value) for value in self.architectures]
-        choices: list[str | None] = [*self.k] or [None]
-        return [changed(base, draft_length=k) for base in bases for k in choices]
+        return [
+            dataclasses.replace(layout, architecture=changed(layout.architecture, draft_length=k))
+            for layout in map(_layout, self.architectures)
+            for k in (self.k or (None,))
+        ]
+
+    def calibration_points(self) -> dict[str, list[int]]:
+        """What is measured for the profile, at every draft length that an architecture of the grid can use."""
+        rules = [layout.architecture.draft_length for layout in self.layouts()]
+        lengths = {k for rule in rules for k in range(getattr(rule, "minimum", rule.maximum), rule.maximum + 1)}
+        return (self.calibration or CalibrationConfig()).points(sorted(lengths))
+
+    @staticmethod
+    def _loads(concurrencies: list[int], rates: list[float]) -> Loads:
+        return (*(("concurrency", n) for n in concurrencies), *(("rate", rate) for rate in rates))
+
+    def _check_calibration(self, points: list[Point]) -> None:
+        """Raises InputError if a cell can need what the calibration does not measure."""
+        if self.calibration is None or self.profile is not None:
+            return
+        measured, tolerated = self.calibration, 1 + TOLERANCE
+        for point in points:
+            for field, needed in _needed(point, self.max_context).items():
+                values = getattr(measured, field)
+                largest = max(values) / (min(measured.packed) if field == "prompt_tokens" else 1)
+                if needed > largest * tolerated:
+                    remedy = f"{point.name} can need {needed}; measure up to that, or change the cell"
+                    raise InputError(f"calibration.{field}", values, remedy)
 
 
-def _architecture(value: str | dict[str, Any]) -> Architecture:
+def _needed(point: Point, max_context: int | None) -> dict[str, int]:
+    """The largest of what a cell can ask of a calibration, by the name of its setting."""
+    architecture = point.layout.architecture
+    most = max(map(at_once, point.workloads))
+    limits = {step: limit for lane in architecture.lanes for step, limit in lane.steps.items()}
+    prefill = limits.pop(Step.PREFILL)
+    requests = [request for workload in point.workloads for request in workload.requests]
+    longest = max(request.prompt_tokens + request.max_tokens for request in requests)
+    return {
+        "batches": min(max(limits.values()), most),
+        "packed": min(prefill, most),
+        "contexts": longest if max_context is None else min(longest, max_context),
+        "prompt_tokens": max(request.prompt_tokens for request in requests),
+    }
+
+
+def _layout(value: str | dict[str, Any]) -> Layout:
     if isinstance(value, str):
-        return load_architecture(value)
+        return Layout(load_architecture(value), names_slots(value))
     if "base" not in value:
-        return Architecture.from_dict(value)
-    return checked(Changes, value, "architectures").build()
+        return Layout(Architecture.from_dict(value), "slots" in value)
+    changes = checked(Changes, value, "architectures")
+    if changes.concurrencies and changes.rates:
+        raise InputError("architectures concurrencies, rates", value["base"], "give one of the two")
+    loads = Experiment._loads(changes.concurrencies, changes.rates)
+    return Layout(changes.build(), changes.slots is not None or names_slots(changes.base), loads)
+
+
+def _with_paths_from(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the paths in them taken from the folder, where they are relative."""
+
+    def path(value: Any) -> Any:
+        return str(folder.resolve() / value) if isinstance(value, str) else value
+
+    def architecture(value: Any) -> Any:
+        if isinstance(value, dict) and "base" in value:
+            return {**value, "base": architecture(value["base"])}
+        return path(value) if isinstance(value, str) and value.endswith(".toml") else value
+
+    resolved = dict(values)
+    if "profile" in values:
+        resolved["profile"] = path(values["profile"])
+    if isinstance(values.get("architectures"), list):
+        resolved["architectures"] = [architecture(value) for value in values["architectures"]]
+    if isinstance(workload := values.get("workload"), dict) and "trace" in workload:
+        resolved["workload"] = {**workload, "trace": path(workload["trace"])}
+    return resolved

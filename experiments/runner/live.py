@@ -1,69 +1,189 @@
-"""Live runs and calibrations, as the experiments need them. What needs torch is imported when it is called."""
+"""Live runs and calibrations as experiments need them. What needs torch is imported when it is called."""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from calibrate.profile import Profile
-from engines.policy.architecture import Architecture
+from engines.errors import InputError
+from engines.pairs.permutation import PREFIX, expected_output, parse_pair
+from engines.policy.architecture import Architecture, Step
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, Workload, make_workload
-from experiments.program.progress import Bar, Report
+from experiments.program.progress import Bar, Report, console
+from experiments.runner.cells import at_once, check_room, draft_length_label
+from experiments.runner.config import Layout
 
 if TYPE_CHECKING:
-    from calibrate.stage_costs import Grid
     from engines.live.model.pairs import Pair
+    from engines.live.serving.engine import Handle, LiveEngine
+
+WARM_UP_TOKENS, WARM_UP_CLIENTS = 16, 64
+Serve = Callable[[Workload, Report], Run]
 
 
-def serve(
-    architecture: Architecture,
-    workload: Workload,
-    pair: Pair,
-    *,
-    max_context: int | None = None,
-    info: dict[str, Any] | None = None,
-    progress: Report | None = None,
-) -> Run:
-    """Serve the workload live, with real text as prompts (random tokens for a pair that has no tokenizer). `info`
-    is added to the record's. The memory was planned, with a reserve, before the pair was loaded
-    (experiments.runner.preflight), so none is asked for again."""
+class LiveBackend(Protocol):
+    """Where live cells are served and the device is measured."""
+
+    def check(self, layouts: Sequence[tuple[Layout, Sequence[Workload]]], points: dict[str, list[int]] | None) -> str:
+        """The name of the device, once it is known that everything can be done there: every layout with the workloads
+        that it is to serve, and a calibration over these points. Raises InputError."""
+
+    def engine(self, layout: Layout, workloads: Sequence[Workload]) -> AbstractContextManager[Serve]:
+        """An engine, warmed up and ready for these workloads."""
+
+    def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
+        """A profile over these points (as experiments.runner.preflight.grid_of takes them)."""
+
+
+class PairBackend:
+    """A pair on a device, loaded when first needed. max_context: as LiveEngine's."""
+
+    def __init__(self, pair: str, device: str, max_context: int | None, command: str) -> None:
+        self.name, self.device, self.max_context, self.command = pair, device, max_context, command
+        self._pair: Pair | None = None
+        self._resolved: dict[str, Architecture] = {}
+
+    def check(self, layouts: Sequence[tuple[Layout, Sequence[Workload]]], points: dict[str, list[int]] | None) -> str:
+        from engines.live.model.pairs import find_device
+        from engines.live.serving.serve import device_name
+        from experiments.runner.preflight import check_calibration_fits, check_fits, context_on, fill
+
+        for layout, workloads in layouts:
+            architecture = layout.architecture
+            context = context_on(architecture, self.name, max_context=self.max_context)
+            for workload in workloads:
+                check_room(workload, context)
+            where: dict[str, Any] = {"device": self.device, "max_context": self.max_context}
+            if layout.slots_named:
+                check_fits(architecture, self.name, **where)
+            else:
+                architecture = fill(architecture, max(map(at_once, workloads)), self.name, **where)
+            self._resolved[_key(architecture)] = architecture
+        if points is not None:
+            check_calibration_fits(points, self.name, device=self.device)
+        return device_name(find_device(self.device))
+
+    @contextmanager
+    def engine(self, layout: Layout, workloads: Sequence[Workload]) -> Iterator[Serve]:
+        architecture = self._resolved[_key(layout.architecture)]
+        free_memory()
+        pair = self._loaded()
+        with console.status(f"{architecture.name}: starting"):
+            engine = started(architecture, pair, workloads, self.max_context)
+        with engine:
+            with console.status(f"{architecture.name}: warming up"):
+                warm_up(engine, workloads)
+            yield lambda workload, progress: serve(engine, workload, self.name, progress)
+
+    def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
+        free_memory()
+        return measure(self._loaded(), points, budget_s, self.command, unfinished, progress)
+
+    def _loaded(self) -> Pair:
+        from engines.live.model.pairs import load_pair
+
+        if self._pair is None:
+            with console.status("loading the pair"):
+                self._pair = load_pair(self.name, device=self.device)
+        return self._pair
+
+
+def _key(architecture: Architecture) -> str:
+    return f"{architecture.name}-k{draft_length_label(architecture)}"
+
+
+def started(
+    architecture: Architecture, pair: Pair, workloads: Sequence[Workload], max_context: int | None
+) -> LiveEngine:
+    """An engine for these workloads, not yet entered. The memory was planned, with a reserve, before the pair was
+    loaded (experiments.runner.preflight), so none is reserved again."""
+    from engines.live.serving.engine import LiveEngine
+
+    requests = [request for workload in workloads for request in workload.requests]
+    packed = max(lane.steps.get(Step.PREFILL, 0) for lane in architecture.lanes)
+    return LiveEngine(
+        architecture, pair, max_context, sampling=any(request.temperature != 0 for request in requests),
+        prefill_tokens=packed * max(request.prompt_tokens for request in requests), reserve=0,
+    )  # fmt: skip
+
+
+def serve(engine: LiveEngine, workload: Workload, pair: str, progress: Report | None = None) -> Run:
+    """Serve the workload, with real text as prompts (random tokens for a pair that has no tokenizer). `pair`, a name,
+    tells which outputs are right, where that is known in closed form."""
     from engines.live.serving.prompts import prompts_for
-    from engines.live.serving.serve import serve_once
+    from engines.live.serving.serve import serve as serve_with
 
-    prompted = prompts_for(pair, workload, int(workload.info.get("seed", 0)))
-    run = serve_once(architecture, pair, prompted, max_context, progress, reserve=0)
-    run.info |= info or {}
+    handles: list[Handle] = []
+    prompted = prompts_for(engine.pair, workload, int(workload.info.get("seed", 0)))
+    run = serve_with(engine, prompted, progress, on_end=handles.append)
+    found = exactness(pair, handles)
+    if found is not None:
+        run.info["exactness"] = found
     return run
 
 
-def warm_up(architecture: Architecture, pair: Pair, max_context: int | None = None) -> None:
-    """Serve a few requests that are not recorded: the first passes of a process also load and tune libraries."""
-    tokens = FixedLength(16 if max_context is None else min(16, max_context // 2))
-    serve(architecture, make_workload(4, tokens, tokens, concurrency=4), pair, max_context=max_context)
+def exactness(pair: str, handles: Sequence[Handle]) -> dict[str, Any] | None:
+    """How many greedy outputs were checked against the closed form of a permutation pair, how many were equal, and
+    where the first difference is, in words; None for a pair that has no closed form."""
+    if not pair.startswith(PREFIX) or not (spec := parse_pair(pair)).closed_form:
+        return None
+    checked = equal = 0
+    first = ""
+    for handle in handles:
+        request, state = handle.request, handle.state
+        if state is None or handle.error or request.temperature != 0:
+            continue
+        right = expected_output(spec, request.prompt or (), state.max_tokens).tolist()
+        checked, equal = checked + 1, equal + (handle.tokens == right)
+        if handle.tokens != right and not first:
+            differing = (i for i, (a, b) in enumerate(zip(handle.tokens, right, strict=False)) if a != b)
+            first = f"request {request.id}, output token {next(differing, len(handle.tokens))}"
+    return {"checked": checked, "equal": equal, "first": first}
 
 
-def grid_of(points: dict[str, list[int]]) -> Grid:
-    """The points of a calibration, as calibrate.stage_costs.Grid has them (batches, draft_lengths, contexts,
-    prompt_tokens, packed). Raises InputError."""
-    from calibrate.stage_costs import Grid
+def check_finished(run: Run) -> None:
+    """Raises InputError unless all requests finished."""
+    unfinished = len(run.requests) - len(run.finished)
+    if unfinished:
+        error = next(iter(run.requests.loc[run.requests["error"] != "", "error"]), "no error recorded")
+        raise InputError("requests", f"{unfinished} of {len(run.requests)} did not finish", error)
 
-    return Grid(**{name: tuple(values) for name, values in points.items()})
+
+def warm_up(engine: LiveEngine, workloads: Sequence[Workload]) -> None:
+    """Serve short requests that are not recorded, as many at once as the workloads have (WARM_UP_CLIENTS at most):
+    the first passes of a process also load and tune libraries."""
+    from engines.live.serving.prompts import prompts_for
+    from engines.live.serving.serve import serve as serve_with
+
+    clients = min(max(map(at_once, workloads)), WARM_UP_CLIENTS)
+    tokens = FixedLength(min(WARM_UP_TOKENS, engine.max_context // 2))
+    short = make_workload(max(clients, 4), tokens, tokens, concurrency=clients)
+    serve_with(engine, prompts_for(engine.pair, short, 0), complete_tapes=False)
+
+
+def free_memory() -> None:
+    """Give back the device memory that engines that are gone have held."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def measure(
-    pair: Pair,
-    points: dict[str, list[int]],
-    budget_s: float,
-    command: str,
-    unfinished: Path,
-    progress: Bar,
+    pair: Pair, points: dict[str, list[int]], budget_s: float, command: str, unfinished: Path, progress: Bar
 ) -> Profile:
     """Calibrate the pair on its device over the points that grid_of takes.
 
-    command: what the profile says it was made with. unfinished: a folder for finished parts, so that an
-    interrupted calibration goes on. Raises InputError for points that the pair cannot serve.
+    command: what the profile was made with. unfinished: a folder for finished parts, so that an interrupted
+    calibration goes on. Raises InputError for points that the pair cannot serve.
     """
     from calibrate.measure import calibrate
+    from experiments.runner.preflight import grid_of
 
     return calibrate(pair, grid_of(points), budget_s, command=command, keep=unfinished, progress=progress.part)

@@ -1,7 +1,8 @@
-"""Simulated runs, as the experiments need them: acceptance written as text, replays, the record's names."""
+"""Simulated runs as experiments need them: acceptance written as text, replays, the names in a record."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import re
@@ -17,14 +18,15 @@ import sim
 from calibrate.contention import NoContention
 from calibrate.profile import COLUMNS, Profile
 from engines.errors import InputError
+from engines.pairs.permutation import PREFIX, expected_tape, parse_pair
 from engines.policy.architecture import Architecture
 from engines.policy.context import context_of
 from engines.record.run import Run
-from engines.workload.workload import Workload, replay
+from engines.workload.workload import Workload, replay, with_random_prompts
 from experiments.compare.comparable import check_kind
 from experiments.compare.identity import identity
 from experiments.program.progress import Report
-from experiments.runner.cells import fingerprint
+from experiments.runner.cells import check_room, fingerprint
 from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
 from sim.costs import CostModel
@@ -35,14 +37,16 @@ _SPREAD = re.compile(rf"({_NUMBER})\s*(?:±|\+-)\s*({_NUMBER})")
 
 
 class AcceptanceChoice(NamedTuple):
-    """kind: "profile", "tape", "independent" (values: alpha), "positions" (values: the unconditional rate of each
-    position) or "spread" (values: mean and standard deviation of alpha over requests)."""
+    """kind: "profile", "tape", "closed form" (of the profile's permutation pair), "independent" (values: alpha),
+    "positions" (values: the unconditional rate of each position) or "spread" (values: mean and standard deviation of
+    alpha over requests)."""
 
     kind: str
     values: tuple[float, ...] = ()
 
 
 FROM_PROFILE = AcceptanceChoice("profile")
+CLOSED_FORM = AcceptanceChoice("closed form")
 
 
 def parse_acceptance(text: str) -> AcceptanceChoice:
@@ -70,8 +74,8 @@ def parse_acceptance(text: str) -> AcceptanceChoice:
 class Prediction:
     """How to predict: from which profile, with which acceptance, with or without its finer effects.
 
-    max_context: tokens of prompt and output together, by default what the profile's models can; a prediction with
-    the tapes of a live run takes that one's.
+    max_context: tokens of prompt and output together, by default what the profile's models can; the prediction of a
+    live run takes that run's.
     """
 
     profile: Profile
@@ -88,6 +92,12 @@ class Prediction:
         if self._costs is None:
             self._costs = CostModel(self.profile, self.extrapolate, None if self.contention else NoContention())
         return self._costs
+
+    def with_seed(self, seed: int) -> Prediction:
+        """The same with another seed; the fitted costs are shared."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def describe(self) -> dict[str, Any]:
         """All that decides a prediction, as plain values: the profile as a digest of its tables, tapes and facts, and
@@ -152,7 +162,7 @@ def predict(
         architecture,
         workload,
         settings.costs(),
-        _source(settings, live),
+        _source(settings, workload, live),
         seed=settings.seed,
         jitter=settings.jitter,
         max_context=limit,
@@ -165,9 +175,10 @@ def predict(
 
 
 def check(architecture: Architecture, workload: Workload, settings: Prediction) -> None:
-    """Raises InputError for a context that the profile's models do not have, and for outputs that its tapes, if they
-    are asked for, do not hold."""
-    context, source = _context(architecture, settings), _source(settings, None)
+    """Raises InputError for a context that the profile's models do not have, for a workload without a prompt that
+    fits it, and for outputs that the profile's tapes, if they are asked for, do not hold."""
+    context, source = _context(architecture, settings), _source(settings, workload, None)
+    check_room(workload, context)
     if isinstance(source, sources.Tapes):
         source.check(workload.requests, context)
 
@@ -177,8 +188,25 @@ def _context(architecture: Architecture, settings: Prediction) -> int:
     return context_of(settings.profile.info["max_context"], architecture.draft_length.maximum, settings.max_context)
 
 
-def _source(settings: Prediction, live: Run | None) -> sources.AcceptanceSource:
+def without_live(profile: Profile) -> AcceptanceChoice:
+    """What is known of acceptance without a live run: the closed form of a permutation pair, else the figures of the
+    profile."""
+    pair = str(profile.info["pair"])
+    return CLOSED_FORM if pair.startswith(PREFIX) and parse_pair(pair).closed_form else FROM_PROFILE
+
+
+def closed_form(pair: str, workload: Workload) -> sources.Tapes:
+    """Which drafts of each request are right, for the prompts that a live run of a permutation pair would have."""
+    spec = parse_pair(pair)
+    seed = int(workload.info.get("seed", 0))
+    prompted = with_random_prompts(workload, spec.target_shape.vocabulary, seed)
+    return sources.Tapes({r.id: expected_tape(spec, r.prompt or (), r.max_tokens) for r in prompted.requests})
+
+
+def _source(settings: Prediction, workload: Workload, live: Run | None) -> sources.AcceptanceSource:
     kind, values = settings.acceptance
+    if kind == "closed form":
+        return closed_form(str(settings.profile.info["pair"]), workload)
     if kind == "tape":
         tapes = sources.Tapes(settings.profile.tapes) if live is None else sources.Tapes.recorded_by(live)
         if not tapes.tapes:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from engines.errors import InputError
 from engines.pairs.permutation import PREFIX, parse_pair
 from engines.policy.architecture import Architecture
-from engines.workload.workload import Workload
+from engines.policy.context import context_of
 from experiments.program.progress import console
 
 if TYPE_CHECKING:
+    from calibrate.stage_costs import Grid
     from engines.live.serving.memory import MemoryPlan
 
 MOST_GIB = 1 << 30  # of a reserve: far beyond every device
@@ -63,7 +64,7 @@ def check_fits(
 
 def fill(
     architecture: Architecture,
-    workload: Workload,
+    most: int,
     pair: str | Path,
     draft: str | Path | None = None,
     device: str = "cpu",
@@ -71,34 +72,51 @@ def fill(
     max_context: int | None = None,
     reserve_gib: float | None = None,
 ) -> Architecture:
-    """The architecture with as many slots as fit the device, but no more than requests can be there at once, and
-    MOST_SLOTS at most. A line on standard error says how many they are and why. Takes and raises what check_fits
-    does."""
+    """The architecture with as many slots as fit the device, but no more than `most` (requests that the load can have
+    there at once), and MOST_SLOTS at most. One line on standard error states how many where fewer fit than `most`.
+    Takes and raises what check_fits does."""
     from engines.live.serving.memory import MOST_SLOTS, with_fitting_slots
 
     plan = _plan(architecture, pair, draft, device, max_context, reserve_gib)
-    at_once = min(len(workload.requests), workload.concurrency or len(workload.requests))
-    filled = with_fitting_slots(architecture, plan, most=min(at_once, MOST_SLOTS))
-    bound = ""
-    if filled.slots < plan.slots:
-        bound = f"{filled.slots}, all that {'the load can use' if at_once <= MOST_SLOTS else 'auto takes'}; "
-    console.print(f"slots: {bound}{plan.slots} fit ({plan})", highlight=False, soft_wrap=True)
+    filled = with_fitting_slots(architecture, plan, most=min(most, MOST_SLOTS))
+    if filled.slots < most:
+        bound = f"{filled.slots}, the most that is taken; " if filled.slots < plan.slots else ""
+        console.print(
+            f"{architecture.name}: slots: {bound}{plan.slots} fit ({plan})", highlight=False, soft_wrap=True
+        )
     return filled
+
+
+def context_on(
+    architecture: Architecture, pair: str | Path, draft: str | Path | None = None, max_context: int | None = None
+) -> int:
+    """Tokens of prompt and output together that a live engine would take. Raises InputError."""
+    from engines.live.model.kv_cache import positions_of
+    from engines.live.model.pairs import load_configs
+
+    return context_of(positions_of(*load_configs(pair, draft)), architecture.draft_length.maximum, max_context)
 
 
 def check_calibration_fits(
     points: dict[str, list[int]], pair: str | Path, draft: str | Path | None = None, device: str = "cpu"
 ) -> None:
-    """As check_fits, for a calibration over these points (as experiments.runner.live.measure takes them)."""
+    """As check_fits, for a calibration over these points (as grid_of takes them)."""
     from calibrate.measure import footprint
     from engines.live.model.kv_cache import positions_of
     from engines.live.model.pairs import load_configs
-    from experiments.runner.live import grid_of
 
     grid = grid_of(points)
     grid.check(positions_of(*load_configs(pair, draft)))
     architecture, context = footprint(grid)
     check_fits(architecture, pair, draft, device, max_context=context)
+
+
+def grid_of(points: dict[str, list[int]]) -> Grid:
+    """The points of a calibration, as calibrate.stage_costs.Grid has them (batches, draft_lengths, contexts,
+    prompt_tokens, packed). Raises InputError."""
+    from calibrate.stage_costs import Grid
+
+    return Grid(**{name: tuple(values) for name, values in points.items()})
 
 
 def _plan(

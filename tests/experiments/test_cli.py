@@ -60,6 +60,7 @@ BAD_WORKLOAD = {
     "seed below zero": ("--seed -1", "seed = -1"),
     "seed beyond what torch takes": ("--seed 9223372036854775808", "seed = 9223372036854775808"),
     "unknown process": ("--process normal --rate 2", "process = 'normal'"),
+    "more requests than a trace has": ("--trace trace.csv -n 3", "requests = 3: the trace has 2 requests"),
     "trace missing": ("--trace nowhere.csv", "trace = 'nowhere.csv'"),
     "trace without a column": ("--trace no_column.csv", "GeneratedTokens"),
     "cut without a trace": ("--max-prompt 10", "max_prompt = 10"),
@@ -96,9 +97,12 @@ BAD_SIMULATION = {
     "impossible spread": ("--profile profile --acceptance 0.5±0.9", "0.9"),
     "tape of the profile too short": (
         "--profile taped --acceptance tape -n 2 --output-tokens 11",
-        "tapes = 0: it asks for 11 output tokens and its tape has 10",
+        "acceptance = 'tape': request 0 asks for 11 output tokens and its tape has 10",
     ),
-    "tape of fewer requests": ("--profile taped --acceptance tape --output-tokens 9", "tapes = 2: no tape of this"),
+    "tape of fewer requests": (
+        "--profile taped --acceptance tape --output-tokens 9",
+        "acceptance = 'tape': no tape of request 2",
+    ),
     "tape without one": ("--profile profile --acceptance tape", "acceptance = 'tape'"),
     "k that was not measured": ("--profile profile --draft-length 7", "draft_length = 7"),
     "replay missing": ("--profile profile --replay nowhere", "nowhere"),
@@ -123,6 +127,7 @@ BAD_SIMULATION = {
     "replay of a simulated run": ("--profile profile --replay simulated/pdv", "replay = 'pdv': "),
     "slots of no device": ("--profile profile --slots auto", "slots = 'auto': a simulation has no device"),
     "replay's slots of no device": ("--profile profile --replay live/pdv-r1 --slots auto", "slots = 'auto'"),
+    "no prompt fits": ("--profile profile -n 2 --prompt-tokens 600", "max_context = 507: no prompt fits"),
     "no profile": ("", "--profile"),
 }
 BAD_OTHERS = {
@@ -139,9 +144,9 @@ BAD_OTHERS = {
     "profile of another device": ("compare live simulated --profile elsewhere", "profile device = 'another device'"),
     "figures with sides swapped": ("figures simulated live", "live = 'pdv'"),
     "figures of another device": ("figures live simulated --profile elsewhere", "profile device = 'another device'"),
-    "sweep with tapes too short": (
-        "sweep sweep.toml --profile taped --acceptance tape --out swept",
-        "tapes = 0: it asks for 11 output tokens and its tape has 10",
+    "experiment with tapes too short": (
+        "experiment taped.toml --out swept",
+        "acceptance = 'tape': request 0 asks for 11 output tokens and its tape has 10",
     ),
     "tolerance below zero": ("compare live simulated --tolerance -1", "tolerance = -1.0"),
     "figures of nothing": ("figures nowhere simulated", "live = 'nowhere'"),
@@ -150,9 +155,13 @@ BAD_OTHERS = {
     "calibrate nothing": ("calibrate --batches 0,1", "batches = '0,1'"),
     "no time": ("calibrate --budget-s 0", "budget_s = 0.0"),
     "calibrate nowhere": ("calibrate --pair ./nowhere", "pair = './nowhere'"),
-    "demo nowhere": ("demo --config nowhere.toml", "config = 'nowhere.toml'"),
-    "bad config": ("demo --config bad.toml", "concurrencies"),
-    "sweep without jobs": ("sweep demo --profile profile --jobs 0", "jobs = 0"),
+    "experiment nowhere": ("experiment nowhere.toml --out x", "config = 'nowhere.toml'"),
+    "bad config": ("experiment bad.toml --out x", "concurrencies"),
+    "experiment without jobs": ("experiment demo --out x --jobs 0", "jobs = 0"),
+    "experiment without time": ("experiment demo --out x --budget-s 0", "budget_s = 0.0"),
+    "profile of another pair": ("experiment demo --out x --profile profile", "pair = 'embedded': the profile is of"),
+    "half of an experiment that it is not": ("experiment taped.toml --out x --only live", "only = 'live'"),
+    "no value": ("simulate --profile profile --out=", "out = ''"),
 }
 CASES = [
     *((f"run: {name}", f"run {case[0]}", case[1]) for name, case in (BAD_WORKLOAD | BAD_LIVE).items()),
@@ -168,9 +177,9 @@ def bad_files(work: Path) -> None:
     (work / "no_column.csv").write_text("TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.97,48\n")
     (work / "trace.csv").write_text("timestamp,prompt_tokens,output_tokens\n0,20,9\n0.5,30,8\n")
     (work / "bad.toml").write_text('architectures = ["pd"]\nconcurrencies = [0]\n')
-    (work / "sweep.toml").write_text(
-        'architectures = ["pd"]\nconcurrencies = [1]\n[workload]\nrequests = 2\noutput_tokens = "11"\n'
-    )
+    taped = ['mode = "simulated"', 'profile = "taped"', 'acceptance = "tape"', 'architectures = ["pd"]']
+    taped += ["concurrencies = [1]", "[workload]", "requests = 2", 'output_tokens = "11"']
+    (work / "taped.toml").write_text("\n".join(taped))
     made = synthetic.profile()
     tapes = {request: np.array([-1, *[1] * 9], dtype=np.int8) for request in (0, 1)}
     dataclasses.replace(made, tapes=tapes).save(work / "taped")
@@ -324,19 +333,6 @@ def test_a_trace_takes_the_temperature_and_the_seed_that_are_given(in_work: Path
     assert (info["workload"]["temperature"], info["workload"]["seed"], info["seed"]) == (0.5, 4, 4)
 
 
-def test_a_run_in_which_nothing_finished_fails_with_the_first_error(
-    in_work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = f"simulate -p profile -n 2 --prompt-tokens 600 --extrapolate --out {tmp_path}/run"
-    assert main(command.split()) == 1
-    printed = capsys.readouterr()
-    (line,) = printed.err.splitlines()
-    assert line.startswith("pdv: no request finished; the first error: ")
-    assert "prompt_tokens" in line
-    assert "2 rejected" in printed.out
-    assert "nan" not in printed.out
-
-
 @pytest.mark.parametrize(
     ("acceptance", "expected"),
     [
@@ -352,7 +348,7 @@ def test_acceptance_can_be_given(acceptance: str, expected: dict, in_work: Path,
 
 @pytest.mark.parametrize(
     "command",
-    ["", *["run", "calibrate", "simulate", "compare", "figures", "trace", "sweep", "bench", "demo"]],
+    ["", *["run", "calibrate", "simulate", "compare", "figures", "trace", "experiment", "bench", "demo"]],
     ids=lambda c: c or "pdv",
 )
 def test_help_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from engines.errors import InputError
-from engines.policy.architecture import ARCHITECTURES, Step
+from engines.policy.architecture import ARCHITECTURES, Stage, Step
 from engines.policy.changes import changed, parse_batch_limits
 from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength, parse_draft_length
 from engines.workload.lengths import parse_lengths
@@ -19,66 +21,134 @@ from experiments.runner.predict import AcceptanceChoice, parse_acceptance
 
 OPEN: dict[str, Any] = {"concurrencies": [], "rates": [2.0]}
 TRACED: dict[str, Any] = {"concurrencies": []}
-GOOD: dict[str, Any] = {"architectures": ["pd", "pdv"], "concurrencies": [1, 4], "workload": {"requests": 6}}
+GOOD: dict[str, Any] = {"architectures": ["pd", "pdv"], "concurrencies": [1, 4], "workload": {"requests": 6},
+                        "calibration": {}}  # fmt: skip
+
+
+SIMULATED: dict[str, Any] = {"mode": "simulated", "calibration": None, "profile": "x"}
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(CONFIGS.glob("*.toml"))])
 def test_the_shipped_configs_are_good(name: str) -> None:
-    points = list(Experiment.load(name).points())
+    experiment = Experiment.load(name)
+    points = experiment.points()
     assert len({point.name for point in points}) == len(points)
-    assert {point.architecture.name for point in points} == set(ARCHITECTURES)
+    assert Experiment.from_dict(tomllib.loads(tomli_w.dumps(experiment.resolved()))) == experiment
+    assert experiment.profile is None or Path(experiment.profile).is_dir()
 
 
 def test_the_demo_is_what_was_promised() -> None:
     demo = Experiment.load("demo")
     assert demo.concurrencies == [1, 3, 5, 10]
     assert demo.repeats == 3
-    limits = [limit for a in demo.layouts() for lane in a.lanes for limit in lane.steps.values()]
-    assert max(demo.calibration.batches) >= max(limits)  # no cell needs extrapolation
+    assert {point.layout.architecture.name for point in demo.points()} == set(ARCHITECTURES)
 
 
-def test_points_are_the_grid_with_loads_outermost() -> None:
-    points = list(Experiment.from_dict({**GOOD, "k": ["2", "3-5"]}).points())
-    assert [p.name for p in points[:4]] == ["pd-c1-k2", "pd-c1-k3-5", "pdv-c1-k2", "pdv-c1-k3-5"]
+def test_the_study_of_layouts_is_what_was_promised() -> None:
+    loads: dict[str, list[int]] = {}
+    for point in Experiment.load("layouts").points():
+        clients = point.workloads[0].concurrency
+        loads.setdefault(point.layout.architecture.name, []).append(clients or 0)
+        assert len(point.workloads) == 2
+        assert {(r.prompt_tokens, r.max_tokens) for r in point.workloads[0].requests} == {(128, 128)}
+    everything = [1, 3, 5, 10, 16, 32, 64]
+    assert loads == {
+        "PD 1-6": everything, "PDV 1-6-12": everything, "PD 4-64": everything, "PDV 4-64-64": everything,
+        "baseline, 4 workers": [1, 3, 5, 10], "baseline, 8 workers": [1, 3, 5, 10],
+    }  # fmt: skip
+
+
+def test_points_are_the_grid_with_architectures_outermost() -> None:
+    points = Experiment.from_dict({**GOOD, "k": ["2", "3-5"]}).points()
+    assert [p.name for p in points[:4]] == ["pd-c1-k2", "pd-c4-k2", "pd-c1-k3-5", "pd-c4-k3-5"]
     assert len(points) == 8
-    assert points[-1].workload.concurrency == 4
+    assert points[-1].workloads[0].concurrency == 4
+
+
+def test_every_repeat_has_a_workload_of_its_own() -> None:
+    workload = {"requests": 6, "output_tokens": "16-64"}
+    first, second = (
+        Experiment.from_dict({**GOOD, "repeats": 2, "seed": 5, "workload": workload}).points()[0].workloads
+    )
+    assert [w.info["seed"] for w in (first, second)] == [5, 6]
+    assert first.requests != second.requests
 
 
 def test_busy_cells_get_more_requests_and_the_same_first_ones() -> None:
     config = {**GOOD, "workload": {"requests": 6, "requests_per_client": 3, "output_tokens": "16-64"}}
-    few, *_, many = Experiment.from_dict(config).points()
-    assert (len(few.workload.requests), len(many.workload.requests)) == (6, 12)
-    assert many.workload.requests[:6] == few.workload.requests
+    few, *_, many = (point.workloads[0] for point in Experiment.from_dict(config).points())
+    assert (len(few.requests), len(many.requests)) == (6, 12)
+    assert many.requests[:6] == few.requests
 
 
 def test_rates_and_traces_are_loads_too(tmp_path: Path) -> None:
-    rates = {"architectures": ["pd"], "rates": [2.0, 4.5]}
+    rates = {**GOOD, "architectures": ["pd"], "concurrencies": [], "rates": [2.0, 4.5]}
     assert [p.name for p in Experiment.from_dict(rates).points()] == ["pd-r2-k4", "pd-r4.5-k4"]
-    trace = tmp_path / "trace.jsonl"
-    trace.write_text('{"timestamp": 0, "prompt_tokens": 20, "output_tokens": 10}\n')
-    traced = {"architectures": ["pd"], "workload": {"trace": str(trace)}}
-    (point,) = Experiment.from_dict(traced).points()
-    assert (point.name, point.workload.requests[0].prompt_tokens) == ("pd-trace-k4", 20)
-
-
-def test_a_trace_is_served_whole_with_the_seed_and_temperature_of_the_experiment(tmp_path: Path) -> None:
-    trace = tmp_path / "trace.jsonl"
-    trace.write_text('{"timestamp": 0, "prompt_tokens": 20, "output_tokens": 10}\n' * 40)
-    config = {"architectures": ["pd"], "seed": 5, "workload": {"trace": str(trace), "temperature": 0.5}}
-    (point,) = Experiment.from_dict(config).points()
-    assert [(r.seed, r.temperature) for r in point.workload.requests] == [(5, 0.5)] * 40
-    config["workload"]["requests"] = 3  # type: ignore[index]
-    (point,) = Experiment.from_dict(config).points()
-    assert len(point.workload.requests) == 3
+    (tmp_path / "trace.jsonl").write_text('{"timestamp": 0, "prompt_tokens": 20, "output_tokens": 10}\n' * 40)
+    (tmp_path / "mine.toml").write_text(tomli_w.dumps(ARCHITECTURES["pd"].replace(name="mine").to_dict()))
+    traced: dict[str, Any] = {
+        "architectures": ["mine.toml"], "seed": 5, "mode": "live",
+        "workload": {"trace": "trace.jsonl", "temperature": 0.5},
+    }  # fmt: skip
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(traced))  # paths in it are relative to its folder
+    (point,) = Experiment.load(tmp_path / "config.toml").points()
+    assert point.name == "mine-trace-k4"
+    assert [(r.seed, r.temperature, r.prompt_tokens) for r in point.workloads[0].requests] == [(5, 0.5, 20)] * 40
+    traced["workload"] = {"trace": str(tmp_path / "trace.jsonl"), "requests": 3}
+    traced["architectures"] = ["pd"]
+    assert len(Experiment.from_dict(traced).points()[0].workloads[0].requests) == 3
+    traced["workload"]["requests"] = 41
+    with pytest.raises(InputError, match="requests = 41: the trace has 40 requests"):
+        Experiment.from_dict(traced)
 
 
 def test_architectures_can_be_changed_or_described_in_place(tmp_path: Path) -> None:
     described = ARCHITECTURES["pd"].replace(name="mine").to_dict()
-    changed = {"base": "pdv", "name": "wide", "batch_limit": "draft=12,verify=24", "slots": 9, "draft_length": "2-6"}
+    changed = {
+        "base": "pdv", "name": "wide", "batch_limit": "draft=12,verify=24", "slots": 9, "draft_length": "2-6",
+        "streams": {"verify": 0}, "priority": ["verify", "draft", "prefill"], "verify_first_above": False,
+        "permits": 2, "hybrid": 0, "concurrencies": [7],
+    }  # fmt: skip
     wide, mine = Experiment.from_dict({**GOOD, "architectures": [changed, described]}).layouts()
-    assert (wide.name, wide.slots, wide.draft_length.maximum) == ("wide", 9, 6)
-    assert wide.lanes[1].steps == {Step.VERIFY: 24}
-    assert mine == ARCHITECTURES["pd"].replace(name="mine")
+    built = wide.architecture
+    assert (built.name, built.slots, built.draft_length.maximum, built.permits) == ("wide", 9, 6, 2)
+    assert built.lanes[1].steps == {Step.VERIFY: 24}
+    assert [lane.stream for lane in built.lanes] == [0, 0, 2]
+    assert built.priority == (Stage.VERIFY, Stage.DRAFT, Stage.PREFILL)
+    assert (built.verify_first_above, built.hybrid_at_or_below) == (None, 0)
+    assert wide.loads == (("concurrency", 7),)
+    assert mine.architecture == ARCHITECTURES["pd"].replace(name="mine")
+
+
+def test_slots_are_named_where_somebody_wrote_them(tmp_path: Path) -> None:
+    table = ARCHITECTURES["pd"].to_dict()
+    without = {name: value for name, value in table.items() if name != "slots"}
+    (tmp_path / "with.toml").write_text(tomli_w.dumps({**table, "name": "with"}))
+    (tmp_path / "without.toml").write_text(tomli_w.dumps({**without, "name": "without"}))
+    files = [str(tmp_path / f"{name}.toml") for name in ("with", "without")]
+    inline = [{**table, "name": "inline"}, {"base": "pdv", "slots": 5}, {"base": "pdv", "name": "x"}]
+    inline.append({"base": files[0], "name": "y"})
+    layouts = Experiment.from_dict({**GOOD, "architectures": ["baseline", *files, *inline]}).layouts()
+    assert [layout.slots_named for layout in layouts] == [False, True, False, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"batches": [1, 3]}, "calibration.batches"),
+        ({"contexts": [32, 100]}, "calibration.contexts"),
+        ({"prompt_tokens": [16]}, "calibration.prompt_tokens"),
+        ({"packed": [1]}, "calibration.packed"),
+    ],
+)
+def test_a_calibration_that_does_not_cover_its_cells_is_refused(change: dict[str, Any], field: str) -> None:
+    whole = {"batches": [1, 4], "contexts": [32, 128], "prompt_tokens": [16, 128], "packed": [1, 2]}
+    packing = {"base": "pd", "batch_limit": "prefill=2"}
+    grid = {**GOOD, "architectures": [packing], "calibration": whole}
+    Experiment.from_dict(grid)
+    with pytest.raises(InputError, match="can need") as caught:
+        Experiment.from_dict({**grid, "calibration": {**whole, **change}})
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -90,9 +160,18 @@ def test_architectures_can_be_changed_or_described_in_place(tmp_path: Path) -> N
         ({"architectures": [{"name": "x", "lanes": []}]}, "lanes"),
         ({"architectures": ["pd", "pd"]}, "cells"),
         ({"architectures": [{"base": "pd", "slots": "auto"}]}, "architectures slots"),
+        ({"architectures": [{"base": "pd", "streams": {"verify": 0}}]}, "architectures streams"),
+        ({"architectures": [{"base": "pd", "priority": ["draft"]}]}, "priority"),
+        ({"mode": "never"}, "mode"),
+        ({"calibration": None}, "profile"),
+        ({**SIMULATED, "device": "cpu"}, "device"),
+        ({**SIMULATED, "calibration": {}}, "calibration"),
+        ({"mode": "live", "acceptance": "0.8"}, "acceptance"),
+        ({"mode": "live", "profile": "x"}, "profile"),
+        ({"max_context": 64}, "max_context"),
         ({"concurrencies": [0]}, "concurrencies.0"),
-        ({"concurrencies": []}, "config"),
-        ({"rates": [2.0]}, "config"),
+        ({"concurrencies": []}, "loads"),
+        ({"rates": [2.0]}, "loads"),
         ({"repeats": 0}, "repeats"),
         ({"seed": -1}, "seed"),
         ({"k": ["0"]}, "draft_length"),
@@ -184,4 +263,4 @@ def test_acceptance_texts() -> None:
 @pytest.mark.parametrize("twice", [{"concurrencies": [2, 2]}, {"k": ["4", "04"]}, {"architectures": ["pdv", "pdv"]}])
 def test_cells_of_one_name_are_refused_whatever_is_there_twice(twice: dict[str, list[object]]) -> None:
     with pytest.raises(InputError, match="cells = 'pdv-c2-k4': two cells have this name"):
-        Experiment.from_dict({"architectures": ["pdv"], "concurrencies": [2], **twice})
+        Experiment.from_dict({**GOOD, "architectures": ["pdv"], "concurrencies": [2], **twice})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -43,26 +42,24 @@ def test_a_replay_has_the_context_of_the_engine_that_it_repeats() -> None:
     assert predict(PDV, workload, settings, live=live).requests["output_tokens"].tolist() == [50]
 
 
-def test_a_sweep_has_the_context_of_its_configuration(tmp_path: Path) -> None:
-    """As a demo's live engines have; another one is another cell, and one that the models lack is refused at once."""
-    grid = {
-        "architectures": ["pdv"], "concurrencies": [1],
-        "workload": {"requests": 1, "prompt_tokens": "30", "output_tokens": "100"},
-    }  # fmt: skip
+def test_an_experiment_has_the_context_of_its_configuration(tmp_path: Path) -> None:
+    """As live engines have; another one is another cell, and one that the models lack is refused at once."""
     synthetic.profile().save(tmp_path / "profile")
+    grid = {
+        "mode": "simulated", "profile": "profile", "acceptance": "0.7", "architectures": ["pdv"],
+        "concurrencies": [1], "workload": {"requests": 1, "prompt_tokens": "30", "output_tokens": "100"},
+    }  # fmt: skip
 
-    def swept(**context: int) -> int:
+    def performed(**context: int) -> int:
         (tmp_path / "grid.toml").write_text(tomli_w.dumps({**grid, **context}))
-        arguments = ["--profile", "profile", "--acceptance", "0.7", "--extrapolate", "--jobs", "1", "--out", "sweep"]
-        with chdir(tmp_path):
-            return main(["sweep", "grid.toml", *arguments])
+        return main(["experiment", f"{tmp_path}/grid.toml", "--jobs", "1", "--out", f"{tmp_path}/out"])
 
     def outputs() -> list[int]:
-        return list(Run.load(tmp_path / "sweep" / "pdv-c1-k4").requests["output_tokens"])
+        return list(Run.load(tmp_path / "out" / "simulated" / "pdv-c1-k4-r1").requests["output_tokens"])
 
-    assert swept() == 0
+    assert performed() == 0
     assert outputs() == [100]
-    assert swept(max_context=80) == 0
+    assert performed(max_context=80) == 0
     assert outputs() == [50]
-    assert swept(max_context=1_000_000) == 2
+    assert performed(max_context=1_000_000) == 2
     assert outputs() == [50]

@@ -39,8 +39,8 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [  # each with the files and folde
     ("simulate -p profile -a layout.toml -c 2 -n 4 --extrapolate --out out/run", ("layout.toml",)),
     ("simulate -p profile --trace trace.csv --extrapolate --out out/run", ("trace.csv",)),
     ("simulate -p profile --trace trace.jsonl --extrapolate --out out/run", ("trace.jsonl",)),
-    ("sweep grid.toml -p profile --jobs 1 --extrapolate --out out/sweep", ("grid.toml",)),
-    ("sweep grid.toml -p profile --jobs 1 --out out/sweep", ("grid.toml", "profile")),
+    ("experiment grid.toml --jobs 1 --out out/grid", ("grid.toml",)),
+    ("experiment grid.toml --jobs 1 --out out/grid", ("grid.toml", "profile")),
 ]
 FIGURES = ("figures live simulated --profile profile --out out/figures", ("live", "simulated", "profile"))
 
@@ -69,7 +69,7 @@ def make_sound(folder: Path) -> Path:
         "name": "grid", "seed": 3, "concurrencies": [1, 2], "k": ["4"], "repeats": 1, "max_context": 500,
         "architectures": ["pdv", {"base": "pd", "name": "few", "slots": 2, "batch_limit": "draft+verify=2"}],
         "workload": {"requests": 3, "prompt_tokens": "16-32", "output_tokens": "8", "temperature": 0.5},
-        "calibration": {"batches": [1, 2], "budget_s": 2.0},
+        "mode": "simulated", "profile": "profile", "acceptance": "0.8",
     }  # fmt: skip
     (folder / "grid.toml").write_text(tomli_w.dumps(grid))
     rows = [(0.0, 20, 8), (0.5, 30, 9), (0.5, 16, 4)]

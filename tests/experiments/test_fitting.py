@@ -6,16 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 torch = pytest.importorskip("torch")
 
 from engines.live.model.pairs import load_configs, load_pair  # noqa: E402
 from engines.live.serving.memory import GIB, MOST_SLOTS, plan_slots  # noqa: E402
-from engines.policy.architecture import PD, PDV, Architecture  # noqa: E402
+from engines.policy.architecture import PD, PDV  # noqa: E402
 from engines.record.run import Run  # noqa: E402
 from engines.workload.workload import FixedLength, make_workload  # noqa: E402
 from experiments.cli import main  # noqa: E402
 from experiments.runner import live as serving  # noqa: E402
+from experiments.runner.cells import at_once  # noqa: E402
 from experiments.runner.preflight import check_calibration_fits, check_fits, fill  # noqa: E402
 
 pytestmark = pytest.mark.live
@@ -63,12 +65,12 @@ def refusal(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("command", ["run --pair {0}", "run --target {0}/target --draft {0}/draft --slots auto",
-                                     "calibrate --pair {0}", "bench --pair {0}", "demo --config {1}"])  # fmt: skip
+                                     "calibrate --pair {0}", "bench --pair {0}", "experiment {1}"])  # fmt: skip
 def test_a_pair_too_large_is_refused_before_its_weights_are_read(
     command: str, large: Path, tmp_path: Path, free: Free, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "large.toml"
-    config.write_text(f'architectures = ["pd"]\nconcurrencies = [1]\npair = "{large}"\n')
+    config.write_text(f'architectures = ["pd"]\nconcurrencies = [1]\npair = "{large}"\nmode = "live"\n')
     free(20 * GIB)
     line = refusal(f"{command.format(large, config)} --out {tmp_path}/out", capsys)
     assert line.startswith("pdv: pair = '29.20 GiB of weights': does not fit (weights need 29.20 GiB, each slot of ")
@@ -118,16 +120,16 @@ def test_a_calibration_that_cannot_be_is_refused_before_weights_are_read(
     assert expected in refusal(f"calibrate --pair {small} {options}", capsys)
 
 
-def test_a_demo_checks_every_layout_and_its_calibration(
+def test_an_experiment_checks_every_layout_and_its_calibration(
     small: Path, tmp_path: Path, free: Free, capsys: pytest.CaptureFixture[str]
 ) -> None:
     free(3 * GIB)
     config = tmp_path / "config.toml"
     start = f'concurrencies = [1]\npair = "{small}"\n'
-    config.write_text(start + 'architectures = ["pd", { base = "pdv", slots = 900000 }]\n')
-    assert "slots = 900000: " in refusal(f"demo --config {config} --out {tmp_path}/out", capsys)
+    config.write_text(start + 'architectures = ["pd", { base = "pdv", slots = 900000 }]\n[calibration]\n')
+    assert "slots = 900000: " in refusal(f"experiment {config} --out {tmp_path}/out", capsys)
     config.write_text(start + 'architectures = ["pd"]\n[calibration]\ncontexts = [600]\n')
-    assert "contexts, prompt_tokens = 600: " in refusal(f"demo --config {config} --out {tmp_path}/out", capsys)
+    assert "contexts, prompt_tokens = 600: " in refusal(f"experiment {config} --out {tmp_path}/out", capsys)
 
 
 @pytest.mark.parametrize(("option", "reserve"), [("", None), ("--reserve-gib 0.03125", 32 * MIB)])
@@ -143,24 +145,39 @@ def test_auto_serves_with_as_many_slots_as_the_plan_says(
     assert 1 < plan.slots < 90
     assert run.info["architecture"]["slots"] == plan.slots
     assert len(run.finished) == 90
-    assert f"slots: {plan.slots} fit ({plan})" in capsys.readouterr().err.splitlines()
+    assert f"pdv: slots: {plan.slots} fit ({plan})" in capsys.readouterr().err.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("requests", "concurrency", "slots", "bound"),
-    [(20, 6, 6, "the load can use"), (4, 6, 4, "the load can use"), (2000, 1500, MOST_SLOTS, "auto takes"),
-     (2000, None, MOST_SLOTS, "auto takes"), (9, None, 9, "the load can use")],
-)  # fmt: skip
-def test_auto_takes_no_more_than_the_load_can_use_nor_than_the_help_says(
-    requests: int, concurrency: int | None, slots: int, bound: str, free: Free, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("most", "slots"), [(6, 6), (1500, MOST_SLOTS)])
+def test_no_more_slots_are_taken_than_the_load_can_use_nor_than_the_help_says(
+    most: int, slots: int, free: Free, capsys: pytest.CaptureFixture[str]
 ) -> None:
     free(1000 * GIB)
-    rate = 5.0 if concurrency is None else None
-    load = make_workload(requests, FixedLength(8), FixedLength(8), concurrency=concurrency, rate=rate)
-    assert fill(PD, load, "embedded", max_context=64).slots == slots
-    assert f"slots: {slots}, all that {bound}; " in capsys.readouterr().err
+    assert fill(PD, most, "embedded", max_context=64).slots == slots
+    assert ("the most that is taken" in capsys.readouterr().err) == (most > MOST_SLOTS)
     assert main(["run", "--help"]) == 0
     assert f"{MOST_SLOTS} at most" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_as_many_requests_are_there_at_once_as_there_are_clients_or_requests() -> None:
+    tokens = FixedLength(8)
+    assert at_once(make_workload(20, tokens, tokens, concurrency=6)) == 6
+    assert at_once(make_workload(4, tokens, tokens, concurrency=6)) == 4
+    assert at_once(make_workload(9, tokens, tokens, rate=5.0)) == 9
+
+
+@pytest.mark.parametrize(("options", "named"), [("", False), ("--slots auto", False), ("--slots 7", True),
+                                                ("-a with.toml", True), ("-a without.toml", False)])  # fmt: skip
+def test_a_run_takes_what_fits_unless_its_slots_are_named(
+    options: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = PD.to_dict() | {"slots": 7}
+    Path("with.toml").write_text(tomli_w.dumps(table))
+    Path("without.toml").write_text(tomli_w.dumps({name: v for name, v in table.items() if name != "slots"}))
+    load = "-c 2 -n 2 --prompt-tokens 4 --output-tokens 4 --max-context 32"
+    assert main(f"run {options} {load} --out x".split()) == 0
+    assert Run.load(Path("x")).info["architecture"]["slots"] == (7 if named else 2)
 
 
 def test_what_fits_is_let_through(free: Free) -> None:
@@ -171,17 +188,10 @@ def test_what_fits_is_let_through(free: Free) -> None:
     check_calibration_fits(points, "embedded")
 
 
-def test_a_warm_up_fits_whatever_context_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[Run] = []
-    original = serving.serve
-
-    def serve(architecture: Architecture, *arguments: object, **options: object) -> Run:
-        served.append(original(architecture, *arguments, **options))  # type: ignore[arg-type]
-        return served[-1]
-
-    monkeypatch.setattr(serving, "serve", serve)
-    pair = load_pair("embedded")
-    for max_context in (None, 8):
-        serving.warm_up(PD, pair, max_context)
-    assert [len(run.finished) for run in served] == [4, 4]
-    assert served[1].info["max_context"] == 8
+@pytest.mark.parametrize("max_context", [None, 8])
+def test_a_warm_up_fits_whatever_context_it_has(max_context: int | None) -> None:
+    tokens = FixedLength(4)
+    workloads = [make_workload(2, tokens, tokens, concurrency=2)]
+    with serving.started(PD, load_pair("embedded"), workloads, max_context) as engine:
+        serving.warm_up(engine, workloads)
+        assert len(serving.serve(engine, workloads[0], "embedded").finished) == 2

@@ -74,14 +74,14 @@ def test_a_replay_recorded_before_runs_had_an_identity_is_known_by_an_unambiguou
 def test_a_simulated_run_is_not_replayed_as_a_live_one() -> None:
     run = synthetic.simulated("pdv")
     settings = Prediction(synthetic.profile(), TAPE)
-    with pytest.raises(InputError, match="replay = 'pdv': the record has kind = 'simulated'; give a live run here"):
+    with pytest.raises(InputError, match="replay = 'pdv': the record has kind = 'simulated'; give a live run"):
         replayed(run)
-    with pytest.raises(InputError, match="live = 'pdv': the record has kind = 'simulated'"):
+    with pytest.raises(InputError, match="live = 'pdv': the record says kind = 'simulated'"):
         predict(PDV, synthetic.workload(), settings, live=run)
 
 
 def test_longer_outputs_than_the_live_tapes_are_refused() -> None:
     live = synthetic.live("pdv", asked=make_workload(3, FixedLength(20), FixedLength(10), concurrency=1))
     longer = make_workload(3, FixedLength(20), FixedLength(11), concurrency=1)
-    with pytest.raises(InputError, match="tapes = 0: it asks for 11 output tokens and its tape has 10"):
+    with pytest.raises(InputError, match="request 0 asks for 11 output tokens and its tape has 10"):
         predict(PDV, longer, Prediction(synthetic.profile(), TAPE), live=live)

@@ -1,4 +1,4 @@
-"""A sweep that is ended from outside ends with all its processes, says so in one line, and loses nothing."""
+"""An experiment that is ended from outside ends with all its processes, says so in one line, and loses nothing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from experiments.cli import main
 
 ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "results" / "demo-cpu" / "profile"
-CONFIG = """
+CONFIG = f"""
+mode = "simulated"
+profile = "{PROFILE}"
+acceptance = "0.7"
 architectures = ["pdv"]
-concurrencies = [1, 300, 400]
+concurrencies = [1, 600, 800]
 [workload]
 requests = 1
 requests_per_client = 10
-output_tokens = "200"
+output_tokens = "100"
 """
 START = """
 import signal, sys
@@ -66,19 +69,19 @@ def running(process: int) -> bool:
         return False
 
 
-class Sweep:
-    """A sweep of a short cell and two that take minutes, under way on two processes."""
+class Simulations:
+    """An experiment of a short cell and two that take minutes, under way on two processes."""
 
     def __init__(self, folder: Path) -> None:
         self.out = folder / "out"
         (folder / "grid.toml").write_text(CONFIG)
-        self.arguments = ["sweep", str(folder / "grid.toml"), "-p", str(PROFILE), "--acceptance", "0.7"]
-        self.arguments += ["--extrapolate", "--jobs", "2", "--out", str(self.out)]
+        self.arguments = ["experiment", str(folder / "grid.toml"), "--jobs", "2", "--out", str(self.out)]
+        self.first = self.out / "simulated" / "pdv-c1-k4-r1"
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, *self.arguments], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        wait_until(lambda: (self.out / "pdv-c1-k4" / "run.toml").exists() or self.process.poll() is not None, 60)
+        wait_until(lambda: (self.first / "run.toml").exists() or self.process.poll() is not None, 60)
         self.children = children(self.process.pid)
         self.workers = [number for number, command in self.children.items() if "LokyProcess" in command]
         assert len(self.workers) == 2
@@ -91,8 +94,8 @@ class Sweep:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> Iterator[Sweep]:
-    started = Sweep(tmp_path)
+def simulations(tmp_path: Path) -> Iterator[Simulations]:
+    started = Simulations(tmp_path)
     yield started
     if started.process.poll() is None:
         started.process.kill()
@@ -102,33 +105,35 @@ def sweep(tmp_path: Path) -> Iterator[Sweep]:
 @pytest.mark.parametrize(
     ("number", "code", "line"), [(signal.SIGTERM, 143, "pdv: terminated"), (signal.SIGINT, 130, "pdv: interrupted")]
 )
-def test_a_sweep_ends_with_its_workers_and_keeps_its_cells(
-    number: signal.Signals, code: int, line: str, sweep: Sweep
+def test_an_experiment_ends_with_its_workers_and_keeps_its_cells(
+    number: signal.Signals, code: int, line: str, simulations: Simulations
 ) -> None:
-    sweep.process.send_signal(number)
-    assert sweep.ended() == (code, [line])
-    assert [path.name for path in sweep.out.iterdir()] == ["pdv-c1-k4"]
-    assert len(Run.load(sweep.out / "pdv-c1-k4").finished) == 10
+    simulations.process.send_signal(number)
+    assert simulations.ended() == (code, [line])
+    assert [path.name for path in (simulations.out / "simulated").iterdir()] == ["pdv-c1-k4-r1"]
+    assert len(Run.load(simulations.first).finished) == 10
 
 
-def test_workers_end_soon_after_a_sweep_that_was_killed(sweep: Sweep) -> None:
-    sweep.process.kill()
-    assert sweep.ended() == (-signal.SIGKILL, [])
-    with locked(sweep.out):
-        assert len(Run.load(sweep.out / "pdv-c1-k4").finished) == 10
+def test_workers_end_soon_after_an_experiment_that_was_killed(simulations: Simulations) -> None:
+    simulations.process.kill()
+    assert simulations.ended() == (-signal.SIGKILL, [])
+    with locked(simulations.out):
+        assert len(Run.load(simulations.first).finished) == 10
 
 
-def test_a_second_sweep_in_the_folder_is_refused_and_killed_workers_end_the_first_with_one_line(
-    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+def test_a_second_experiment_in_the_folder_is_refused_and_killed_workers_end_the_first_with_one_line(
+    simulations: Simulations, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = sorted(sweep.out.rglob("*.parquet"))
-    assert main(sweep.arguments) == 2
+    before = sorted(simulations.out.rglob("*.parquet"))
+    assert main(simulations.arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"pdv: out = '{sweep.out}': another process is writing there; wait until it has ended")
-    assert sorted(sweep.out.rglob("*.parquet")) == before
-    for worker in sweep.workers:
+    assert line.startswith(
+        f"pdv: out = '{simulations.out}': another process is writing there; wait until it has ended"
+    )
+    assert sorted(simulations.out.rglob("*.parquet")) == before
+    for worker in simulations.workers:
         os.kill(worker, signal.SIGKILL)
-    code, lines = sweep.ended()
+    code, lines = simulations.ended()
     assert code == 1
     (line,) = lines
     assert line.startswith("pdv: a worker process was killed; run this again to go on")

@@ -6,7 +6,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,7 +15,6 @@ from engines.workload.lengths import parse_lengths  # noqa: E402
 from experiments.checks import soak  # noqa: E402
 from experiments.commands.arguments import parse_numbers  # noqa: E402
 from experiments.embedded_pair import train as train_embedded_pair  # noqa: E402
-from experiments.runner import layouts, layouts_predicted  # noqa: E402
 
 pytestmark = pytest.mark.live
 GPU_CHECKS = ["experiments.checks.products", "experiments.checks.kernels"]
@@ -131,73 +129,6 @@ def test_a_training_refuses_bad_input(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(message)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--pair nowhere", "pair = 'nowhere': no such folder"),
-        ("--pair permutation:tiny+huge", "shape = 'huge'"),
-        ("--device tpu", "device = 'tpu': "),
-        ("--prompt-tokens 0", "prompt_tokens = 0: "),
-        ("--prompt-tokens 9999", "max_context = 10127: "),
-        ("--seconds 0", "seconds = 0.0: "),
-        ("--seconds nan", "seconds = nan: "),
-        ("--budget-s -1", "budget_s = -1.0: "),
-        ("--only nothing", "only = 'nothing': no layout has this in its name or study; the studies are "),
-        ("--out {folder}/file", "is a file; give a folder"),
-    ],
-)
-def test_a_study_of_layouts_refuses_bad_input(
-    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(layouts, "load_pair", lambda *arguments, **options: pytest.fail("the pair was loaded"))
-    (tmp_path / "file").write_text("")
-    out = "" if "--out" in options else f" --out {tmp_path}/layouts"
-    assert layouts.main((options.format(folder=tmp_path) + out).split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("no,thing,of,this\n1,2,3,4\n", "has no column batch_size.verify, clients, latency_p95_s, layout, over"),
-        ("a\n1,2\n1,2,3\n", "cannot be read as CSV"),
-    ],
-)
-def test_a_prediction_of_something_else_than_a_study_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "study.csv").write_text(text)
-    with pytest.raises(InputError, match=message):
-        layouts_predicted.read_study(tmp_path / "study.csv")
-
-
-STUDY = pd.read_csv(Path(__file__).parents[2] / "results" / "h100" / "layouts.csv")
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "message"),
-    [
-        ({"requests": float("nan")}, "", "line 2 column requests = 'nan': needs a number above 0"),
-        ({"overall_tokens_per_s": "fast"}, "", "line 2 column overall_tokens_per_s = 'fast'"),
-        ({"layout": "another"}, "", "live = '60 cells': the profile covers none of them; "),
-        ({}, "--prompt-tokens 100000", "the profile covers none of them (prefill_"),
-        ({}, "--output-tokens -1", "length = -1: "),
-        ({}, "--out {folder}", "this is a folder"),
-        ({}, "--profile results/demo-cpu/profile", "profile pair = 'embedded': studies are of permutation pairs"),
-    ],
-)
-def test_a_prediction_refuses_bad_input(
-    change: dict[str, object], options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    STUDY.assign(**change).to_csv(tmp_path / "study.csv", index=False)
-    root = Path(__file__).parents[2]
-    given = options.format(folder=tmp_path).replace("results/", f"{root}/results/").split()
-    profile = [] if "--profile" in options else ["--profile", f"{root}/results/h100/profile-llama2-7b"]
-    assert layouts_predicted.main([str(tmp_path / "study.csv"), *profile, *given]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
 
 
 @pytest.mark.parametrize(

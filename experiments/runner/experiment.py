@@ -1,0 +1,359 @@
+"""One experiment: live cells, the calibration between them, simulations, and what the two say of each other.
+
+Every run is a record of its own, so interrupted work goes on where it stopped, and a cell that fails leaves the
+others alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from calibrate.averaging import averaged
+from calibrate.parts import check_parts, remove_parts
+from calibrate.profile import PROFILE_FILES, SCHEMA_VERSION, Profile
+from engines.errors import InputError
+from engines.pairs.origin import origins_of, pair_name
+from engines.pairs.permutation import PREFIX, parse_pair
+from engines.policy.architecture import Architecture
+from engines.record.metrics import summary
+from engines.record.run import Run
+from engines.storage.files import replaced
+from engines.storage.locks import locked
+from engines.storage.reading import read_toml
+from engines.workload.workload import Workload
+from experiments.compare.compare import Comparison, compare
+from experiments.compare.identity import identity
+from experiments.compare.report import write_report
+from experiments.compare.solo_times import with_solo_times
+from experiments.figures.perfetto import export
+from experiments.program.outputs import MOVE, UNFINISHED, check_file, check_ours, check_output
+from experiments.program.progress import bar, console
+from experiments.runner.cells import cell_folder, cell_of, fingerprint, keep, kept
+from experiments.runner.config import Experiment, Layout, Point
+from experiments.runner.live import LiveBackend, Serve, check_finished
+from experiments.runner.predict import AcceptanceChoice, Prediction, check, parse_acceptance, replayed, without_live
+from experiments.runner.results import CellTable
+from experiments.runner.simulations import Task, simulated
+
+SETTINGS, CELLS = "experiment.toml", "cells.csv"
+FILES = (SETTINGS, CELLS, "comparison.csv", "comparison_paired.csv", "comparison.txt")
+FOLDERS = ("live", "simulated", "profile", "figures", "traces")
+
+
+@dataclass
+class Outcome:
+    """What an experiment made. runs: live ones, then simulated ones, replays left out. left: live cells that no time
+    was left for."""
+
+    cells: CellTable
+    runs: list[Run] = field(default_factory=list)
+    comparison: Comparison | None = None
+    figures: list[Path] = field(default_factory=list)
+    traces: list[Path] = field(default_factory=list)
+    left: int = 0
+
+
+class Runner:
+    """Runs an experiment in a folder.
+
+    backend: where live cells are served. only: "live" or "simulated", to do one part of the work now. jobs: processes
+    that simulate, one per core by default. budget_s: no live cell and no calibration begins later than this after the
+    start. Raises InputError.
+    """
+
+    def __init__(
+        self, experiment: Experiment, folder: Path, backend: LiveBackend, *,
+        only: str | None = None, jobs: int | None = None, budget_s: float | None = None,
+    ) -> None:  # fmt: skip
+        if only is not None and experiment.mode not in ("both", only):
+            raise InputError("only", only, f'the mode of the experiment is "{experiment.mode}"; leave it out')
+        mode = only or experiment.mode
+        self.serves, self.simulates = mode != "simulated", mode != "live"
+        self.experiment, self.folder, self.backend = experiment, folder, backend
+        self.jobs, self.budget_s = jobs, budget_s
+        self.points = experiment.points()
+        self.repeats = range(1, experiment.repeats + 1)
+        self.table = CellTable(folder / CELLS, [point.name for point in self.points])
+        self.lives: dict[tuple[str, int], Run] = {}
+        place = experiment.profile or (None if self.serves else folder / "profile")  # else it is measured
+        self.given = Profile.load(Path(place)) if place is not None else None
+        self.acceptance = parse_acceptance(experiment.acceptance) if experiment.acceptance is not None else None
+        self.pair = experiment.pair or "embedded"
+        self.models: dict[str, Any] = {}  # of folders that cannot be read: who loads them says what is wrong
+        with suppress(InputError):
+            self.models = origins_of(self.pair).key()
+
+    def run(self) -> Outcome:
+        """Do what is not done yet. Raises InputError, before any work, for what cannot be done, if another process
+        writes to the folder, and if something in it would be replaced that no experiment wrote."""
+        with locked(self.folder):
+            self._check_folder()
+            self._check_profile()
+            self._find_lives()
+            if self.serves:
+                self._check_backend()
+            with replaced(self.folder / SETTINGS) as beside:
+                beside.write_text(tomli_w.dumps(self.experiment.resolved()), encoding="utf-8")
+            for key, run in self.lives.items():
+                self.table.add((*key, "live"), run)
+            outcome, profile = Outcome(self.table), self.given
+            if self.serves:
+                outcome.left, measured = self._rounds()
+                profile = profile or measured
+            outcome.runs += self.lives.values()
+            if profile is not None and self.simulates:
+                simulations = self._simulations(profile)
+                outcome.runs += [run for run in simulations if "replays" not in run.info]
+                if {cell_of(run) for run in simulations} & {cell_of(run) for run in self.lives.values()}:
+                    self._conclude(outcome, profile, simulations)
+            return outcome
+
+    # --- before any work ------------------------------------------------------------------------------
+
+    def _check_folder(self) -> None:
+        """Nothing is replaced but what an experiment has made."""
+        for name in FILES:
+            check_file("out", self.folder / name)
+        for name in FOLDERS:
+            check_output("out", self.folder / name)
+        settings = self.folder / SETTINGS
+        present = [name for name in (*FILES, *FOLDERS) if (self.folder / name).exists()]
+        if present and not (settings.is_file() and "architectures" in read_toml("out", settings, MOVE)):
+            raise InputError("out", str(self.folder), f"{present[0]} is there and no experiment wrote it; {MOVE}")
+        for point in self.points:
+            for repeat in self.repeats:
+                cell_folder(self.folder / "live", f"{point.name}-r{repeat}")
+                for replay in ("", "-replay"):
+                    cell_folder(self.folder / "simulated", f"{point.name}-r{repeat}{replay}")
+        for part in (self.folder / "profile", *map(self._part, self.repeats)):
+            check_output("out", part, PROFILE_FILES)
+            check_ours("out", part, PROFILE_FILES, mark="fingerprint")
+            check_parts(part / UNFINISHED)
+
+    def _check_profile(self) -> None:
+        """A profile that is given is of the experiment's pair, and what it is asked for is known to it."""
+        if self.given is None:
+            return
+        asked = self.experiment.pair if self.experiment.mode == "simulated" else self.pair
+        if asked is not None:
+            called = parse_pair(asked).name if asked.startswith(PREFIX) else pair_name(asked)
+            if called != self.given.info["pair"]:
+                remedy = f"the profile is of {self.given.info['pair']!r}; give the profile of this pair"
+                raise InputError("pair", asked, remedy)
+        if not self.serves:
+            settings = self._prediction(self.given)
+            for point in self.points:
+                for workload in point.workloads:
+                    check(point.layout.architecture, workload, settings)
+
+    def _check_backend(self) -> None:
+        layouts = [(self._resolved(points[0]), _workloads(points)) for points in _by_layout(self.points)]
+        points = self.experiment.calibration_points() if self._calibrates else None
+        device = self.backend.check(layouts, points)
+        if self.given is not None and self.given.info["device"] != device:
+            remedy = f"the live cells would run on {device!r}; give the profile of that device"
+            raise InputError("profile device", self.given.info["device"], remedy)
+
+    @property
+    def _calibrates(self) -> bool:
+        return self.given is None and self.experiment.calibration is not None
+
+    # --- live -----------------------------------------------------------------------------------------
+
+    def _find_lives(self) -> None:
+        for point in self.points:
+            for repeat in self.repeats:
+                run = kept(self._live_folder(point.name, repeat), self._live_digest(point, repeat))
+                if run is not None:
+                    self.lives[point.name, repeat] = run
+
+    def _resolved(self, point: Point) -> Layout:
+        """The point's layout, with the slots that finished runs of it had, so that all its runs are repeats."""
+        for (name, _), run in self.lives.items():
+            other = next(other for other in self.points if other.name == name)
+            if other.layout is point.layout:
+                return Layout(Architecture.from_dict(run.info["architecture"]), True)
+        return point.layout
+
+    def _rounds(self) -> tuple[int, Profile | None]:
+        """Serve the live cells repeat by repeat, every other round backwards, and calibrate a part after each round:
+        machines drift, and what is compared was then measured in the same times. Returns the number of cells that no
+        time was left for, and the profile, if all of it is measured."""
+        parts: list[Profile] = []
+        end_s = time.monotonic() + self.budget_s if self.budget_s is not None else float("inf")
+        left = 0
+        for repeat in self.repeats:
+            groups = _by_layout(self.points)
+            for points in groups if repeat % 2 else [group[::-1] for group in reversed(groups)]:
+                left += self._serve(points, repeat, end_s)
+            if self._calibrates and (found := self._calibration(repeat, end_s)) is not None:
+                parts.append(found)
+        if len(parts) < len(self.repeats):
+            return left, None
+        averaged(parts).save(self.folder / "profile")
+        return left, Profile.load(self.folder / "profile")
+
+    def _serve(self, points: list[Point], repeat: int, end_s: float) -> int:
+        """Serve a repeat of a layout's cells with one engine, or with another where one breaks. Returns how many are
+        left."""
+        missing = deque(point for point in points if (point.name, repeat) not in self.lives)
+        while missing and time.monotonic() < end_s:
+            point = missing.popleft()
+            try:
+                with self.backend.engine(point.layout, _workloads(points)) as serve:
+                    self._live(point, repeat, serve)
+                    while missing and time.monotonic() < end_s:
+                        point = missing.popleft()
+                        self._live(point, repeat, serve)
+            except (InputError, RuntimeError) as error:
+                cause = f": {error.__cause__}" if error.__cause__ is not None else ""
+                self.table.add((point.name, repeat, "live"), f"{error}{cause}")
+        return len(missing)
+
+    def _live(self, point: Point, repeat: int, serve: Serve) -> None:
+        key = point.name, repeat
+        with bar(f"{point.name}, repeat {repeat}") as progress:
+            run = serve(point.workloads[repeat - 1], progress)
+        try:
+            check_finished(run)
+        except InputError as error:
+            self.table.add((*key, "live"), str(error))
+            return
+        self.lives[key] = keep(run, self._live_folder(*key), self._live_digest(point, repeat))
+        self.table.add((*key, "live"), run)
+        tokens = summary(run)["throughput_tokens_per_s"]
+        console.print(f"{cell_of(run)}, repeat {repeat}: {tokens:.1f} tokens/s")
+
+    def _live_folder(self, name: str, repeat: int) -> Path:
+        return self.folder / "live" / f"{name}-r{repeat}"
+
+    def _live_digest(self, point: Point, repeat: int) -> str:
+        settings: dict[str, Any] = {
+            "pair": self.pair,
+            "device": self.experiment.device or "cpu",
+            "models": self.models,
+        }
+        settings |= {"slots_named": point.layout.slots_named, "max_context": self.experiment.max_context}
+        return fingerprint({**point.describe(repeat), **settings, "repeat": repeat})
+
+    def _part(self, repeat: int) -> Path:
+        return self.folder / "profile" / f"part-{repeat}"
+
+    def _calibration(self, part: int, end_s: float) -> Profile | None:
+        """One of `repeats` parts of the profile; None if no time is left for it."""
+        folder, points = self._part(part), self.experiment.calibration_points()
+        assert self.experiment.calibration is not None
+        budget_s = self.experiment.calibration.budget_s / self.experiment.repeats
+        where = {"pair": self.pair, "models": self.models, "device": self.experiment.device or "cpu"}
+        digest = fingerprint({**points, **where, "budget_s": budget_s, "schema_version": SCHEMA_VERSION})
+        with suppress(InputError):  # not there, damaged or of another version: it is measured again
+            profile = Profile.load(folder)
+            if profile.info.get("fingerprint") == digest:
+                return profile
+        if time.monotonic() >= end_s:
+            return None
+        with bar(f"calibrating, part {part} of {self.experiment.repeats}") as progress:
+            profile = self.backend.measure(points, budget_s, folder / UNFINISHED, progress)
+        profile.info["fingerprint"] = digest
+        profile.save(folder)
+        remove_parts(folder / UNFINISHED)
+        return Profile.load(folder)  # as it will be read: tables round
+
+    # --- simulated ------------------------------------------------------------------------------------
+
+    def _prediction(self, profile: Profile) -> Prediction:
+        chosen = self.acceptance or without_live(profile)
+        return Prediction(profile, chosen, max_context=self.experiment.max_context)
+
+    def _simulations(self, profile: Profile) -> list[Run]:
+        """Every repeat of every cell as the load that it is, then each live run's arrivals replayed. With the
+        acceptance of the live runs, where there are any, so that only time is predicted."""
+        from_tapes = self._prediction(profile)
+        if self.acceptance is None:
+            from_tapes.acceptance = AcceptanceChoice("tape")
+        with_live, without = [], []
+        for point in self.points:
+            for repeat in self.repeats:
+                live, seed = self.lives.get((point.name, repeat)), self.experiment.seed + repeat - 1
+                workload = point.workloads[repeat - 1]
+                if live is None:
+                    if not self.serves:
+                        task = Task(point.layout.architecture, workload, seed)
+                        without.append(((point.name, repeat, "simulated"), task))
+                    continue
+                architecture = Architecture.from_dict(live.info["architecture"])
+                with_live.append(((point.name, repeat, "simulated"), Task(architecture, workload, seed, live)))
+                if self.experiment.replay:
+                    task = Task(architecture, replayed(live), seed, live)
+                    with_live.append(((point.name, repeat, "replay"), task))
+        return [*self._simulated(with_live, from_tapes), *self._simulated(without, self._prediction(profile))]
+
+    def _simulated(self, wanted: list[tuple[tuple[str, int, str], Task]], settings: Prediction) -> list[Run]:
+        described = settings.describe()
+        places, runs, missing = [], [], []
+        for key, task in wanted:
+            name, repeat, kind = key
+            folder = self.folder / "simulated" / f"{name}-r{repeat}{'-replay' if kind == 'replay' else ''}"
+            digest = fingerprint({**described, **_described(task)})
+            run = kept(folder, digest)
+            if run is None:
+                places.append((key, folder, digest))
+                missing.append(task)
+            else:
+                runs.append(run)
+                self.table.add(key, run)
+        if missing:
+            with bar("simulations") as progress:
+                for done, (index, made) in enumerate(simulated(missing, settings, self.jobs), 1):
+                    key, folder, digest = places[index]
+                    if isinstance(made, Run):
+                        runs.append(keep(made, folder, digest))
+                    self.table.add(key, made)
+                    progress(done, len(missing))
+        return sorted(runs, key=lambda run: run.name)
+
+    # --- together -------------------------------------------------------------------------------------
+
+    def _conclude(self, outcome: Outcome, profile: Profile, simulations: list[Run]) -> None:
+        from experiments.figures import busiest, draw_all
+
+        costs = Prediction(profile, extrapolate=True).costs()
+        lives = [with_solo_times(run, costs) for run in self.lives.values()]
+        outcome.comparison = compare(lives, simulations, profile)
+        outcome.comparison.save(self.folder / "comparison.csv")
+        write_report(outcome.comparison, self.folder / "comparison.txt")
+        with console.status("drawing"):
+            outcome.figures = draw_all(lives, simulations, profile, self.folder / "figures")
+        outcome.traces = [
+            export(run, self.folder / "traces" / f"{cell_of(run).architecture}-{run.info['kind']}.json")
+            for pair in busiest(lives, simulations)
+            for run in pair
+        ]
+
+
+def _by_layout(points: list[Point]) -> list[list[Point]]:
+    return [list(group) for _, group in groupby(points, key=lambda point: id(point.layout))]
+
+
+def _workloads(points: list[Point]) -> list[Workload]:
+    return [workload for point in points for workload in point.workloads]
+
+
+def _described(task: Task) -> dict[str, Any]:
+    """All that decides a simulation besides the prediction's settings, as plain values."""
+    workload = task.workload
+    return {
+        "architecture": task.architecture.to_dict(),
+        "requests": [astuple(request) for request in workload.requests],
+        "loop": [workload.concurrency, workload.think_s],
+        "seed": task.seed,
+        "live": identity(task.live) if task.live is not None else None,
+    }

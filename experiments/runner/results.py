@@ -1,0 +1,56 @@
+"""The table of an experiment: one row per cell, repeat and kind of run, rewritten after each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from engines.record.metrics import summary
+from engines.record.run import Run
+from engines.storage.files import replaced
+from experiments.runner.cells import CELL_COLUMNS, cell_of
+
+FINISHED, FAILED = "finished", "failed"
+KINDS = ("live", "simulated", "replay")
+FACTS = ["cell", *CELL_COLUMNS, "repeat", "kind", "status", "error", "checked", "equal"]
+Key = tuple[str, int, str]  # cell, repeat, kind
+
+
+class CellTable:
+    """Rows in the order of the grid, kept in a CSV file."""
+
+    def __init__(self, path: Path, names: Iterable[str]) -> None:
+        self.path, self._order = path, {name: place for place, name in enumerate(names)}
+        self._rows: dict[Key, dict[str, Any]] = {}
+
+    def add(self, key: Key, outcome: Run | str) -> None:
+        """Book a run, or the error of one that failed. A run with a wrong output has failed too."""
+        row: dict[str, Any] = dict(zip(("cell", "repeat", "kind"), key, strict=True))
+        if isinstance(outcome, str):
+            row |= {"status": FAILED, "error": outcome}
+        else:
+            exactness = outcome.info.get("exactness", {})
+            wrong = exactness.get("checked", 0) - exactness.get("equal", 0)
+            error = f"{wrong} of {exactness['checked']} outputs are wrong: {exactness['first']}" if wrong else ""
+            row |= {**cell_of(outcome)._asdict(), "status": FAILED if wrong else FINISHED, "error": error}
+            row |= {name: exactness[name] for name in ("checked", "equal") if exactness}
+            row |= summary(outcome)
+        self._rows[key] = row
+        with replaced(self.path) as beside:
+            self.frame().to_csv(beside, index=False, float_format="%.6g")
+
+    def frame(self) -> pd.DataFrame:
+        """All rows: the columns FACTS, then the numbers of engines.record.metrics.summary."""
+        rows = sorted(
+            self._rows.values(), key=lambda r: (self._order[r["cell"]], KINDS.index(r["kind"]), r["repeat"])
+        )
+        frame = pd.DataFrame(rows)
+        return frame.reindex(columns=[*FACTS, *(name for name in frame if name not in FACTS)])
+
+    def failures(self) -> list[str]:
+        """One line per row that failed."""
+        rows = self._rows.items()
+        return [f"{cell}, repeat {n}, {kind}: {row['error']}" for (cell, n, kind), row in rows if row["error"]]
