@@ -76,7 +76,7 @@ def test_a_simulated_run_is_not_replayed_as_a_live_one() -> None:
     settings = Prediction(synthetic.profile(), TAPE)
     with pytest.raises(InputError, match="replay = 'pdv': the record has kind = 'simulated'; give a live run"):
         replayed(run)
-    with pytest.raises(InputError, match="live = 'pdv': the record says kind = 'simulated'"):
+    with pytest.raises(InputError, match="live = 'pdv': the record has kind = 'simulated'"):
         predict(PDV, synthetic.workload(), settings, live=run)
 
 
