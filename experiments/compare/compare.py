@@ -64,8 +64,8 @@ class Comparison:
         found = {
             f"{name}_{value}": wide.get((value, metric), np.nan) for name, metric in GRID.items() for value in values
         }
-        found["differs"] = self.metrics.groupby(CELL_COLUMNS)["differs"].first()
-        return pd.DataFrame(found, index=wide.index).sort_index().reset_index()
+        differs = self.metrics.groupby(CELL_COLUMNS)["differs"].first()  # of the cells that exist alone
+        return pd.DataFrame({**found, "differs": differs}, index=differs.index).sort_index().reset_index()
 
     @property
     def throughput_error(self) -> float:

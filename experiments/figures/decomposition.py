@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from engines.record.run import Run
 from experiments.figures import style
 from experiments.runner.cells import CELL_COLUMNS, cell_of
 
+PANELS_PER_ROW = 3
 VISIBLE = 0.002
 """Parts that are nowhere a larger share of the latency than this are not drawn."""
 
@@ -34,11 +36,17 @@ def decomposition(
     table = _table(lives, simulations)
     parts = _visible(table)
     architectures = list(style.architecture_looks(table["architecture"]))
-    figure, axes = style.canvas(len(architectures), sharey=True, height=2.9)
-    for panel, architecture in zip(axes[0], architectures, strict=True):
+    columns = min(len(architectures), PANELS_PER_ROW)
+    rows = math.ceil(len(architectures) / columns)
+    figure, axes = style.canvas(columns, rows, sharey=True, height=2.9 if rows == 1 else 2.4)
+    panels = list(axes.flat)
+    for panel, architecture in zip(panels, architectures, strict=False):
         _bars(panel, table[table["architecture"] == architecture], parts)
         panel.set_title(style.shown(architecture))
-    axes[0][0].set_ylabel("share of the live mean latency")
+    for empty in panels[len(architectures) :]:
+        empty.set_axis_off()
+    for first in axes[:, 0]:
+        first.set_ylabel("share of the live mean latency")
     entries = {part.replace("_", " "): Patch(color=style.PART_COLOURS[part]) for part in parts}
     style.legend_above(figure, entries, columns=min(len(parts), 6))
     note = "above: mean latency · left bar: live, right bar (hatched): simulated"
@@ -79,7 +87,7 @@ def _bars(panel: Axes, table: pd.DataFrame, parts: list[str]) -> None:
             above, below = above + heights.clip(min=0), below + heights.clip(max=0)
         tops = np.maximum(tops, above)
     for place, (top, seconds) in enumerate(zip(tops, whole_s, strict=True)):
-        panel.text(place, top + 0.02, f"{seconds:.3g} s", ha="center", va="bottom", fontsize=5.5)
+        panel.text(place, top + 0.02, f"{seconds:.2g} s", ha="center", va="bottom", fontsize=5.5)
     panel.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
     panel.set_xlabel(table["load"].iloc[0] + (" (clients)" if table["load"].iloc[0] == "concurrency" else ""))
     panel.grid(visible=False, axis="x")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.artist import Artist
+from matplotlib.lines import Line2D
 
 from engines.record.metrics import summary
 from engines.record.run import Run
@@ -32,8 +32,8 @@ LOADS = {
 def load_curves(lives: Sequence[Run], simulations: Sequence[Run], folder: Path, name: str = "load") -> list[Path]:
     """Draw PANELS over the load of one kind; one look per architecture.
 
-    Live: the mean of the repeats, with a bar from the smallest to the largest. Simulated: a line through the
-    cells. Simulations that replay a live run's arrivals are left out, since they are not a closed loop.
+    Live: markers at the mean of the repeats, with a bar from the smallest to the largest. Simulated: a line through
+    the means, with a band. Simulations that replay a live run's arrivals are left out: they are no closed loop.
     """
     simulations = [run for run in simulations if "replays" not in run.info]
     live, simulated = _table(lives), _table(simulations)
@@ -42,18 +42,16 @@ def load_curves(lives: Sequence[Run], simulations: Sequence[Run], folder: Path, 
     looks = style.architecture_looks(both["architecture"])
     levels = sorted(both.loc[both["load"] == load, "level"].unique())
     figure, axes = style.canvas(len(PANELS))
-    entries: dict[tuple[str, str], Artist] = {}
     for panel, (metric, label_of) in zip(axes[0], PANELS.items(), strict=True):
         for architecture, look in looks.items():
             line = _series(simulated, architecture, load, metric)
             if len(line):
-                entries[architecture, "simulated"] = panel.plot(
-                    line.index, line["mean"], look.line, color=look.colour, zorder=2
-                )[0]
+                panel.plot(line.index, line["mean"], look.line, color=look.colour, zorder=2)
+                panel.fill_between(line.index, line["min"], line["max"], color=look.colour, alpha=0.2, linewidth=0)
             points = _series(live, architecture, load, metric)
             if len(points):
                 bars = [points["mean"] - points["min"], points["max"] - points["mean"]]
-                entries[architecture, "live"] = panel.errorbar(
+                panel.errorbar(
                     points.index, points["mean"], yerr=bars, fmt=look.marker, markersize=4, elinewidth=1,
                     capsize=2.5, capthick=1, color=look.colour, markeredgecolor="white",
                     markeredgewidth=0.5, zorder=3,
@@ -66,15 +64,17 @@ def load_curves(lives: Sequence[Run], simulations: Sequence[Run], folder: Path, 
         else:
             panel.set_ylim(bottom=0)
         style.level_axis(panel, levels)
-    ordered = {
-        f"{style.shown(architecture)}, {kind}": entries[architecture, kind]
-        for architecture in looks
-        for kind in ("simulated", "live")
-        if (architecture, kind) in entries
-    }
-    style.legend_above(figure, ordered, columns=len(looks))
-    note = f"bars: smallest to largest of the live repeats · {style.source([*lives, *simulations])}"
-    return style.save(figure, folder, name, note)
+    entries = {
+        style.shown(name): Line2D(
+            [], [], color=look.colour, linestyle=look.line,  # type: ignore[arg-type]
+            marker=look.marker, markersize=4, markeredgecolor="white",
+            markeredgewidth=0.5,
+        )
+        for name, look in looks.items()
+    }  # fmt: skip
+    style.legend_above(figure, entries, columns=len(looks))
+    note = "markers: live, bars from the smallest to the largest repeat; lines and bands: simulated, in the same way"
+    return style.save(figure, folder, name, f"{note} · {style.source([*lives, *simulations])}")
 
 
 def _table(runs: Sequence[Run]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -24,6 +25,10 @@ from experiments.runner.cells import cell_of
 COLUMN, PAGE = 3.4, 7.0
 """Widths of a paper's column and of its page, inches."""
 MOST_TICKS = 7
+LEGEND_KEY, LEGEND_LETTER = 0.5, 0.058
+"""Width of a legend's column, inches: of its key, and of each letter."""
+SOURCE_LETTERS = 23
+"""Letters of the source line per inch."""
 LOG_FROM = 8.0
 """Loads of which the largest is so many times the smallest are drawn on a logarithmic axis."""
 
@@ -179,12 +184,16 @@ def _first_and_last(dates: Iterable[str]) -> list[str]:
 
 
 def legend_above(figure: Figure, entries: Mapping[str, Artist], columns: int) -> None:
-    """One legend for the whole figure, over the panels, where it can cover nothing; filled column by column."""
+    """One legend for the whole figure, above the panels, filled column by column. It has fewer columns where names
+    need the room."""
+    room = figure.get_figwidth() / (LEGEND_KEY + LEGEND_LETTER * max(map(len, entries), default=1))
+    columns = max(1, min(columns, int(room)))
     figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=columns, frameon=False)
 
 
 def save(figure: Figure, folder: Path, name: str, source_line: str) -> list[Path]:
     """Write NAME.pdf (vector) and NAME.png (200 dots an inch) with the source line in the lower right corner."""
+    source_line = textwrap.fill(source_line, int(figure.get_figwidth() * SOURCE_LETTERS))
     figure.supxlabel(source_line, fontsize=6, color="#555555", ha="right", x=0.995)
     paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
     with replaced(paths[0]) as beside:

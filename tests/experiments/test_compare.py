@@ -189,3 +189,12 @@ def test_the_table_of_cells_has_means_spreads_and_exact_outputs(run: Run, capsys
     (row,) = [line for line in text.splitlines() if line.strip().startswith("pdv")]
     assert row.count("(40%)") == 7  # every number, on one line
     assert row.split()[-1] == "22/24"
+
+
+def test_the_grid_has_the_cells_that_exist_and_no_other_combination() -> None:
+    loads = {"pd": (1, 4), "pdv": (4,)}
+    simulated = [synthetic.simulated(name, concurrency=n) for name, counts in loads.items() for n in counts]
+    grid = compare([as_live(run, 1.0, f"{i}") for i, run in enumerate(simulated)], simulated).grid()
+    assert grid[["architecture", "level"]].to_numpy().tolist() == [["pd", 1.0], ["pd", 4.0], ["pdv", 4.0]]
+    assert grid["throughput_live"].notna().all()
+    assert (grid["differs"] == "").all()
