@@ -144,7 +144,7 @@ def host_times(runs: Sequence[Run]) -> pd.DataFrame:
         rows.append(pd.DataFrame({"step": batches["step"], "kind": kind, "host_ms": host_ms.clip(lower=0.0)}))
     table = pd.concat(rows).pivot_table(index="step", columns="kind", values="host_ms", aggfunc="median")
     table = table.reindex(columns=HOST_COLUMNS[1:])
-    woken, going_on = (table[column] for column in HOST_COLUMNS[1:])
+    wake_up, back_to_back = (table[column] for column in HOST_COLUMNS[1:])
     return pd.DataFrame(
-        {"wake_up_ms": woken.fillna(going_on), "back_to_back_ms": going_on.fillna(woken)}
+        {"wake_up_ms": wake_up.fillna(back_to_back), "back_to_back_ms": back_to_back.fillna(wake_up)}
     ).reset_index()

@@ -65,7 +65,7 @@ class Profile:
     tokens = batch * (k + 1); context_tokens = mean tokens a request has in the cache. kernels: kernels of one
     execution.
     host_times: one row a step, in the order of Step; time that a work spends outside the device if its worker had to
-    be woken for it, and if the worker goes on from the work before.
+    be woken for it, and if its batch is back-to-back.
     contention: one row a stream of a group that ran together; solo_ms = its mean time alone, rate = its
     speed while all were on the device against that.
     acceptance: rate at position i = unconditional probability that the first i drafts are all accepted; requests,

@@ -91,8 +91,8 @@ class CostModel:
         return line.at(tokens / batch_size if prefill else context_tokens, quantile)
 
     def host_s(self, step: Step, back_to_back: bool) -> float:
-        woken_s, going_on_s = self._host_s[step]
-        return going_on_s if back_to_back else woken_s
+        wake_up_s, back_to_back_s = self._host_s[step]
+        return back_to_back_s if back_to_back else wake_up_s
 
     def describe(self) -> dict[str, object]:
         contention = "none" if isinstance(self.contention, NoContention) else "measured"

@@ -20,7 +20,7 @@ from calibrate.profile import Profile
 from engines.errors import InputError, require_whole
 from engines.policy.architecture import Architecture, Lane, Step
 from engines.policy.batch import Batch, Outcome
-from engines.policy.request import MOST_KEY, Emission, Request, RequestState
+from engines.policy.request import Emission, Request, RequestState
 from engines.policy.scheduler import QueueFullError, Scheduler
 from engines.record.run import Recorder, Run, SegmentTime
 from engines.workload.workload import Workload
@@ -56,7 +56,7 @@ def simulate(
     outputs asked for, before anything runs, from the costs for batch outside the measured range and from the device
     for batch too short to be seen on its clock. Raises AssertionError if Little's law does not hold over the run.
     """
-    require_whole("seed", seed, 0, MOST_KEY)
+    require_whole("seed", seed, 0)
     if isinstance(acceptance, Tapes):
         acceptance.check(workload.requests, max_context)
     model = CostModel(costs) if isinstance(costs, Profile) else costs

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 from engines.errors import InputError
 from engines.policy.architecture import Architecture, Step
 from engines.policy.draft_length import parse_draft_length
-
-_WHOLE = re.compile(r"\d{1,18}")
+from engines.texts import whole_in
 
 
 def parse_batch_limits(text: str) -> dict[Step, int]:
@@ -18,10 +16,11 @@ def parse_batch_limits(text: str) -> dict[Step, int]:
     for item in text.split(","):
         step, _, limit = item.partition("=")
         known = {str(member): member for member in Step}
-        if step.strip() not in known or not _WHOLE.fullmatch(limit.strip()) or int(limit) < 1:
+        size = whole_in(limit.strip())
+        if step.strip() not in known or not size:
             remedy = f"write STEP=N, separated by commas; the steps are {', '.join(known)}"
             raise InputError("batch_limit", text, remedy)
-        limits[known[step.strip()]] = int(limit)
+        limits[known[step.strip()]] = size
     return limits
 
 

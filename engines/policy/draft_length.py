@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from dataclasses import dataclass
 
 from engines.errors import MOST_WHOLE, InputError, require_whole
+from engines.texts import range_in, whole_in
 
 MOST_DRAFTS = 1_000  # of a step: no draft model is right so often in a row
-
-_WHOLE = re.compile(r"\d{1,18}")
-_RANGE = re.compile(r"(\d{1,18})-(\d{1,18})")
 
 
 @dataclass(frozen=True)
@@ -79,13 +76,12 @@ def parse_draft_length(text: str) -> DraftLength:
     """ "4": always 4 drafts. "adaptive": between 2 and 8, starting at 4. "3-6": adaptive within these bounds."""
     if text == "adaptive":
         return AdaptiveDraftLength()
-    if match := _RANGE.fullmatch(text):
-        low, high = int(match[1]), int(match[2])
-        if 1 <= low <= high:
-            start = min(max(AdaptiveDraftLength.start, low), high)
-            return AdaptiveDraftLength(minimum=low, maximum=high, start=start)
-    elif _WHOLE.fullmatch(text) and int(text) >= 1:
-        return FixedDraftLength(int(text))
+    if bounds := range_in(text):
+        low, high = bounds
+        start = min(max(AdaptiveDraftLength.start, low), high)
+        return AdaptiveDraftLength(minimum=low, maximum=high, start=start)
+    if k := whole_in(text):
+        return FixedDraftLength(k)
     raise InputError("draft_length", text, "use a whole number of at least 1, a range such as 2-8, or adaptive")
 
 

@@ -9,7 +9,6 @@ from engines.errors import InputError, require_whole
 from engines.policy.architecture import Stage
 
 MOST_TOKENS = 10_000_000  # of a prompt or an output: beyond any model's context
-MOST_KEY = 2**63 - 1  # of ids and seeds, which key randomness: what 64 bits hold
 MOST_TEMPERATURE = 1e6  # logits are divided by it in float32, and far below it nothing but noise is left
 LATEST_S = 4e9  # of an arrival, 127 years: a clock beyond it does not resolve a microsecond any more
 
@@ -37,10 +36,10 @@ class Request:
 
     def check(self) -> None:
         """Raises InputError for values that no engine serves: a request that breaks one would break all others."""
-        require_whole("id", self.id, 0, MOST_KEY)
+        require_whole("id", self.id, 0)
         require_whole("prompt_tokens", self.prompt_tokens, 1, MOST_TOKENS)
         require_whole("max_tokens", self.max_tokens, 1, MOST_TOKENS)
-        require_whole("seed", self.seed, 0, MOST_KEY)
+        require_whole("seed", self.seed, 0)
         check_moment("arrival_s", 0.0 if self.arrival_s is None else self.arrival_s)
         check_temperature(self.temperature)
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import tomli_w
 
-from engines.errors import InputError
+from engines.errors import MOST_WHOLE, InputError
 from engines.policy.architecture import Segment
 from engines.policy.batch import Batch
 from engines.policy.request import Request, RequestState, Status
@@ -115,7 +115,7 @@ def _digest(contents: Mapping[str, bytes]) -> str:
 
 def _recordable(value: Any) -> int:
     """A whole number that a table can hold; -1 for anything else (the error of the request says what it was)."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_WHOLE
     return value if whole else -1
 
 

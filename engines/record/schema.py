@@ -163,7 +163,7 @@ def _check_steps(file: Table, requests: pd.DataFrame, steps: pd.DataFrame, spans
         steps,
         "batch_id",
         first(needed & ~steps["batch_id"].isin(spans["batch_id"])),
-        "spans.parquet has no such work",
+        "spans.parquet has no such batch",
     )
 
 

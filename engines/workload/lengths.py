@@ -12,10 +12,9 @@ from scipy.special import ndtri
 
 from engines.errors import InputError, require_whole
 from engines.policy.request import MOST_TOKENS
+from engines.texts import range_in, whole_in
 
 MOST_SIGMA = 10.0  # of a logarithm: one such step is a factor of 22,000
-_WHOLE = re.compile(r"\d{1,18}")
-_RANGE = re.compile(r"(\d{1,18})-(\d{1,18})")
 _DECIMAL = r"(\d{1,18}(?:\.\d{1,18})?)"
 _LOGNORMAL = re.compile(rf"{_DECIMAL}~{_DECIMAL}\[(\d{{1,18}})-(\d{{1,18}})\]")
 
@@ -106,10 +105,10 @@ class ListedLength:
 def parse_lengths(field: str, text: str) -> Lengths:
     """ "64": always 64 tokens. "16-96": uniform. "64~0.5[16-256]": lognormal with median 64 and sigma 0.5, cut to
     16..256. Raises InputError."""
-    if _WHOLE.fullmatch(text) and int(text) >= 1:
-        return FixedLength(int(text))
-    if (match := _RANGE.fullmatch(text)) and 1 <= int(match[1]) <= int(match[2]):
-        return UniformLength(int(match[1]), int(match[2]))
+    if tokens := whole_in(text):
+        return FixedLength(tokens)
+    if bounds := range_in(text):
+        return UniformLength(*bounds)
     if (match := _LOGNORMAL.fullmatch(text)) and 1 <= int(match[3]) <= int(match[4]) and float(match[1]) > 0:
         return LogNormalLength(float(match[1]), float(match[2]), int(match[3]), int(match[4]))
     raise InputError(field, text, "give tokens as 64 (fixed), 16-96 (uniform) or 64~0.5[16-256] (lognormal)")

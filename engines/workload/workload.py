@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import gammaincinv
 
 from engines.errors import InputError, require_positive, require_whole
-from engines.policy.request import LATEST_S, MOST_KEY, Request, check_moment, check_temperature
+from engines.policy.request import LATEST_S, Request, check_moment, check_temperature
 from engines.record.run import Run
 from engines.workload.corpus import held_out_prompt
 from engines.workload.lengths import FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
@@ -107,7 +107,7 @@ def make_workload(
     where none is given), or "fixed" gaps. Raises InputError.
     """
     require_whole("count", count, 1, MOST_REQUESTS)
-    require_whole("seed", seed, 0, MOST_KEY)
+    require_whole("seed", seed, 0)
     if (concurrency is None) == (rate is None):
         raise InputError("concurrency, rate", (concurrency, rate), "give exactly one of them")
     check_temperature(temperature)

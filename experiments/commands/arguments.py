@@ -6,16 +6,16 @@ None means not given, so that an option which does not apply can be refused; wha
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from engines.errors import InputError, require_at_least, require_positive
+from engines.errors import MOST_WHOLE, InputError, require_at_least, require_positive
 from engines.policy.architecture import MOST_SLOTS, Architecture, load_architecture
 from engines.policy.changes import changed
+from engines.texts import whole_in
 from engines.workload.lengths import parse_lengths
 from engines.workload.workload import PROCESSES, Workload, make_workload, with_sampling
 from experiments.runner.config import read_rows
@@ -23,8 +23,6 @@ from experiments.runner.config import read_rows
 LAYOUT, LOAD = "Architecture", "Workload"
 DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"
 AUTO = "auto"  # as many slots as fit the device
-MOST_SEED = 2**63 - 1  # what the generators of torch take
-_WHOLE = re.compile(r"\d{1,18}")
 ARRIVALS, LENGTHS = ("process", "cv"), ("prompt_tokens", "output_tokens")
 
 ArchitectureOption = Annotated[
@@ -196,27 +194,28 @@ def chosen_workload(load: Load) -> Workload:
 
 def parse_numbers(field: str, text: str) -> list[int]:
     """ "1,2,4": whole numbers of at least 1, each once, in order of size. Raises InputError."""
-    items = [item.strip() for item in text.split(",")]
-    if not all(_WHOLE.fullmatch(item) and int(item) >= 1 for item in items):
+    numbers = {whole_in(item.strip()) or 0 for item in text.split(",")}
+    if 0 in numbers:
         raise InputError(field, text, "list whole numbers of at least 1, separated by commas")
-    return sorted({int(item) for item in items})
+    return sorted(numbers)
 
 
 def parse_slots(text: str | None) -> int | None:
     """ "48": that many slots; None stays None. Raises InputError, also for "auto", which live runs see to."""
     if text == AUTO:
         raise InputError("slots", text, "a simulation has no device whose memory could be filled; give a number")
-    if text is not None and not _WHOLE.fullmatch(text):
+    slots = None if text is None else whole_in(text)
+    if text is not None and slots is None:
         raise InputError("slots", text, f"use a whole number from 1 to {MOST_SLOTS}, or, for a live run, auto")
-    return None if text is None else int(text)
+    return slots
 
 
 def check_seed(seed: int | None) -> None:
     """Raises InputError unless the seed is left out or one that all generators take."""
     if seed is not None:
         require_at_least("seed", seed, 0)
-    if seed is not None and seed > MOST_SEED:
-        raise InputError("seed", seed, f"use {MOST_SEED} at most")
+    if seed is not None and seed > MOST_WHOLE:
+        raise InputError("seed", seed, f"use {MOST_WHOLE} at most")
 
 
 def _check(load: Load) -> None:

@@ -39,7 +39,7 @@ from experiments.commands.outcome import conclude
 from experiments.program.outputs import check_record
 from experiments.program.progress import bar, console
 from experiments.runner.cells import at_once, check_room
-from experiments.runner.config import names_slots
+from experiments.runner.layouts import names_slots
 from experiments.runner.preflight import check_fits, check_live, context_on, fill
 
 LIVE = "Live engine"

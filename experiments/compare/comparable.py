@@ -26,7 +26,7 @@ NAMES_ONLY = {
     "count",
     "prompt_seed",
     "trace_digest",
-}  # of a workload: compared elsewhere, or no setting
+}  # of a workload: compared elsewhere, or none
 SAMPLING = {"temperature": 0.0, "seed": 0, "ignore_eos": True}  # of a record without these settings
 
 

@@ -3,6 +3,7 @@ and simulated runs find each other, and a cell that is finished on disk is not c
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -68,6 +69,16 @@ def check_room(workload: Workload, max_context: int | None) -> None:
     shortest = min(request.prompt_tokens for request in workload.requests)
     if max_context is not None and shortest >= max_context:
         raise InputError("max_context", max_context, f"no prompt fits; the shortest has {shortest} tokens")
+
+
+def described(architecture: Architecture, workload: Workload) -> dict[str, Any]:
+    """All that decides what a run of a cell is asked to do, as plain values."""
+    return {
+        "architecture": architecture.to_dict(),
+        "requests": [dataclasses.astuple(request) for request in workload.requests],
+        "concurrency": workload.concurrency,
+        "think_s": workload.think_s,
+    }
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

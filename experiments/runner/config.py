@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from engines.errors import InputError, require_name
-from engines.policy.architecture import Architecture, Step, load_architecture
+from engines.policy.architecture import Step
 from engines.policy.changes import changed
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, NotNegative, Positive, Settings, Whole, checked
@@ -18,10 +18,10 @@ from engines.workload.lengths import parse_lengths
 from engines.workload.traces import read_trace
 from engines.workload.workload import Workload, make_workload, with_sampling
 from experiments.runner.cells import at_once, check_room, draft_length_label
+from experiments.runner.layouts import Layout, layout_of, loads_of
 from sim.costs import TOLERANCE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-Loads = tuple[tuple[str, float], ...]  # ("concurrency", clients) or ("rate", requests per second)
 
 
 def _name(value: str) -> str:
@@ -37,12 +37,6 @@ def read_rows(path: str | Path, requests: int | None, *cuts: int | None) -> Work
         remedy = f"the trace has {len(trace.requests)} requests; use that many at most, or leave it out for all"
         raise InputError("requests", requests, remedy)
     return trace
-
-
-def names_slots(architecture: str) -> bool:
-    """Whether an architecture states its slots. A built-in one does not: live, it takes as many as fit."""
-    path = Path(architecture)
-    return path.suffix == ".toml" and "slots" in read_toml("architecture", path)
 
 
 class WorkloadConfig(Settings):
@@ -109,56 +103,6 @@ class CalibrationConfig(Settings):
         return {**self.model_dump(exclude={"budget_s"}), "draft_lengths": draft_lengths}
 
 
-class Changes(Settings):
-    """An architecture in a configuration: another one (`base`) with changes.
-
-    streams: the stream of each lane named. verify_first_above: false switches it off. concurrencies, rates: loads of
-    its own, in place of the experiment's. The others: as in engines.policy.changes.changed.
-    """
-
-    base: str
-    name: str | None = None
-    draft_length: str | None = None
-    batch_limit: str | None = None
-    workers: Count | None = None
-    slots: Count | None = None
-    permits: Count | None = None
-    hybrid: Whole | None = None
-    streams: dict[str, Whole] = Field(default={})
-    priority: list[str] | None = None
-    verify_first_above: Literal[False] | Whole | None = None
-    concurrencies: list[Count] = Field(default=[])
-    rates: list[Positive] = Field(default=[])
-
-    def build(self) -> Architecture:
-        """The changed architecture. Raises InputError."""
-        simple = {"draft_length", "batch_limit", "workers", "slots", "permits", "hybrid"}
-        built = changed(load_architecture(self.base), **self.model_dump(include=simple))
-        lanes = {lane.name: lane for lane in built.lanes}
-        for name, stream in self.streams.items():
-            if name not in lanes:
-                raise InputError("architectures streams", name, f"no such lane; there are {', '.join(lanes)}")
-            lanes[name] = dataclasses.replace(lanes[name], stream=stream)
-        changes: dict[str, Any] = {"lanes": tuple(lanes.values())}
-        if self.name is not None:
-            changes["name"] = self.name
-        if self.priority is not None:
-            changes["priority"] = tuple(self.priority)
-        if self.verify_first_above is not None:
-            changes["verify_first_above"] = None if self.verify_first_above is False else self.verify_first_above
-        return built.replace(**changes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """An architecture of the grid. slots_named: whether somebody chose its slots; otherwise a live engine takes as
-    many as fit. loads: its own, if it has any."""
-
-    architecture: Architecture
-    slots_named: bool
-    loads: Loads = ()
-
-
 @dataclasses.dataclass(frozen=True)
 class Point:
     """One cell to run: a layout under a load. name: can be a folder's. workloads: one for each repeat."""
@@ -166,16 +110,6 @@ class Point:
     name: str
     layout: Layout
     workloads: tuple[Workload, ...]
-
-    def describe(self, repeat: int) -> dict[str, Any]:
-        """All that decides what a repeat of the cell is, as plain values."""
-        workload = self.workloads[repeat - 1]
-        return {
-            "architecture": self.layout.architecture.to_dict(),
-            "requests": [dataclasses.astuple(request) for request in workload.requests],
-            "concurrency": workload.concurrency,
-            "think_s": workload.think_s,
-        }
 
 
 class Experiment(Settings):
@@ -259,7 +193,7 @@ class Experiment(Settings):
 
     def points(self) -> list[Point]:
         """All cells, architectures outermost. Raises InputError."""
-        shared = self._loads(self.concurrencies, self.rates)
+        shared = loads_of(self.concurrencies, self.rates)
         workloads: dict[tuple[str, float] | None, tuple[Workload, ...]] = {}
         found: dict[str, Point] = {}
         for layout in self.layouts():
@@ -281,7 +215,7 @@ class Experiment(Settings):
         """Every architecture at every k. Raises InputError."""
         return [
             dataclasses.replace(layout, architecture=changed(layout.architecture, draft_length=k))
-            for layout in map(_layout, self.architectures)
+            for layout in map(layout_of, self.architectures)
             for k in (self.k or (None,))
         ]
 
@@ -289,11 +223,8 @@ class Experiment(Settings):
         """What is measured for the profile, at every draft length that an architecture of the grid can use."""
         rules = [layout.architecture.draft_length for layout in self.layouts()]
         lengths = {k for rule in rules for k in range(getattr(rule, "minimum", rule.maximum), rule.maximum + 1)}
-        return (self.calibration or CalibrationConfig()).points(sorted(lengths))
-
-    @staticmethod
-    def _loads(concurrencies: list[int], rates: list[float]) -> Loads:
-        return (*(("concurrency", n) for n in concurrencies), *(("rate", rate) for rate in rates))
+        assert self.calibration is not None
+        return self.calibration.points(sorted(lengths))
 
     def _check_calibration(self, points: list[Point]) -> None:
         """Raises InputError if a cell can need what the calibration does not measure."""
@@ -323,18 +254,6 @@ def _needed(point: Point, max_context: int | None) -> dict[str, int]:
         "contexts": longest if max_context is None else min(longest, max_context),
         "prompt_tokens": max(request.prompt_tokens for request in requests),
     }
-
-
-def _layout(value: str | dict[str, Any]) -> Layout:
-    if isinstance(value, str):
-        return Layout(load_architecture(value), names_slots(value))
-    if "base" not in value:
-        return Layout(Architecture.from_dict(value), "slots" in value)
-    changes = checked(Changes, value, "architectures")
-    if changes.concurrencies and changes.rates:
-        raise InputError("architectures concurrencies, rates", value["base"], "give one of the two")
-    loads = Experiment._loads(changes.concurrencies, changes.rates)
-    return Layout(changes.build(), changes.slots is not None or names_slots(changes.base), loads)
 
 
 def _with_paths_from(folder: Path, values: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 import tomli_w
 
 from calibrate.averaging import averaged
-from calibrate.parts import check_parts, remove_parts
-from calibrate.profile import PROFILE_FILES, SCHEMA_VERSION, Profile
+from calibrate.parts import remove_parts
+from calibrate.profile import SCHEMA_VERSION, Profile
 from engines.errors import InputError
 from engines.pairs.origin import origins_of, pair_name
 from engines.pairs.permutation import PREFIX, parse_pair
@@ -27,25 +27,20 @@ from engines.record.metrics import summary
 from engines.record.run import Run
 from engines.storage.files import replaced
 from engines.storage.locks import locked
-from engines.storage.reading import read_toml
 from engines.workload.workload import Workload
 from experiments.compare.compare import Comparison, compare
-from experiments.compare.identity import identity
 from experiments.compare.report import write_report
-from experiments.compare.solo_times import with_solo_times
 from experiments.figures.perfetto import export
-from experiments.program.outputs import MOVE, UNFINISHED, check_file, check_ours, check_output
+from experiments.program.outputs import UNFINISHED
 from experiments.program.progress import bar, console
-from experiments.runner.cells import cell_folder, cell_of, fingerprint, keep, kept
-from experiments.runner.config import Experiment, Layout, Point
+from experiments.runner.cells import cell_of, described, fingerprint, keep, kept
+from experiments.runner.config import Experiment, Point
+from experiments.runner.folder import CELLS, SETTINGS, check_folder, check_profile_folder
+from experiments.runner.layouts import Layout
 from experiments.runner.live import LiveBackend, Serve, check_finished
 from experiments.runner.predict import AcceptanceChoice, Prediction, check, parse_acceptance, replayed, without_live
 from experiments.runner.results import CellTable
 from experiments.runner.simulations import Task, simulated
-
-SETTINGS, CELLS = "experiment.toml", "cells.csv"
-FILES = (SETTINGS, CELLS, "comparison.csv", "comparison_paired.csv", "comparison.txt")
-FOLDERS = ("live", "simulated", "profile", "figures", "traces")
 
 
 @dataclass
@@ -95,7 +90,9 @@ class Runner:
         """Do what is not done yet. Raises InputError, before any work, for what cannot be done, if another process
         writes to the folder, and if something in it would be replaced that no experiment wrote."""
         with locked(self.folder):
-            self._check_folder()
+            check_folder(self.folder, [f"{point.name}-r{n}" for point in self.points for n in self.repeats])
+            for part in (self.folder / "profile", *map(self._part, self.repeats)):
+                check_profile_folder(part)
             self._check_profile()
             self._find_lives()
             if self.serves:
@@ -104,6 +101,7 @@ class Runner:
                 beside.write_text(tomli_w.dumps(self.experiment.resolved()), encoding="utf-8")
             for key, run in self.lives.items():
                 self.table.add((*key, "live"), run)
+            self.table.save()
             outcome, profile = Outcome(self.table), self.given
             if self.serves:
                 outcome.left, measured = self._rounds()
@@ -117,26 +115,6 @@ class Runner:
             return outcome
 
     # --- before any work ------------------------------------------------------------------------------
-
-    def _check_folder(self) -> None:
-        """Nothing is replaced but what an experiment has made."""
-        for name in FILES:
-            check_file("out", self.folder / name)
-        for name in FOLDERS:
-            check_output("out", self.folder / name)
-        settings = self.folder / SETTINGS
-        present = [name for name in (*FILES, *FOLDERS) if (self.folder / name).exists()]
-        if present and not (settings.is_file() and "architectures" in read_toml("out", settings, MOVE)):
-            raise InputError("out", str(self.folder), f"{present[0]} is there and no experiment wrote it; {MOVE}")
-        for point in self.points:
-            for repeat in self.repeats:
-                cell_folder(self.folder / "live", f"{point.name}-r{repeat}")
-                for replay in ("", "-replay"):
-                    cell_folder(self.folder / "simulated", f"{point.name}-r{repeat}{replay}")
-        for part in (self.folder / "profile", *map(self._part, self.repeats)):
-            check_output("out", part, PROFILE_FILES)
-            check_ours("out", part, PROFILE_FILES, mark="fingerprint")
-            check_parts(part / UNFINISHED)
 
     def _check_profile(self) -> None:
         """A profile that is given is of the experiment's pair, and what it is asked for is known to it."""
@@ -216,6 +194,7 @@ class Runner:
             except (InputError, RuntimeError) as error:
                 cause = f": {error.__cause__}" if error.__cause__ is not None else ""
                 self.table.add((point.name, repeat, "live"), f"{error}{cause}")
+                self.table.save()
         return len(missing)
 
     def _live(self, point: Point, repeat: int, serve: Serve) -> None:
@@ -226,9 +205,11 @@ class Runner:
             check_finished(run)
         except InputError as error:
             self.table.add((*key, "live"), str(error))
+            self.table.save()
             return
         self.lives[key] = keep(run, self._live_folder(*key), self._live_digest(point, repeat))
         self.table.add((*key, "live"), run)
+        self.table.save()
         tokens = summary(run)["throughput_tokens_per_s"]
         console.print(f"{cell_of(run)}, repeat {repeat}: {tokens:.1f} tokens/s")
 
@@ -242,7 +223,9 @@ class Runner:
             "models": self.models,
         }
         settings |= {"slots_named": point.layout.slots_named, "max_context": self.experiment.max_context}
-        return fingerprint({**point.describe(repeat), **settings, "repeat": repeat})
+        return fingerprint(
+            {**described(point.layout.architecture, point.workloads[repeat - 1]), **settings, "repeat": repeat}
+        )
 
     def _part(self, repeat: int) -> Path:
         return self.folder / "profile" / f"part-{repeat}"
@@ -297,12 +280,12 @@ class Runner:
         return [*self._simulated(with_live, from_tapes), *self._simulated(without, self._prediction(profile))]
 
     def _simulated(self, wanted: list[tuple[tuple[str, int, str], Task]], settings: Prediction) -> list[Run]:
-        described = settings.describe()
+        settings_ = settings.describe()
         places, runs, missing = [], [], []
         for key, task in wanted:
             name, repeat, kind = key
             folder = self.folder / "simulated" / f"{name}-r{repeat}{'-replay' if kind == 'replay' else ''}"
-            digest = fingerprint({**described, **_described(task)})
+            digest = fingerprint({**settings_, **task.described()})
             run = kept(folder, digest)
             if run is None:
                 places.append((key, folder, digest))
@@ -310,14 +293,16 @@ class Runner:
             else:
                 runs.append(run)
                 self.table.add(key, run)
-        if missing:
+        try:
             with bar("simulations") as progress:
-                for done, (index, made) in enumerate(simulated(missing, settings, self.jobs), 1):
+                for done, (index, made) in enumerate(simulated(missing, settings, self.jobs) if missing else (), 1):
                     key, folder, digest = places[index]
                     if isinstance(made, Run):
                         runs.append(keep(made, folder, digest))
                     self.table.add(key, made)
                     progress(done, len(missing))
+        finally:
+            self.table.save()
         return sorted(runs, key=lambda run: run.name)
 
     # --- together -------------------------------------------------------------------------------------
@@ -325,8 +310,7 @@ class Runner:
     def _conclude(self, outcome: Outcome, profile: Profile, simulations: list[Run]) -> None:
         from experiments.figures import busiest, draw_all
 
-        costs = Prediction(profile, extrapolate=True).costs()
-        lives = [with_solo_times(run, costs) for run in self.lives.values()]
+        lives = list(self.lives.values())
         outcome.comparison = compare(lives, simulations, profile)
         outcome.comparison.save(self.folder / "comparison.csv")
         write_report(outcome.comparison, self.folder / "comparison.txt")
@@ -345,15 +329,3 @@ def _by_layout(points: list[Point]) -> list[list[Point]]:
 
 def _workloads(points: list[Point]) -> list[Workload]:
     return [workload for point in points for workload in point.workloads]
-
-
-def _described(task: Task) -> dict[str, Any]:
-    """All that decides a simulation besides the prediction's settings, as plain values."""
-    workload = task.workload
-    return {
-        "architecture": task.architecture.to_dict(),
-        "requests": [astuple(request) for request in workload.requests],
-        "loop": [workload.concurrency, workload.think_s],
-        "seed": task.seed,
-        "live": identity(task.live) if task.live is not None else None,
-    }

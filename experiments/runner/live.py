@@ -15,8 +15,8 @@ from engines.policy.architecture import Architecture, Step
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.program.progress import Bar, Report, console
-from experiments.runner.cells import at_once, check_room, draft_length_label
-from experiments.runner.config import Layout
+from experiments.runner.cells import at_once, check_room, fingerprint
+from experiments.runner.layouts import Layout
 
 if TYPE_CHECKING:
     from engines.live.model.pairs import Pair
@@ -94,7 +94,8 @@ class PairBackend:
 
 
 def _key(architecture: Architecture) -> str:
-    return f"{architecture.name}-k{draft_length_label(architecture)}"
+    """The same for an architecture and a copy of it with other slots."""
+    return fingerprint({**architecture.to_dict(), "slots": None})
 
 
 def started(

@@ -121,8 +121,12 @@ class Prediction:
 def program() -> str:
     """A digest of the code that decides what a simulated run is, and of the libraries it draws from."""
     folders = [Path(package.__path__[0]) for package in (engines, calibrate, sim)]
-    sources = [path for folder in folders for path in sorted(folder.rglob("*.py")) if "live" not in path.parts]
-    texts = {path.as_posix(): path.read_text(encoding="utf-8") for path in sources}
+    sources = {path.relative_to(folder.parent): path for folder in folders for path in sorted(folder.rglob("*.py"))}
+    texts = {
+        name.as_posix(): path.read_text(encoding="utf-8")
+        for name, path in sources.items()
+        if "live" not in name.parts
+    }
     return fingerprint({**texts, **{name: version(name) for name in ("numpy", "simpy")}})
 
 

@@ -1,4 +1,4 @@
-"""The table of an experiment: one row per cell, repeat and kind of run, rewritten after each of them."""
+"""The table of an experiment: one row per cell, repeat and kind of run, rewritten as they come."""
 
 from __future__ import annotations
 
@@ -39,8 +39,12 @@ class CellTable:
             row |= {name: exactness[name] for name in ("checked", "equal") if exactness}
             row |= summary(outcome)
         self._rows[key] = row
-        with replaced(self.path) as beside:
-            self.frame().to_csv(beside, index=False, float_format="%.6g")
+
+    def save(self) -> None:
+        """Write the rows; nothing where there are none."""
+        if self._rows:
+            with replaced(self.path) as beside:
+                self.frame().to_csv(beside, index=False, float_format="%.6g")
 
     def frame(self) -> pd.DataFrame:
         """All rows: the columns FACTS, then the numbers of engines.record.metrics.summary."""

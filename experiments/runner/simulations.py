@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 from joblib import Parallel, delayed
 
@@ -14,7 +15,9 @@ from engines.errors import InputError
 from engines.policy.architecture import Architecture
 from engines.record.run import Run
 from engines.workload.workload import Workload
+from experiments.compare.identity import identity
 from experiments.program.processes import WorkerLostError, end_with, silence_trackers
+from experiments.runner.cells import described
 from experiments.runner.predict import Prediction, predict
 
 
@@ -26,6 +29,11 @@ class Task:
     workload: Workload
     seed: int
     live: Run | None = None
+
+    def described(self) -> dict[str, Any]:
+        """All that decides the simulation besides the prediction's settings, as plain values."""
+        live = identity(self.live) if self.live is not None else None
+        return {**described(self.architecture, self.workload), "seed": self.seed, "live": live}
 
 
 def simulated(

@@ -205,7 +205,7 @@ def _with(table: pd.DataFrame, column: str, row: int, value: object) -> pd.DataF
         ("requests", "prompt_tokens", -5, "= -5: needs 0 to 10000000 tokens"),
         ("requests", "max_tokens", 2**40, "= 1099511627776: needs 1 to 10000000 tokens"),
         ("steps", "request", 77, "= 77: requests.parquet has no such request"),
-        ("steps", "batch_id", 777, "= 777: spans.parquet has no such work"),
+        ("steps", "batch_id", 777, "= 777: spans.parquet has no such batch"),
         ("steps", "queue_s", -1.0, "= -1.0: needs a number"),
         ("spans", "segment", "decode", "= 'decode': needs one of"),
         ("spans", "step", "[/x]", "= '[/x]': needs one of"),

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 POLICY = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "engines").rglob("*.py")
-    if path.stem != "__init__" and "live" not in path.parts
+    if path.stem != "__init__" and "live" not in path.relative_to(ROOT).parts
 )
 
 PROGRAM = f"""

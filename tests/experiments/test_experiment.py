@@ -23,8 +23,9 @@ from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.program.progress import Bar, Report
 from experiments.runner import predict as predicting
 from experiments.runner.cells import fingerprint, keep, kept, load_runs
-from experiments.runner.config import Experiment, Layout
+from experiments.runner.config import Experiment
 from experiments.runner.experiment import Outcome, Runner
+from experiments.runner.layouts import Layout
 from experiments.runner.live import Serve
 from experiments.runner.predict import AcceptanceChoice, Prediction
 from tests.experiments import synthetic

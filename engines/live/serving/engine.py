@@ -197,7 +197,7 @@ class LiveEngine:
         return handle
 
     def cancel(self, request_id: int) -> None:
-        """Give up a request, waiting or running. Its handle is done once nothing batches on it."""
+        """Give up a request, waiting or running. Its handle is done once no step works on it."""
         with self.lock:
             now = self.now()
             state = self.scheduler.cancel(request_id, now)

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from engines.live.model.pairs import Pair
 from engines.live.model.verification import request_key
 from engines.live.serving.engine import Handle, LiveEngine
 from engines.live.serving.tape import RIGHT, UNKNOWN, WRONG
 from engines.live.serving.utilisation import Sampler, nvml_reader, utilisation
-from engines.policy.architecture import Architecture
 from engines.policy.request import Request, Status
 from engines.record.roofline import Ceilings
 from engines.record.run import Run
@@ -104,21 +102,6 @@ def serve(
     run = recorder.run(describe(engine, workload), _tapes(engine, clients.handles, complete_tapes))
     run.info["utilisation"] = utilisation(run, engine.pair, sampler.summary(), ceilings)
     return run
-
-
-def serve_once(
-    architecture: Architecture,
-    pair: Pair,
-    workload: Workload,
-    max_context: int | None = None,
-    progress: Progress | None = None,
-    reserve: int | None = None,
-) -> Run:
-    """Start an engine, ready for samples if the workload asks for any, serve the workload, stop the engine.
-    max_context, reserve: as LiveEngine's."""
-    sampling = any(request.temperature != 0 for request in workload.requests)
-    with LiveEngine(architecture, pair, max_context, sampling=sampling, reserve=reserve) as engine:
-        return serve(engine, workload, progress)
 
 
 def describe(engine: LiveEngine, workload: Workload) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class TapeBuilder:
             self._bits[position + matched] = WRONG
 
     def draft_agrees(self, position: int, right: bool) -> None:
-        """In agrees, the draft model proposes output token `position`, or not."""
+        """The draft model proposes output token `position`, or not."""
         if position > 0:
             self._bits[position] = RIGHT if right else WRONG
 
