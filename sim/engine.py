@@ -1,6 +1,6 @@
 """The simulated engine: the live scheduler on a simulated clock.
 
-Every worker of every lane is a SimPy process, requests arrive from a process that plays the workload, and devices
+Every worker of every lane is a SimPy process, clients submit the requests of the workload, and devices
 take the time that the costs and the contention say. What to run is decided by engines.policy.scheduler.Scheduler
 alone, and engines.record.run.Recorder writes the record, both exactly as in the live engine.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator, Mapping
 from importlib.metadata import version
-from itertools import islice
 from typing import Any
 
 import simpy
@@ -23,6 +22,7 @@ from engines.policy.batch import Batch, Outcome
 from engines.policy.request import Emission, Request, RequestState
 from engines.policy.scheduler import QueueFullError, Scheduler
 from engines.record.run import Recorder, Run, SegmentTime
+from engines.workload.clients import Clients
 from engines.workload.workload import Workload
 from sim.acceptance import AcceptanceSource, RequestAcceptance, Tapes
 from sim.costs import CostModel, Costs
@@ -96,9 +96,7 @@ class _Engine:
         self._scheduler = Scheduler(architecture)
         self._recorder = Recorder()
         self._tapes: dict[int, Any] = {}
-        self._workload = workload
-        self._unsent = iter(workload.requests)
-        self._think_s = dict(zip((request.id for request in workload.requests), workload.think_s, strict=False))
+        self._clients = Clients(workload, self._submit)
         self._costs = costs
         self._acceptance = acceptance
         self._seed = seed
@@ -109,11 +107,10 @@ class _Engine:
         self._known: dict[int, RequestAcceptance] = {}  # of the requests that are here
         self._population = Population()
         self._next_batches: dict[tuple[str, int], simpy.Event] = {}
-        self._ended = 0
         for lane in architecture.lanes:
             for worker in range(lane.workers):
                 self._environment.process(self._worker(lane, worker))
-        self._environment.process(self._open_loop() if workload.concurrency is None else self._closed_loop())
+        self._environment.process(self._arrivals())
 
     def run(self) -> None:
         self._environment.run()
@@ -180,48 +177,30 @@ class _Engine:
 
     # --- the life of a request --------------------------------------------------------------------------
 
-    def _open_loop(self) -> Process:
-        """Requests arrive at their own times, whatever became of the others."""
-        for request in self._unsent:
-            arrival_s = request.arrival_s or 0.0
-            yield self._environment.timeout(max(0.0, arrival_s - self._environment.now))
-            self._submit(request)
+    def _arrivals(self) -> Process:
+        """Submit what is due, then wait for what is planned. The clients of a closed loop do the rest."""
+        due_s: float | None = 0.0
+        while due_s is not None:
+            yield self._environment.timeout(max(0.0, due_s - self._environment.now))
+            due_s = self._clients.submit_due(due_s)
 
-    def _closed_loop(self) -> Process:
-        """Each client sends a request, waits until it has ended, thinks, and sends the next unsent one."""
-        yield self._environment.timeout(0)
-        for request in list(islice(self._unsent, self._workload.concurrency)):
-            if not self._submit(request):
-                self._next_of_client()
+    def _think(self, think_s: float) -> Process:
+        yield self._environment.timeout(think_s)
+        self._clients.submit_due(self._environment.now)
 
-    def _next_of_client(self) -> None:
-        """A client's request is over, or was refused: it sends the next that is taken."""
-        for request in self._unsent:
-            if self._think_s:
-                self._environment.process(self._think(request))
-                return
-            if self._submit(request):
-                return
-
-    def _think(self, request: Request) -> Process:
-        yield self._environment.timeout(self._think_s[request.id])
-        if not self._submit(request):
-            self._next_of_client()
-
-    def _submit(self, request: Request) -> bool:
-        """Hand a request to the scheduler, which may start it at once; whether it was taken."""
+    def _submit(self, request: Request) -> None:
+        """Hand a request to the scheduler, which may start it at once."""
         now = self._environment.now
         try:
             allowed = self._output_limit(request)
             state = self._scheduler.submit(request, now, allowed)
         except (QueueFullError, InputError) as error:
             self._recorder.rejected(request, now, error)
-            self._count_ended()
-            return False
+            self._client_goes_on()
+            return
         self._known[request.id] = self._acceptance.acceptance(request, self._seed, state.max_tokens)
         self._population.enter(now)
         self._dispatch()
-        return True
 
     def _output_limit(self, request: Request) -> int:
         """Output tokens that fit. Raises InputError for a prompt that leaves no room."""
@@ -239,11 +218,15 @@ class _Engine:
         tape = self._known.pop(state.id).tape
         if tape is not None:
             self._tapes[state.id] = tape[: state.emitted]
-        self._count_ended()
-        if self._workload.concurrency is not None:
-            self._next_of_client()
+        self._client_goes_on()
 
-    def _count_ended(self) -> None:
-        self._ended += 1
+    def _client_goes_on(self) -> None:
+        """A request has ended or was refused."""
+        now = self._environment.now
+        think_s = self._clients.ended(now)
+        if think_s == 0:
+            self._clients.submit_due(now)
+        elif think_s is not None:
+            self._environment.process(self._think(think_s))
         if self._progress is not None:
-            self._progress(self._ended, len(self._workload.requests))
+            self._progress(self._clients.done, self._clients.total)

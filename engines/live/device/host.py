@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,10 +14,19 @@ from torch import Tensor
 Numbers = Sequence[int] | np.ndarray  # whole ones
 SWITCH_INTERVAL_S = 2e-4  # Python's own, 5 ms, is as long as a stage
 
+_guard, _contexts = threading.Lock(), 0  # contexts of `lane_settings` that are open
+
 
 @contextmanager
 def lane_settings(device: torch.device) -> Iterator[None]:
-    """Let threads take turns quickly. On a CPU a lane computes with one thread, as a stream is one queue."""
+    """Let threads take turns quickly. On a CPU a lane computes with one thread, as a stream is one queue.
+
+    cuBLAS keeps a workspace of 32 MiB per stream on a Hopper GPU, which captured graphs use. All are freed when the
+    last context of the process is left.
+    """
+    global _contexts
+    with _guard:
+        _contexts += 1
     interval, threads = sys.getswitchinterval(), torch.get_num_threads()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     if device.type == "cpu":
@@ -26,6 +36,10 @@ def lane_settings(device: torch.device) -> Iterator[None]:
     finally:
         sys.setswitchinterval(interval)
         torch.set_num_threads(threads)
+        with _guard:
+            _contexts -= 1
+            if not _contexts and device.type == "cuda":
+                torch._C._cuda_clearCublasWorkspaces()
 
 
 def staged(values: Numbers, device: torch.device) -> Tensor:

@@ -157,6 +157,10 @@ class LiveEngine:
         """Seconds since the recording began."""
         return time.perf_counter() - self._origin_s
 
+    def moment(self) -> float:
+        """Return the time of the completion that is being reported, or now if none is. Call it under the lock."""
+        return self.now() if self._completing_s is None else self._completing_s
+
     def record(self, on_end: Callable[[Handle], None] = lambda handle: None) -> Recorder:
         """Begin a new record at time 0; `on_end` is called, under the lock, with every handle that is done.
         Raises RuntimeError while requests are here."""
@@ -179,7 +183,7 @@ class LiveEngine:
         be sound, and what it needs is there, before the scheduler hears of it."""
         handle = Handle(request)
         with self.lock:
-            now = self.now() if self._completing_s is None else self._completing_s
+            now = self.moment()
             try:
                 if self._closing or self._crash is not None:
                     raise RuntimeError("the engine is shut down")
@@ -268,14 +272,14 @@ class LiveEngine:
             now, origin_s = self.now(), self._origin_s
             self._completing_s = now
             ended = self.scheduler.complete(batch, [f.outcome for f in found], now)
-            times = [SegmentTime(s, start - origin_s, end - origin_s) for s, start, end, _ in segments]
-            self.recorder.completed(batch, times, now)
             for member in zip(batch.members, found, batch.settlements, batch.draft_lengths, strict=True):
                 self._book(*member)
             for state in ended:
                 self._end(state)
             self._dispatch(now)
             self._completing_s = None
+            times = [SegmentTime(s, start - origin_s, end - origin_s) for s, start, end, _ in segments]
+            self.recorder.completed(batch, times, now)  # after the dispatch: no lane waits for the record
             if self._closing or self._paused:
                 self.news.notify_all()
 

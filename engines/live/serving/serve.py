@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import heapq
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -19,48 +18,10 @@ from engines.live.serving.utilisation import Sampler, nvml_reader, utilisation
 from engines.policy.request import Request, Status
 from engines.record.roofline import Ceilings
 from engines.record.run import Run
+from engines.workload.clients import Clients
 from engines.workload.workload import Workload
 
 Progress = Callable[[int, int], None]  # requests done, requests in all
-
-
-class _Clients:
-    """Submit a workload's requests when they are due. Used under the engine's lock."""
-
-    def __init__(self, engine: LiveEngine, workload: Workload) -> None:
-        self.engine, self.workload = engine, workload
-        self.handles: list[Handle] = []
-        self.done = 0
-        self._submitting = False  # a request that is refused ends inside its own submission
-        self._due: list[tuple[float, int]] = []  # (time, index in the workload)
-        closed = workload.concurrency
-        self._next = len(workload.requests) if closed is None else min(closed, len(workload.requests))
-        for index in range(self._next):
-            arrival = workload.requests[index].arrival_s if closed is None else 0.0
-            heapq.heappush(self._due, (arrival or 0.0, index))
-
-    def submit_due(self) -> float | None:
-        """Submit what is due; returns the seconds until the next request is, None if none is planned."""
-        while self._due:
-            wait_s = self._due[0][0] - self.engine.now()
-            if wait_s > 0:
-                return wait_s
-            request = self.workload.requests[heapq.heappop(self._due)[1]]
-            self._submitting = True
-            self.handles.append(self.engine.submit(request))
-            self._submitting = False
-        return None
-
-    def ended(self, handle: Handle) -> None:
-        """A request is done; in a closed loop its client goes on to the next."""
-        self.done += 1
-        if self.workload.concurrency is None or self._next >= len(self.workload.requests):
-            return
-        index, self._next = self._next, self._next + 1
-        think_s = self.workload.think_s[index] if self.workload.think_s else 0.0
-        heapq.heappush(self._due, (self.engine.now() + think_s, index))
-        if think_s == 0 and not self._submitting:
-            self.submit_due()
 
 
 def serve(
@@ -79,27 +40,27 @@ def serve(
     ask the draft model, once all is served, about last tokens that were never drafted. Raises RuntimeError if the
     engine breaks; KeyboardInterrupt passes through (close the engine then).
     """
-    total = len(workload.requests)
+    handles: list[Handle] = []
+    clients = Clients(workload, lambda request: handles.append(engine.submit(request)))
     sampler = Sampler(nvml_reader(engine.pair.device))
+
+    def ended(handle: Handle) -> None:
+        on_end(handle)
+        if clients.ended(engine.moment()) == 0:
+            clients.submit_due(engine.moment())
+
     with sampler, engine.lock:
-        clients: _Clients
-
-        def ended(handle: Handle) -> None:
-            on_end(handle)
-            clients.ended(handle)
-
         recorder = engine.record(on_end=ended)
-        clients = _Clients(engine, workload)
-        while clients.done < total and engine.crash is None:
-            wait_s = clients.submit_due()
-            if clients.done < total:
-                engine.news.wait(min(wait_s, 1.0) if wait_s is not None else 1.0)
+        while clients.done < clients.total and engine.crash is None:
+            due_s = clients.submit_due(engine.now())
+            if clients.done < clients.total:
+                engine.news.wait(1.0 if due_s is None else min(max(0.0, due_s - engine.now()), 1.0))
             if progress is not None:
-                progress(clients.done, total)
+                progress(clients.done, clients.total)
         if engine.crash is not None:
             raise RuntimeError("the engine failed") from engine.crash
         engine.record()
-    run = recorder.run(describe(engine, workload), _tapes(engine, clients.handles, complete_tapes))
+    run = recorder.run(describe(engine, workload), _tapes(engine, handles, complete_tapes))
     run.info["utilisation"] = utilisation(run, engine.pair, sampler.summary(), ceilings)
     return run
 

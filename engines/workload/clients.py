@@ -1,0 +1,65 @@
+"""Who submits which request, and when: the clients of a workload, for the live and the simulated engine alike."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+from engines.policy.request import Request
+from engines.workload.workload import Workload
+
+
+class Clients:
+    """Submit the requests of a workload when they are due. Holds no clock: the engine says what time it is.
+
+    In an open loop every request is due at its arrival. In a closed loop each of `concurrency` clients submits a
+    request at time 0; whenever a request ends or is refused, its client thinks and then submits the next unsent one.
+    Requests that are due at the same moment are submitted in workload order.
+
+    submit: called with each request. It may call `ended` before it returns, for a request that is refused.
+    """
+
+    def __init__(self, workload: Workload, submit: Callable[[Request], object]) -> None:
+        self._requests, self._think_s = workload.requests, workload.think_s
+        self._submit = submit
+        self._submitting = False
+        self._ended = 0
+        closed = workload.concurrency is not None
+        self._sent = min(workload.concurrency or 0, self.total) if closed else self.total
+        self._due = [
+            (0.0 if closed else request.arrival_s or 0.0, index)
+            for index, request in enumerate(self._requests[: self._sent])
+        ]  # (seconds, index of the request): a heap, because it is sorted
+
+    @property
+    def total(self) -> int:
+        """Requests of the workload."""
+        return len(self._requests)
+
+    @property
+    def done(self) -> int:
+        """Requests that have ended or were refused."""
+        return self._ended
+
+    def submit_due(self, now: float) -> float | None:
+        """Submit every request that is due. Returns when the next one is, or None if none is planned."""
+        if self._submitting:  # a request was refused: the call below goes on with its client's next one
+            return None
+        self._submitting = True
+        while self._due and self._due[0][0] <= now:
+            self._submit(self._requests[heapq.heappop(self._due)[1]])
+        self._submitting = False
+        return self._due[0][0] if self._due else None
+
+    def ended(self, now: float) -> float | None:
+        """Count a request that has ended or was refused, and plan its client's next one.
+
+        Returns how long the client thinks, in seconds, or None if it has nothing left to submit.
+        """
+        self._ended += 1
+        if self._sent == self.total:
+            return None
+        index, self._sent = self._sent, self._sent + 1
+        think_s = self._think_s[index] if self._think_s else 0.0
+        heapq.heappush(self._due, (now + think_s, index))
+        return think_s
