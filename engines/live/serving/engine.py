@@ -167,6 +167,8 @@ class LiveEngine:
         with self.lock:
             if not self.scheduler.idle:
                 raise RuntimeError("requests are still being served")
+            for executor in self._executors.values():
+                executor.stream.anchor()
             self.scheduler = Scheduler(self.architecture)
             self.recorder, self.on_end, self._origin_s = Recorder(), on_end, time.perf_counter()
             return self.recorder
