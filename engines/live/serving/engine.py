@@ -274,14 +274,20 @@ class LiveEngine:
             now, origin_s = self.now(), self._origin_s
             self._completing_s = now
             ended = self.scheduler.complete(batch, [f.outcome for f in found], now)
-            for member in zip(batch.members, found, batch.settlements, batch.draft_lengths, strict=True):
-                self._book(*member)
+            results = list(zip(batch.members, found, batch.settlements, batch.draft_lengths, strict=True))
+            for result in results:
+                if result[0].ended:
+                    self._book(*result)
             for state in ended:
                 self._end(state)
             self._dispatch(now)
             self._completing_s = None
+            # What can start has started. No lane waits for the rest.
+            for result in results:
+                if not result[0].ended:
+                    self._book(*result)
             times = [SegmentTime(s, start - origin_s, end - origin_s) for s, start, end, _ in segments]
-            self.recorder.completed(batch, times, now)  # after the dispatch: no lane waits for the record
+            self.recorder.completed(batch, times, now)
             if self._closing or self._paused:
                 self.news.notify_all()
 
