@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import math
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from calibrate.acceptance import acceptance_table
+from calibrate.host_times import host_times
 from calibrate.measure_contention import default_groups, measure_contention, shapes_by_lane, widths_of
 from calibrate.parts import Parts
-from calibrate.profile import HOST_COLUMNS, Profile
+from calibrate.profile import Profile
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
-from engines.live.model.graphs import BATCHES, sizes_up_to
 from engines.live.model.pairs import Pair
 from engines.live.serving.engine import LiveEngine
 from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import device_name, serve
 from engines.policy.architecture import BASELINE, PD, PDV, Architecture, Step
+from engines.policy.captured_sizes import BATCHES, TOKENS
 from engines.policy.context import context_of
 from engines.policy.draft_length import FixedDraftLength
 from engines.record.run import Run
@@ -51,6 +49,8 @@ def calibrate(
     cannot serve, and for a folder that was not made for parts.
     """
     grid = grid or Grid()
+    if pair.device.type == "cuda":
+        grid = grid.with_captured_sizes()
     grid.check(pair.max_context)
     device, dtype = device_name(pair.device), str(pair.dtype).removeprefix("torch.")
     settings = {"pair": pair.name, "models": pair.origins.key(), "device": device, "dtype": dtype}
@@ -81,7 +81,7 @@ def calibrate(
         "draft_length": k,
     }
     if pair.device.type == "cuda":  # where an engine pads batches to the sizes it has captured
-        info["batch_buckets"] = sizes_up_to(grid.batches[-1], BATCHES)
+        info["batch_buckets"], info["token_buckets"] = list(BATCHES), list(TOKENS)
     return Profile(info, costs, host_times(runs), contention, acceptance_table(tapes.values(), k), tapes)
 
 
@@ -91,9 +91,11 @@ def footprint(grid: Grid) -> tuple[Architecture, int]:
     them."""
     together = sum(widths_of(shapes_by_lane(default_groups(grid))))
     largest = grid.batches[-1]
-    lanes = PDV.with_batch_limits({Step.DRAFT: largest, Step.VERIFY: largest, Step.PREFILL: 1})
-    slots, length = max(together, grid.packed[-1]), FixedDraftLength(grid.draft_lengths[-1])
-    return lanes.replace(slots=slots, draft_length=length), grid.longest + 1
+    lanes = PDV.with_batch_limits({Step.DRAFT: largest, Step.VERIFY: largest, Step.PREFILL: grid.packed[-1]})
+    context = grid.longest + 1
+    live = math.ceil(largest * (_prompt_of(grid, context) + OUTPUT_TOKENS) / context)
+    slots, length = max(together, grid.packed[-1], live), FixedDraftLength(grid.draft_lengths[-1])
+    return lanes.replace(slots=slots, draft_length=length), context
 
 
 def _scaled(progress: Progress, part: str) -> Progress:
@@ -103,48 +105,40 @@ def _scaled(progress: Progress, part: str) -> Progress:
 
 
 def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Run]:
-    """With the largest draft length, and so that nothing contends: lanes apart and one client, where every batch is
-    handed over to another thread; the same with draft and verify as one step; and one worker that two clients keep
-    going from each step to the next, and from a request to the next one's prefill."""
-    prompt = min(128, grid.prompt_tokens[-1], pair.max_context // 2)
+    """Runs with the largest draft length, for acceptance (the first) and host times: with lanes apart, with draft and
+    verify as one step, and with one worker that two clients keep going from each step to the next. One client meets
+    no contention; several, and as many as the largest batch, meet what lanes cost one another on the host."""
+    prompt, most = _prompt_of(grid, pair.max_context), grid.batches[-1]
     output = min(OUTPUT_TOKENS, context_of(pair.max_context, grid.draft_lengths[-1]) - prompt)
     (worker,) = BASELINE.lanes
     alone = BASELINE.replace(lanes=(replace(worker, workers=1),))
-    loads = [(PDV.replace(hybrid_at_or_below=0), REQUESTS, 1), (PD, HOST_REQUESTS, 1), (alone, HOST_REQUESTS, 2)]
-    all_requests = sum(count for _, count, _ in loads)
+    crowds = sorted({max(2, round(most**0.5)), max(2, most)})
+    loads: list[tuple[Architecture, dict[int, int]]] = [  # requests by number of clients
+        (PDV.replace(hybrid_at_or_below=0), {1: REQUESTS, **{n: max(HOST_REQUESTS, n) for n in crowds}}),
+        (PD, {1: HOST_REQUESTS, **{n: max(HOST_REQUESTS, n) for n in crowds}}),
+        (alone, {2: HOST_REQUESTS}),
+    ]
+    all_requests = sum(sum(cells.values()) for _, cells in loads)
     runs: list[Run] = []
 
     def tell(done: int, total: int) -> None:
         done += sum(len(run.requests) for run in runs)
         progress(f"live: {done} of {all_requests} requests", done / all_requests)
 
-    for layout, count, clients in loads:
-        workload = make_workload(count, FixedLength(prompt), FixedLength(output), concurrency=clients, seed=seed)
-        architecture = layout.replace(slots=1, draft_length=FixedDraftLength(grid.draft_lengths[-1]))
-        architecture = architecture.with_batch_limits(
-            {step: 1 for lane in layout.lanes for step in lane.steps}  # no more is ever captured
-        )
+    limits = {Step.PREFILL: grid.packed[-1], Step.DRAFT: most, Step.VERIFY: most, Step.DRAFT_VERIFY: most}
+    for layout, cells in loads:
+        slots = max(cells)
+        steps = {step for lane in layout.lanes for step in lane.steps if not lane.run_to_completion}
+        architecture = layout.with_batch_limits({step: min(limits[step], slots) for step in steps})
+        architecture = architecture.replace(slots=slots, draft_length=FixedDraftLength(grid.draft_lengths[-1]))
         with LiveEngine(architecture, pair, prompt + output) as engine:
-            runs.append(serve(engine, prompts_for(pair, workload, seed), tell))
+            for clients, count in cells.items():
+                lengths = FixedLength(prompt), FixedLength(output)
+                workload = make_workload(count, *lengths, concurrency=clients, seed=seed)
+                runs.append(serve(engine, prompts_for(pair, workload, seed), tell))
     return runs
 
 
-def host_times(runs: Sequence[Run]) -> pd.DataFrame:
-    """The table `host_times` of a profile: medians over the batches of all runs, apart for workers that came straight
-    from the batch before. Where one of the two was never seen, it is taken to be as long as the other."""
-    rows = []
-    for run in runs:
-        spans = run.spans.assign(device_s=run.spans["end_s"] - run.spans["start_s"])
-        batches = spans.groupby("batch_id").agg(
-            step=("step", "first"), back_to_back=("back_to_back", "first"), device_s=("device_s", "sum"),
-            start_s=("dispatched_s", "first"), end_s=("completed_s", "first"),
-        )  # fmt: skip
-        kind = np.where(batches["back_to_back"], "back_to_back_ms", "wake_up_ms")
-        host_ms = 1e3 * (batches["end_s"] - batches["start_s"] - batches["device_s"])
-        rows.append(pd.DataFrame({"step": batches["step"], "kind": kind, "host_ms": host_ms.clip(lower=0.0)}))
-    table = pd.concat(rows).pivot_table(index="step", columns="kind", values="host_ms", aggfunc="median")
-    table = table.reindex(columns=HOST_COLUMNS[1:])
-    wake_up, back_to_back = (table[column] for column in HOST_COLUMNS[1:])
-    return pd.DataFrame(
-        {"wake_up_ms": wake_up.fillna(back_to_back), "back_to_back_ms": back_to_back.fillna(wake_up)}
-    ).reset_index()
+def _prompt_of(grid: Grid, positions: int) -> int:
+    """Prompt tokens of the live runs: a full packed prefill of them was measured."""
+    return max(1, min(128, grid.prompt_tokens[-1] // grid.packed[-1], positions // 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import torch
 from calibrate.overlap import Span, rate_beside_all, times_beside
 from calibrate.profile import CONTENTION_COLUMNS
 from calibrate.stage_costs import Grid, Progress
-from calibrate.workbench import Workbench, alternating_workers, count_kernels, make_runner, make_stages
+from calibrate.workbench import Workbench, alternating_workers, make_runner, make_stages
 from engines.live.device.host import lane_settings
 from engines.live.device.streams import Stream, make_stream
 from engines.live.model.pairs import Pair
@@ -28,21 +29,27 @@ FEWEST = 5  # calls that each stream of a group completes at least
 
 
 def default_groups(grid: Grid) -> list[tuple[SegmentShape, ...]]:
-    """Pairs and triples of stages that lanes run together, at the ends of the grid's ranges."""
-    small, large = grid.batches[0], grid.batches[-1]
-    k = grid.draft_lengths[len(grid.draft_lengths) // 2]
-    context = grid.contexts[-1]
+    """Return pairs and triples of stages that lanes run together, over the grid's ranges: batches at both ends and in
+    the middle, prompts in the middle and at the end."""
+    k, context = grid.draft_lengths[len(grid.draft_lengths) // 2], grid.contexts[len(grid.contexts) // 2]
+    sizes = sorted({grid.batches[0], _middle(grid.batches), grid.batches[-1]})
     drafts, verifies = (
-        [decode(n, k, context) for n in (small, large)] for decode in (SegmentShape.draft, SegmentShape.verify)
+        [decode(n, k, context) for n in sizes] for decode in (SegmentShape.draft, SegmentShape.verify)
     )
-    shortest, longest = grid.prompt_tokens[0], grid.prompt_tokens[-1]
-    prompts = [SegmentShape.prefill(Segment.PREFILL_TARGET, 1, n) for n in (shortest, longest)]
-    draft_prompt = SegmentShape.prefill(Segment.PREFILL_DRAFT, 1, longest)
+    tokens = sorted({_middle(grid.prompt_tokens), grid.prompt_tokens[-1]})
+    prompts = [
+        *(SegmentShape.prefill(Segment.PREFILL_TARGET, 1, n) for n in tokens),
+        SegmentShape.prefill(Segment.PREFILL_DRAFT, 1, tokens[-1]),
+    ]
     pairs = [(d, v) for d in drafts for v in verifies]
     pairs += [(p, other) for p in prompts for other in (*drafts, *verifies)]
-    pairs += [(draft_prompt, drafts[1]), (draft_prompt, verifies[1])]
-    triples = [(d, v, p) for d, v in zip(drafts, verifies, strict=True) for p in prompts]
-    return [*pairs, *triples, (drafts[1], verifies[1], draft_prompt)]
+    return [*pairs, *((d, v, p) for d, v in zip(drafts, verifies, strict=True) for p in prompts)]
+
+
+def _middle(values: Sequence[int]) -> int:
+    """The value nearest to the geometric mean of the first and the last."""
+    middle = math.sqrt(values[0] * values[-1])
+    return min(values, key=lambda value: abs(math.log(value / middle)))
 
 
 def shapes_by_lane(groups: Sequence[tuple[SegmentShape, ...]]) -> list[list[SegmentShape]]:
@@ -75,8 +82,6 @@ def measure_contention(
     rows: list[dict[str, Any]] = []
     with lane_settings(pair.device), torch.inference_mode():
         progress("getting ready", 0.0)
-        uncaptured = Workbench(stages, 0, max(widths))
-        kernels = {shape: count_kernels(pair.device, uncaptured.call(shape)) for group in groups for shape in group}
         runners = [make_runner(stages, *each) for each in zip(streams, lanes_shapes, strict=True)]
         benches = [
             Workbench(stages, end - width, width, runner)
@@ -93,7 +98,8 @@ def measure_contention(
                 others = frozenset(range(len(group))) - {i}
                 rate = rate_beside_all(calls * alone_s, beside, others, partial(_known, known, group, i))
                 known[shape, frozenset(group) - {shape}] = rate = min(rate, 1.0)
-                measured = {"solo_ms": alone_s * 1e3, "kernels": kernels[shape], "rate": rate}
+                kernels = benches[i].count_kernels(shape)
+                measured = {"solo_ms": alone_s * 1e3, "kernels": kernels, "rate": rate}
                 rows.append({"group": name, **shape.columns, **measured})
     return pd.DataFrame(rows)[CONTENTION_COLUMNS]
 

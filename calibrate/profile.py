@@ -34,6 +34,7 @@ from calibrate.profile_tables import (
 )
 from engines.errors import InputError
 from engines.policy.architecture import Step
+from engines.policy.captured_sizes import TOKENS, CapturedSizes
 from engines.record.schema import read_tapes
 from engines.storage.files import finish, replace_files
 from engines.storage.reading import read_toml
@@ -44,12 +45,8 @@ __all__ = [
     "STAGE_COST_COLUMNS", "Profile",
 ]  # fmt: skip
 
-SCHEMA_VERSION = 3
-BEFORE_3 = {
-    "batch": "batch_size",
-    "woken_ms": "wake_up_ms",
-    "going_on_ms": "back_to_back_ms",
-}  # columns renamed since
+SCHEMA_VERSION = 4
+BEFORE_3 = {"batch": "batch_size", "woken_ms": "wake_up_ms", "going_on_ms": "back_to_back_ms"}  # renamed since
 PROFILE_FILES = ("profile.toml", *(f"{name}.csv" for name in COLUMNS), "tapes.parquet")
 FLOAT_DIGITS = 6
 
@@ -59,13 +56,13 @@ class Profile:
     """What was measured, checked when it is made. Raises InputError naming table, column, row and remedy.
 
     info: device, pair, dtype, date, command (text), versions (a table), max_context (tokens), draft_length (k at
-    which acceptance was measured) and, where batches are padded to fixed sizes, batch_buckets.
+    which acceptance was measured) and, where batches are padded to fixed sizes, batch_buckets and token_buckets.
     stage_costs: one row a measured point. prefill_draft and prefill_target: batch prompts packed, tokens = all
     their tokens, draft_length and context_tokens 0. draft: its k steps together, tokens = batch * k; verify:
     tokens = batch * (k + 1); context_tokens = mean tokens a request has in the cache. kernels: kernels of one
     execution.
-    host_times: one row a step, in the order of Step; time that a work spends outside the device if its worker had to
-    be woken for it, and if its batch is back-to-back.
+    host_times: one row per step, in the order of Step: the law of the time that a batch spends on the host before and
+    after the device (calibrate.host_times).
     contention: one row a stream of a group that ran together; solo_ms = its mean time alone, rate = its
     speed while all were on the device against that.
     acceptance: rate at position i = unconditional probability that the first i drafts are all accepted; requests,
@@ -88,9 +85,11 @@ class Profile:
         self.host_times = self.host_times.set_index("step").loc[list(Step)].reset_index()
 
     @property
-    def batch_buckets(self) -> tuple[int, ...]:
-        """Batch sizes that draft and verify are padded to; empty where they are not padded."""
-        return tuple(self.info.get("batch_buckets", ()))
+    def captured(self) -> CapturedSizes | None:
+        """What the engines of this device pad to; None where they pad nothing. Profiles before version 4 do not
+        name the tokens, which were then TOKENS."""
+        batches = self.info.get("batch_buckets")
+        return CapturedSizes(batches, self.info.get("token_buckets", TOKENS)) if batches else None
 
     def save(self, folder: Path | str) -> Path:
         """Write the folder. A profile that is there is replaced, as a whole or, if this fails or is killed, not at
@@ -125,7 +124,8 @@ class Profile:
                 tables[name] = _first_host_times(tables["stage_costs"], f"{folder}/stage_costs.csv")
                 continue
             table = read_csv(path)
-            tables[name] = table.rename(columns=BEFORE_3) if version < 3 else table
+            table = table.rename(columns=BEFORE_3) if version < 3 else table
+            tables[name] = _as_laws(table, path) if name == "host_times" and version < 4 else table
             if len(tables[name]) != rows.get(name, len(tables[name])):
                 raise InputError(
                     str(path), f"{len(tables[name])} rows",
@@ -160,4 +160,22 @@ def _first_host_times(costs: pd.DataFrame, where: str) -> pd.DataFrame:
     host_ms = numbers(where, costs, "host_ms", HOST_TIME)
     known = host_ms.groupby(costs["segment"]).max().to_dict()
     times = [max((known[segment] for segment in step.segments if segment in known), default=0.0) for step in Step]
-    return pd.DataFrame({"step": list(Step), "wake_up_ms": times, "back_to_back_ms": times})
+    return _law(pd.Series(list(Step)), pd.Series(times), pd.Series(times))
+
+
+def _as_laws(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table of a profile of version 2 or 3, which had one number for a woken worker and one for a batch that is
+    back-to-back, whatever the batch."""
+    for column in ("step", "wake_up_ms", "back_to_back_ms"):
+        if column not in table:
+            raise InputError(str(path), ", ".join(map(str, table.columns)), f"column {column} is missing; {AGAIN}")
+    wake_up, back_to_back = (numbers(str(path), table, name, HOST_TIME) for name in ("wake_up_ms", "back_to_back_ms"))
+    return _law(table["step"], wake_up, back_to_back)
+
+
+def _law(steps: pd.Series, wake_up_ms: pd.Series, back_to_back_ms: pd.Series) -> pd.DataFrame:
+    """Half of the time before the device and half after it."""
+    half = np.minimum(wake_up_ms, back_to_back_ms) / 2
+    rest = (wake_up_ms - back_to_back_ms).clip(lower=0.0)
+    values = [steps, half, 0.0, rest, 0.0, half, 0.0]
+    return pd.DataFrame(dict(zip(HOST_COLUMNS, values, strict=True)))

@@ -38,7 +38,10 @@ TABLES: dict[str, dict[str, Column]] = {
     "stage_costs": {
         **_POINT, "kernels": _KERNELS, "repeats": _COUNT, **dict.fromkeys(QUANTILES, _DURATION), "mean_ms": _DURATION,
     },
-    "host_times": {"step": _STEP, "wake_up_ms": HOST_TIME, "back_to_back_ms": HOST_TIME},
+    "host_times": {
+        "step": _STEP, "before_ms": HOST_TIME, "before_per_request_ms": HOST_TIME, "wake_up_ms": HOST_TIME,
+        "beside_ms": HOST_TIME, "after_ms": HOST_TIME, "after_per_request_ms": HOST_TIME,
+    },
     "contention": {
         "group": Column("text"), **_POINT, "solo_ms": _DURATION, "kernels": _KERNELS,
         "rate": Column("number", least=LEAST_RATE, most=HIGHEST_RATE),
@@ -72,6 +75,7 @@ class ProfileSettings(Record):
     max_context: Count
     draft_length: Count
     batch_buckets: Annotated[list[Count], AfterValidator(_rising), Field(default_factory=list)]
+    token_buckets: Annotated[list[Count], AfterValidator(_rising), Field(default_factory=list)]
     fingerprint: Text | None = None
     averaged: Count | None = None
     rows: Annotated[dict[str, Whole], Field(default_factory=dict)]

@@ -6,19 +6,20 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
-from calibrate.workbench import Budget, Workbench, alternating_workers, count_kernels, make_runner, make_stages
+from calibrate.workbench import Budget, Workbench, alternating_workers, make_runner, make_stages
 from engines.errors import InputError
 from engines.live.device.host import lane_settings
 from engines.live.device.streams import make_stream
 from engines.live.model.pairs import Pair
 from engines.policy.architecture import Segment
+from engines.policy.captured_sizes import BATCHES, TOKENS
 from engines.policy.segment_shape import SegmentShape
 
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
@@ -65,6 +66,14 @@ class Grid:
             *itertools.starmap(SegmentShape.prefill, prefill),
         ]
 
+    def with_captured_sizes(self) -> Grid:
+        """Return the grid with every size between its smallest and its largest that an engine captures."""
+        return replace(
+            self,
+            batches=_with_sizes_between(self.batches, BATCHES),
+            prompt_tokens=_with_sizes_between(self.prompt_tokens, TOKENS),
+        )
+
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence before a step."""
@@ -79,6 +88,10 @@ class Grid:
             raise InputError("draft_lengths", k, remedy)
         if self.longest > room:
             raise InputError("contexts, prompt_tokens", self.longest, f"the pair takes at most {room} with k = {k}")
+
+
+def _with_sizes_between(given: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return (*given, *(size for size in sizes if given[0] < size < given[-1]))
 
 
 def median_half_width(times: Sequence[float]) -> float:
@@ -108,9 +121,8 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
     times: dict[SegmentShape, list[float]] = {point: [] for point in points}
     with torch.inference_mode(), lane_settings(pair.device), ExitStack() as stack:
         progress("getting ready", 0.0)
-        uncaptured = Workbench(stages, 0, slots)
-        kernels = {point: count_kernels(pair.device, uncaptured.call(point)) for point in points}
         bench = Workbench(stages, 0, slots, make_runner(stages, stream, points))
+        kernels = {point: bench.count_kernels(point) for point in points}
         workers = stack.enter_context(alternating_workers())
         for point in points:
             for _ in range(WARM_UPS):

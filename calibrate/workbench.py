@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engines.live.device.streams import Stream, timed
 from engines.live.model.eager import EagerRunner
-from engines.live.model.graphs import GraphRunner, Plan
+from engines.live.model.graphs import GraphRunner
 from engines.live.model.pairs import Pair
 from engines.live.model.stages import Stages
 from engines.policy.architecture import Segment
+from engines.policy.captured_sizes import CapturedSizes, CapturePlan
 from engines.policy.segment_shape import SegmentShape
 
 _Found = TypeVar("_Found")
@@ -63,6 +64,17 @@ class Workbench:
 
         return RepeatableCall(reset, lambda: self.runner.ready(shape.segment, slots, counts, k, False))
 
+    def count_kernels(self, shape: SegmentShape) -> int:
+        """Return the kernels of a segment: the nodes of the graphs that replay it, and on a CPU the computing (not
+        viewing) operators. No profiler is used: CUPTI stays attached to a process and slows all that follows."""
+        if isinstance(self.runner, GraphRunner) and self.stages.device.type == "cuda":
+            return self.runner.kernels(shape)
+        call, counter = self.call(shape), _OperatorCounter()
+        call()
+        with counter:
+            call()
+        return counter.count
+
     def time(self, stream: Stream, call: RepeatableCall) -> float:
         """Seconds that the stream takes for one call, as an engine's spans count them."""
         start, end = self.span(stream, call)
@@ -89,14 +101,15 @@ def make_runner(
     sizes = {segment: {shape.batch_size for shape in shapes if shape.segment is segment} for segment in Segment}
     draft, verify = sizes[Segment.DRAFT], sizes[Segment.VERIFY]
     tokens = sorted({shape.tokens for shape in shapes if not shape.draft_length})
-    plan = Plan(
+    plan = CapturePlan(
         draft_batch=max(draft, default=0),
         verify_batch=max(verify, default=0),
         draft_lengths=tuple(sorted({shape.draft_length for shape in shapes if shape.draft_length})),
         prompts=max(sizes[Segment.PREFILL_DRAFT] | sizes[Segment.PREFILL_TARGET], default=0),
         tokens=tokens[-1] if tokens else 0,
+        sizes=CapturedSizes(sorted(draft | verify), tokens),
     )
-    runner = GraphRunner(stages, stream, plan, batch_sizes=sorted(draft | verify), token_sizes=tokens)
+    runner = GraphRunner(stages, stream, plan, counted=True)
     _wait_for(stages.device)  # what the captures read was made on another stream
     runner.capture()
     return runner
@@ -119,23 +132,6 @@ def alternating_workers() -> Iterator[Callable[[Callable[[], _Found]], _Found]]:
 def make_stages(pair: Pair, slots: int, draft_length: int, context_tokens: int) -> Stages:
     """Stages with room for `slots` requests of `context_tokens` tokens and their drafts."""
     return Stages(pair, slots, draft_length, context_tokens + 1)
-
-
-def count_kernels(device: torch.device, work: Callable[[], Any]) -> int:
-    """Kernels that one call launches: device kernels on a GPU, computing (not viewing) operators on a CPU. Give it
-    uncaptured work, of which a graph replays the same kernels; it is done once before it is counted."""
-    work()
-    if device.type == "cuda":
-        from torch.profiler import ProfilerActivity, profile
-
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            work()
-            torch.cuda.synchronize(device)
-        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
-    counter = _OperatorCounter()
-    with counter:
-        work()
-    return counter.count
 
 
 class _OperatorCounter(TorchDispatchMode):

@@ -1,6 +1,6 @@
 """How long a segment takes alone: a profile's measured points, interpolated.
 
-The points of each segment form a grid over (draft length, batch, load), where load is the mean prompt length for
+The points of each segment form a grid over (draft length, batch, load), where load is the tokens of all prompts for
 prefill and the mean context for draft and verify. Between points a cost is piecewise linear in each of the three,
 so what is linear in prompts, prompt tokens, drafts or cache reads is met exactly.
 """
@@ -18,6 +18,7 @@ from calibrate.contention import NoContention, RunningSegment, fit_contention
 from calibrate.profile import QUANTILES, Profile
 from engines.errors import InputError
 from engines.policy.architecture import Segment, Step
+from engines.policy.captured_sizes import CapturedSizes
 from engines.policy.segment_shape import SegmentShape
 
 TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
@@ -42,13 +43,16 @@ class Costs(Protocol):
     """What the simulator asks: durations, and how segments that run together slow one another."""
 
     contention: Contention
+    captured: CapturedSizes | None
+    """What the engine captures and pads to; None where it pads nothing."""
 
     def cost(self, shape: SegmentShape, quantile: float | None) -> SegmentCost:
-        """The cost of one execution. quantile: where in the measured spread it falls; None is the mean."""
+        """Return the cost of one execution. quantile: where in the measured spread it falls; None is the mean."""
 
-    def host_s(self, step: Step, back_to_back: bool) -> float:
-        """What a batch of this step spends outside the device, around it. back_to_back: its worker comes straight
-        from another batch, and need not be woken."""
+    def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
+        """Return the seconds that a batch spends outside the device, before and after it. back_to_back: its worker
+        comes straight from another batch. beside: other batches that the host works on when this one is
+        dispatched."""
 
     def describe(self) -> dict[str, object]:
         """Plain values for run.toml."""
@@ -71,11 +75,11 @@ class CostModel:
         known = ("device", "pair", "pair_models", "dtype", "date")
         self._info = {name: profile.info[name] for name in known if name in profile.info}
         self._extrapolate = extrapolate
-        times = profile.host_times
-        seconds = (times[["wake_up_ms", "back_to_back_ms"]] / 1e3).to_numpy().tolist()
-        self._host_s = {Step(step): pair for step, pair in zip(times["step"], seconds, strict=True)}
+        self.captured = profile.captured
+        seconds = (profile.host_times.set_index("step") / 1e3).itertuples()
+        self._host_s = {Step(step): law for step, *law in seconds}
         self._grids = {
-            segment: _Grid(segment, rows, profile.batch_buckets, extrapolate)
+            segment: _Grid(segment, rows, extrapolate)
             for segment, rows in ((s, profile.stage_costs[profile.stage_costs["segment"] == s]) for s in Segment)
         }
         self._lines: dict[tuple[Segment, int, int], _Line] = {}
@@ -88,11 +92,13 @@ class CostModel:
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = self._grids[segment].line(batch_size, draft_length)
-        return line.at(tokens / batch_size if prefill else context_tokens, quantile)
+        return line.at(tokens if prefill else context_tokens, quantile)
 
-    def host_s(self, step: Step, back_to_back: bool) -> float:
-        wake_up_s, back_to_back_s = self._host_s[step]
-        return back_to_back_s if back_to_back else wake_up_s
+    def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
+        before, per_request, wake_up, per_other, after, after_per_request = self._host_s[step]
+        if not back_to_back:
+            before += wake_up
+        return before + per_request * batch_size + per_other * beside, after + after_per_request * batch_size
 
     def describe(self) -> dict[str, object]:
         contention = "none" if isinstance(self.contention, NoContention) else "measured"
@@ -103,13 +109,12 @@ class _Grid:
     """One segment's points as a full grid: values[draft length, batch, load] = (duration_s, kernel_ms) and
     spread[draft length, batch, load] = the measured quantiles as ratios to the mean."""
 
-    def __init__(self, segment: Segment, rows: pd.DataFrame, buckets: tuple[int, ...], extrapolate: bool) -> None:
-        prefill = segment.startswith("prefill")
+    def __init__(self, segment: Segment, rows: pd.DataFrame, extrapolate: bool) -> None:
+        load_name = "tokens" if segment.startswith("prefill") else "context_tokens"
         self.segment = segment
-        self.buckets = () if prefill else buckets
         self.extrapolate = extrapolate
-        self.names = ("draft_length", "batch_size", "mean prompt tokens" if prefill else "context_tokens")
-        load = rows["tokens"] / rows["batch_size"] if prefill else rows["context_tokens"]
+        self.names = ("draft_length", "batch_size", load_name)
+        load = rows[load_name]
         points = np.column_stack([rows["draft_length"], rows["batch_size"], load]).astype(float)
         mean_s = rows["mean_ms"].to_numpy(float) / 1e3
         values = np.column_stack([mean_s, rows["mean_ms"] / rows["kernels"]])
@@ -137,9 +142,8 @@ class _Grid:
 
     def line(self, batch: int, draft_length: int) -> _Line:
         """Cost against load, for one batch size and draft length."""
-        padded = next((bucket for bucket in self.buckets if bucket >= batch), batch)
         values, spread = self.values, self.spread
-        for axis, asked in enumerate((draft_length, padded)):
+        for axis, asked in enumerate((draft_length, batch)):
             self.check(axis, asked)
             i, part = _place(self.axes[axis], asked)
             if len(self.axes[axis]) == 1:
@@ -232,7 +236,7 @@ def _filled(points: np.ndarray, values: np.ndarray, axes: list[list[float]]) -> 
     """The values on the full grid, and which point is nearest to each place.
 
     A place that was not measured takes the nearest point's value, scaled by what a linear model of the cost (a
-    constant, drafts, requests, tokens fed, cache read) says about the two places.
+    constant, drafts, requests, tokens fed, load, cache read) says about the two places.
     """
     shape = tuple(len(axis) for axis in axes)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)  # [draft length, batch, load, 3]
@@ -250,4 +254,4 @@ def _filled(points: np.ndarray, values: np.ndarray, axes: list[list[float]]) -> 
 def _features(points: np.ndarray) -> np.ndarray:
     """Columns of the linear model, for rows of (draft length, batch, load)."""
     k, batch, load = points.T
-    return np.column_stack([np.ones(len(points)), k, batch, k * batch, batch * load, k * batch * load])
+    return np.column_stack([np.ones(len(points)), k, batch, k * batch, load, batch * load, k * batch * load])

@@ -19,6 +19,7 @@ from calibrate.profile import Profile
 from engines.errors import InputError, require_whole
 from engines.policy.architecture import Architecture, Lane, Step
 from engines.policy.batch import Batch, Outcome
+from engines.policy.captured_sizes import CapturePlan, capture_plans, prefill_tokens_of
 from engines.policy.request import Emission, Request, RequestState
 from engines.policy.scheduler import QueueFullError, Scheduler
 from engines.record.run import Recorder, Run, SegmentTime
@@ -43,6 +44,7 @@ def simulate(
     seed: int = 0,
     jitter: bool = True,
     max_context: int | None = None,
+    prefill_tokens: int | None = None,
     info: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Run:
@@ -50,7 +52,9 @@ def simulate(
 
     costs: a profile, or a cost model made of one. jitter: draw each stage's duration from the measured quantiles
     (False: its mean). max_context: tokens of prompt and output together; longer outputs are cut, and prompts that
-    leave no room are rejected. info: more plain values for run.toml.
+    leave no room are rejected. prefill_tokens: most tokens of a captured prefill, where the engine captures any; by
+    default what engines.policy.captured_sizes.prefill_tokens_of has for the longest prompt. info: more plain values
+    for run.toml.
 
     The same arguments give the same record, byte for byte. Raises InputError for tapes that are shorter than the
     outputs asked for, before anything runs, from the costs for batch outside the measured range and from the device
@@ -60,7 +64,9 @@ def simulate(
     if isinstance(acceptance, Tapes):
         acceptance.check(workload.requests, max_context)
     model = CostModel(costs) if isinstance(costs, Profile) else costs
-    engine = _Engine(architecture, workload, model, acceptance, seed, jitter, max_context, progress)
+    longest = max((request.prompt_tokens for request in workload.requests), default=1)
+    plans = capture_plans(architecture, prefill_tokens or prefill_tokens_of(architecture, longest), model.captured)
+    engine = _Engine(architecture, workload, model, acceptance, seed, jitter, max_context, plans, progress)
     engine.run()
     described = {
         "kind": "simulated",
@@ -90,6 +96,7 @@ class _Engine:
         seed: int,
         jitter: bool,
         max_context: int | None,
+        plans: Mapping[int, CapturePlan],
         progress: Progress | None,
     ) -> None:
         self._environment = simpy.Environment()
@@ -102,6 +109,8 @@ class _Engine:
         self._seed = seed
         self._draw = random.Random(seed).random if jitter else None
         self._max_context = max_context
+        self._plans = plans
+        self._on_host = 0  # batches that were dispatched and have not reached the device, or have left it
         self._progress = progress
         self._gpus = {device: Gpu(self._environment, costs.contention) for device in architecture.devices}
         self._known: dict[int, RequestAcceptance] = {}  # of the requests that are here
@@ -130,10 +139,15 @@ class _Engine:
         while True:
             batch = yield next_batch
             segments = self._segments(batch)
-            host_s = self._costs.host_s(batch.step, batch.back_to_back)
-            yield environment.timeout(host_s / 2)
+            before_s, after_s = self._costs.host_s(
+                batch.step, len(batch.members), batch.back_to_back, self._on_host - 1
+            )
+            yield environment.timeout(before_s)
+            self._on_host -= 1
             times = yield gpu.run(lane.stream, segments)
-            yield environment.timeout(host_s / 2)
+            self._on_host += 1
+            yield environment.timeout(after_s)
+            self._on_host -= 1
             next_batch = self._next_batch(lane, worker)  # the report may bring the next batch
             self._report(batch, times)
 
@@ -143,7 +157,9 @@ class _Engine:
         return event
 
     def _dispatch(self) -> None:
-        for batch in self._scheduler.dispatch(self._environment.now):
+        batches = self._scheduler.dispatch(self._environment.now)
+        self._on_host += len(batches)
+        for batch in batches:
             self._next_batches[batch.lane.name, batch.worker].succeed(batch)
 
     def _report(self, batch: Batch, times: list[SegmentTime]) -> None:
@@ -157,7 +173,8 @@ class _Engine:
     def _segments(self, batch: Batch) -> list[tuple[RunningSegment, float]]:
         """What the batch does on the device, and how long each of it takes alone."""
         segments = []
-        for shape in batch.shapes:
+        plan = self._plans.get(batch.lane.stream)
+        for shape in batch.shapes if plan is None else map(plan.padded, batch.shapes):
             cost = self._costs.cost(shape, None if self._draw is None else self._draw())
             segments.append((RunningSegment(shape.segment, shape.batch_size, cost.kernel_ms), cost.duration_s))
         return segments

@@ -84,6 +84,7 @@ class RunSettings(Record):
     dtype: Text | None = None
     date: Text | None = None
     max_context: Count | None = None
+    prefill_tokens: Count | None = None
     seed: Whole | None = None
     jitter: bool | None = None
     replays: Text | None = None

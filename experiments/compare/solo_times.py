@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from engines.errors import InputError
-from engines.policy.architecture import Segment
+from engines.policy.architecture import Architecture, Segment
+from engines.policy.captured_sizes import CapturePlan, capture_plans, prefill_tokens_of
 from engines.policy.segment_shape import SegmentShape
 from engines.record.run import Run
 from sim.costs import CostModel
@@ -26,17 +27,22 @@ def with_solo_times(run: Run, costs: CostModel) -> Run:
     unknown = run.spans["solo_s"].isna()
     if not unknown.any():
         return run
-    shapes = run.spans.loc[unknown, SHAPE].drop_duplicates()
+    architecture = Architecture.from_dict(run.info["architecture"])
+    longest = max(1, int(run.requests["prompt_tokens"].max()))
+    tokens = run.info.get("prefill_tokens") or prefill_tokens_of(architecture, longest)
+    plans = capture_plans(architecture, tokens, costs.captured)
+    shapes = run.spans.loc[unknown, ["stream", *SHAPE]].drop_duplicates()
     shapes["known_s"] = [
-        _solo_s(costs, SegmentShape(Segment(segment), *sizes)) for segment, *sizes in shapes.itertuples(index=False)
+        _solo_s(costs, plans.get(stream), SegmentShape(Segment(segment), *sizes))
+        for stream, segment, *sizes in shapes.itertuples(index=False)
     ]
-    known = run.spans.merge(shapes, on=SHAPE, how="left")["known_s"].to_numpy()
+    known = run.spans.merge(shapes, on=["stream", *SHAPE], how="left")["known_s"].to_numpy()
     solo = np.where(unknown, known, run.spans["solo_s"])
     return dataclasses.replace(run, spans=run.spans.assign(solo_s=pd.Series(solo, index=run.spans.index)))
 
 
-def _solo_s(costs: CostModel, shape: SegmentShape) -> float:
+def _solo_s(costs: CostModel, plan: CapturePlan | None, shape: SegmentShape) -> float:
     try:
-        return costs.cost(shape).duration_s
+        return costs.cost(shape if plan is None else plan.padded(shape)).duration_s
     except InputError:
         return float("nan")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from calibrate.profile import Profile
 from engines.errors import InputError
 from engines.pairs.permutation import PREFIX, expected_output, parse_pair
-from engines.policy.architecture import Architecture, Step
+from engines.policy.architecture import Architecture
+from engines.policy.captured_sizes import prefill_tokens_of
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.program.progress import Bar, Report, console
@@ -106,10 +107,10 @@ def started(
     from engines.live.serving.engine import LiveEngine
 
     requests = [request for workload in workloads for request in workload.requests]
-    packed = max(lane.steps.get(Step.PREFILL, 0) for lane in architecture.lanes)
     return LiveEngine(
         architecture, pair, max_context, sampling=any(request.temperature != 0 for request in requests),
-        prefill_tokens=packed * max(request.prompt_tokens for request in requests), reserve=0,
+        prefill_tokens=prefill_tokens_of(architecture, max(request.prompt_tokens for request in requests)),
+        reserve=0,
     )  # fmt: skip
 
 

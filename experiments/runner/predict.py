@@ -170,6 +170,7 @@ def predict(
         seed=settings.seed,
         jitter=settings.jitter,
         max_context=limit,
+        prefill_tokens=None if live is None else live.info.get("prefill_tokens"),
         progress=progress,
     )
     if live is not None and workload.info.get("kind") == "replay":

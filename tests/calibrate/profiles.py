@@ -61,12 +61,20 @@ def fair_shares(total: float) -> pd.DataFrame:
     return contention(groups)
 
 
+def host_laws(
+    before: float, per_request: float = 0.0, wake_up: float = 0.0, beside: float = 0.0, after: float = 0.0
+) -> pd.DataFrame:
+    """The same law for every step, ms."""
+    law = (before, per_request, wake_up, beside, after, 0.0)
+    return pd.DataFrame([(str(step), *law) for step in Step], columns=HOST_COLUMNS)
+
+
 def made_up(**tables: Any) -> Profile:
     """A valid profile; keywords replace info or a table."""
     acceptance = pd.DataFrame([(i, 0.8**i, 20, 0.8, 0.1) for i in range(1, 5)], columns=ACCEPTANCE_COLUMNS)
     given = {
         "stage_costs": stage_costs(),
-        "host_times": pd.DataFrame([(str(step), 0.1, 0.05) for step in Step], columns=HOST_COLUMNS),
+        "host_times": host_laws(before=0.03, wake_up=0.05, after=0.02),
         "contention": fair_shares(1.2),
         "acceptance": acceptance,
         "info": dict(INFO),

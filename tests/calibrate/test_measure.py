@@ -13,12 +13,12 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from calibrate.measure import calibrate, footprint, host_times  # noqa: E402
+from calibrate.measure import calibrate, footprint  # noqa: E402
 from calibrate.measure_contention import default_groups, measure_contention  # noqa: E402
 from calibrate.parts import remove_parts  # noqa: E402
 from calibrate.profile import Profile  # noqa: E402
 from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
-from calibrate.workbench import RepeatableCall, Workbench, count_kernels, make_runner, make_stages  # noqa: E402
+from calibrate.workbench import RepeatableCall, Workbench, make_runner, make_stages  # noqa: E402
 from engines.errors import InputError  # noqa: E402
 from engines.live.device.streams import HostStream  # noqa: E402
 from engines.live.model.graphs import GraphRunner  # noqa: E402
@@ -26,7 +26,6 @@ from engines.live.model.pairs import Pair, load_pair  # noqa: E402
 from engines.pairs.origin import EMBEDDED  # noqa: E402
 from engines.policy.architecture import Segment, Step  # noqa: E402
 from engines.policy.segment_shape import SegmentShape  # noqa: E402
-from engines.record.run import Run  # noqa: E402
 
 pytestmark = pytest.mark.live
 SMALL = Grid(batches=(1, 4), draft_lengths=(2,), contexts=(16,), prompt_tokens=(16, 64))
@@ -85,18 +84,24 @@ def test_more_work_takes_longer(profile: Profile) -> None:
     assert costs["prefill_target", 1, 64] > costs["prefill_draft", 1, 64]
 
 
-def test_waking_and_going_on_are_both_measured_for_every_step(profile: Profile) -> None:
+def test_host_time_is_measured_for_every_step(profile: Profile) -> None:
     times = profile.host_times.set_index("step")
     assert list(times.index) == list(Step)
-    assert (times > 0).all(axis=None)
-    assert (times["wake_up_ms"] != times["back_to_back_ms"]).all()  # neither stands in for the other
+    assert (times["before_ms"] + times["wake_up_ms"] + times["after_ms"] > 0).all()
+    assert len(times.drop_duplicates()) == len(times)  # none stands in for another
+
+
+def test_a_grid_gets_the_sizes_that_engines_capture_between_its_own() -> None:
+    grid = Grid(batches=(2, 20), prompt_tokens=(64, 200, 300)).with_captured_sizes()
+    assert grid.batches == (2, 4, 6, 8, 10, 12, 16, 20)
+    assert grid.prompt_tokens == (64, 128, 192, 200, 256, 300)
 
 
 def test_kernels_are_counted_by_what_runs(pair: Pair) -> None:
     bench = Workbench(make_stages(pair, 4, 4, 64), 0, 4)
 
     def kernels(k: int) -> int:
-        return count_kernels(pair.device, bench.call(SegmentShape.draft(2, k, 16)))
+        return bench.count_kernels(SegmentShape.draft(2, k, 16))
 
     with torch.inference_mode():
         one, two, three = kernels(1), kernels(2), kernels(3)
@@ -160,7 +165,7 @@ def test_two_sleepers_do_not_slow_each_other_but_two_holders_of_a_lock_do(
         return RepeatableCall(lambda: None, lambda: work)
 
     group = [(SegmentShape.draft(1, 2, 16), SegmentShape.verify(1, 2, 16))]
-    monkeypatch.setattr("calibrate.measure_contention.count_kernels", lambda *args: 1)
+    monkeypatch.setattr(Workbench, "count_kernels", lambda *args: 1)
     for call, low, high in ((sleep, 0.85, 1.0), (sleep_in_turn, 0.4, 0.65)):
         monkeypatch.setattr(Workbench, "call", call)
         rates = measure_contention(pair, SMALL, group, 1.5, silent)["rate"]
@@ -244,42 +249,3 @@ def test_a_grid_beyond_the_pair_is_refused_before_any_measurement(pair: Pair) ->
         calibrate(pair, Grid(contexts=(4000,)))
     with pytest.raises(InputError, match=f"draft_lengths = 3000: .*use at most {pair.max_context - 4}"):
         calibrate(pair, Grid(draft_lengths=(1, 3000)))
-
-
-def test_host_time_is_what_a_work_spends_off_the_device() -> None:
-    from engines.policy.architecture import PD
-    from engines.policy.request import Request
-    from engines.policy.scheduler import Scheduler
-    from tests.driver import drive
-
-    run = drive(Scheduler(PD), [Request(0, 4, 9, arrival_s=0.0)])
-    shorter = run.spans["end_s"] - 0.25 * (run.spans["end_s"] - run.spans["start_s"])
-    run.spans["end_s"] = shorter
-    table = host_times([run]).set_index("step")
-    assert set(table.index) == {"prefill", "draft+verify"}
-    assert table.to_numpy() == pytest.approx(250.0)
-
-
-def test_host_times_tell_workers_that_were_woken_from_those_that_came_straight_from_other_work() -> None:
-    """Of three works of one worker the second follows the first without a gap; the third comes later."""
-    columns = [
-        "batch_id",
-        "lane",
-        "worker",
-        "step",
-        "dispatched_s",
-        "start_s",
-        "end_s",
-        "completed_s",
-        "back_to_back",
-    ]
-    spans = [
-        (0, "decode", 0, "draft", 0.0, 0.1, 0.2, 0.3, False),
-        (1, "decode", 0, "draft", 0.3, 0.31, 0.4, 0.42, True),
-        (2, "decode", 0, "draft", 0.5, 0.6, 0.7, 0.8, False),
-        (3, "verify", 0, "verify", 0.3, 0.4, 0.5, 0.6, False),  # another's end: this worker was woken
-    ]
-    run = Run({}, pd.DataFrame(), pd.DataFrame(), pd.DataFrame(spans, columns=columns))
-    table = host_times([run]).set_index("step")
-    assert table.loc["draft"].to_dict() == pytest.approx({"wake_up_ms": 200.0, "back_to_back_ms": 30.0})
-    assert table.loc["verify"].to_dict() == pytest.approx({"wake_up_ms": 200.0, "back_to_back_ms": 200.0})

@@ -10,6 +10,7 @@ from calibrate import measure_contention as measuring  # noqa: E402
 from calibrate.measure_contention import measure_contention  # noqa: E402
 from calibrate.overlap import Span  # noqa: E402
 from calibrate.stage_costs import Grid, _row  # noqa: E402
+from calibrate.workbench import Workbench  # noqa: E402
 from engines.live.model.pairs import Pair, load_pair  # noqa: E402
 from engines.policy.segment_shape import SegmentShape  # noqa: E402
 
@@ -44,7 +45,7 @@ def test_a_stream_is_never_faster_beside_another_than_alone(
         return [[(i * call_s, (i + 1) * call_s) for i in range(8)] for _ in lanes]
 
     monkeypatch.setattr(measuring, "_spans", spans)
-    monkeypatch.setattr(measuring, "count_kernels", lambda *args: 3)
+    monkeypatch.setattr(Workbench, "count_kernels", lambda *args: 3)
     table = measure_contention(pair, Grid((1,), (2,), (16,), (16,)), [(DRAFT, VERIFY)], 0.0, lambda *args: None)
     assert table["rate"].tolist() == pytest.approx([rate, rate])
     assert table["solo_ms"].tolist() == pytest.approx([1000.0, 1000.0])

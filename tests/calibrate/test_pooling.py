@@ -35,12 +35,13 @@ def test_what_changes_with_the_machines_mood_is_averaged_and_the_rest_is_the_fir
     one = dataclasses.replace(made_up(), tapes={3: np.array([-1, 1, 0], dtype=np.int8)})
     other = dataclasses.replace(
         made_up(),
-        host_times=one.host_times.assign(wake_up_ms=0.3, back_to_back_ms=0.25),
+        host_times=one.host_times.assign(wake_up_ms=0.3, before_ms=0.25),
         contention=one.contention.assign(rate=one.contention["rate"] / 2, solo_ms=one.contention["solo_ms"] * 3),
         acceptance=one.acceptance.assign(rate=0.5),
     )
     pool = averaged([one, other])
-    assert pool.host_times[["wake_up_ms", "back_to_back_ms"]].to_numpy() == pytest.approx(np.array([[0.2, 0.15]] * 4))
+    assert pool.host_times["wake_up_ms"].to_numpy() == pytest.approx((one.host_times["wake_up_ms"] + 0.3) / 2)
+    assert pool.host_times["before_ms"].to_numpy() == pytest.approx((one.host_times["before_ms"] + 0.25) / 2)
     assert pool.contention["rate"].to_numpy() == pytest.approx(0.75 * one.contention["rate"].to_numpy())
     assert pool.contention["solo_ms"].to_numpy() == pytest.approx(2 * one.contention["solo_ms"].to_numpy())
     keys = ["group", "segment", "batch_size", "draft_length", "tokens", "context_tokens"]

@@ -13,6 +13,8 @@ import pytest
 
 from calibrate.profile import COLUMNS, Profile
 from engines.errors import InputError
+from engines.policy.architecture import Step
+from engines.policy.captured_sizes import TOKENS
 from tests.calibrate.profiles import INFO, made_up
 
 
@@ -20,7 +22,7 @@ def test_round_trip(tmp_path: Path) -> None:
     profile = made_up(info={**INFO, "batch_buckets": [1, 4, 16]}, tapes={3: np.array([-1, 1, 0], dtype=np.int8)})
     loaded = Profile.load(profile.save(tmp_path / "profile"))
     assert loaded.info == profile.info
-    assert loaded.batch_buckets == (1, 4, 16)
+    assert loaded.info["batch_buckets"] == [1, 4, 16]
     for name in COLUMNS:
         pd.testing.assert_frame_equal(getattr(loaded, name), getattr(profile, name), rtol=1e-5)
     assert {r: t.tolist() for r, t in loaded.tapes.items()} == {3: [-1, 1, 0]}
@@ -94,8 +96,8 @@ def _tapes(folder: Path, bits: object) -> None:
     ("damage", "says"),
     [
         (lambda folder: (folder / "profile.toml").unlink(), "no profile.toml"),
-        (_edit("profile.toml", lambda text: text.replace("schema_version = 3", "schema_version = 99")), "99"),
-        (_edit("profile.toml", lambda text: text.replace("schema_version = 3", "schema_version = true")), "True"),
+        (_edit("profile.toml", lambda text: text.replace("schema_version = 4", "schema_version = 99")), "99"),
+        (_edit("profile.toml", lambda text: text.replace("schema_version = 4", "schema_version = true")), "True"),
         (_edit("profile.toml", lambda text: text.split("[rows]")[0].replace("dtype", "rows = 3\ndtype")), "rows = 3"),
         (_edit("profile.toml", lambda text: text[:20]), "not valid TOML"),
         (_edit("profile.toml", lambda text: text.replace("max_context = 2048", "max_context = 0")), "max_context"),
@@ -113,7 +115,7 @@ def _tapes(folder: Path, bits: object) -> None:
         (_cell("mean_ms", "fast"), "line 4 column mean_ms = 'fast'"),
         (_cell("mean_ms", "-1"), "line 4 column mean_ms"),
         (_cell("mean_ms", "inf"), "line 4 column mean_ms"),
-        (_cell("back_to_back_ms", "-0.1", "host_times"), "line 4 column back_to_back_ms"),
+        (_cell("beside_ms", "-0.1", "host_times"), "line 4 column beside_ms"),
         (_cell("step", "decode", "host_times"), "line 4 column step = 'decode'"),
         (_cell("step", "prefill", "host_times"), "this step is there twice"),
         (_cell("p05_ms", "1000"), "quantiles must rise"),
@@ -168,7 +170,7 @@ def test_a_profile_of_version_1_takes_a_works_host_time_from_its_slowest_segment
     made_up().save(tmp_path)
     (tmp_path / "host_times.csv").unlink()
     path = tmp_path / "profile.toml"
-    path.write_text(path.read_text().replace("schema_version = 3", "schema_version = 1"))
+    path.write_text(path.read_text().replace("schema_version = 4", "schema_version = 1"))
     for name in ("stage_costs", "contention"):
         table = pd.read_csv(tmp_path / f"{name}.csv").rename(columns={"batch_size": "batch"})
         table.to_csv(tmp_path / f"{name}.csv", index=False)
@@ -176,8 +178,9 @@ def test_a_profile_of_version_1_takes_a_works_host_time_from_its_slowest_segment
     of_segment = {"prefill_draft": 0.7, "prefill_target": 0.7, "draft": 0.4, "verify": 0.5}
     costs.assign(host_ms=costs["segment"].map(of_segment)).to_csv(tmp_path / "stage_costs.csv", index=False)
     found = Profile.load(tmp_path).host_times.set_index("step")
-    assert found["wake_up_ms"].to_dict() == {"prefill": 0.7, "draft": 0.4, "verify": 0.5, "draft+verify": 0.5}
-    assert (found["back_to_back_ms"] == found["wake_up_ms"]).all()
+    halves = {"prefill": 0.35, "draft": 0.2, "verify": 0.25, "draft+verify": 0.25}
+    assert found["before_ms"].to_dict() == found["after_ms"].to_dict() == halves
+    assert (found.drop(columns=["before_ms", "after_ms"]) == 0).all(axis=None)
     for column, value, says in (
         ("host_ms", None, "stage_costs.csv = .*column host_ms is missing"),
         ("segment", None, "stage_costs.csv = .*column segment is missing"),
@@ -192,6 +195,32 @@ def test_a_profile_of_version_1_takes_a_works_host_time_from_its_slowest_segment
         damaged.to_csv(tmp_path / "stage_costs.csv", index=False)
         with pytest.raises(InputError, match=says):
             Profile.load(tmp_path)
+
+
+def test_a_profile_of_version_3_has_one_host_time_for_a_wake_up_and_one_for_the_rest(tmp_path: Path) -> None:
+    made_up().save(tmp_path)
+    path = tmp_path / "profile.toml"
+    path.write_text(path.read_text().replace("schema_version = 4", "schema_version = 3"))
+    old = pd.DataFrame(
+        {"step": list(Step), "wake_up_ms": [0.9, 0.5, 0.3, 0.8], "back_to_back_ms": [0.6, 0.4, 0.4, 0.7]}
+    )
+    old.to_csv(tmp_path / "host_times.csv", index=False)
+    found = Profile.load(tmp_path).host_times.set_index("step")
+    assert found["before_ms"].tolist() == found["after_ms"].tolist() == pytest.approx([0.3, 0.2, 0.15, 0.35])
+    assert found["wake_up_ms"].tolist() == pytest.approx([0.3, 0.1, 0, 0.1])
+    for damaged, says in (
+        (old.drop(columns="wake_up_ms"), "column wake_up_ms is missing"),
+        (old.assign(back_to_back_ms=-1.0), "column back_to_back_ms"),
+    ):
+        damaged.to_csv(tmp_path / "host_times.csv", index=False)
+        with pytest.raises(InputError, match=says):
+            Profile.load(tmp_path)
+
+
+def test_what_a_profile_pads_to_is_named_in_it(tmp_path: Path) -> None:
+    assert made_up().captured is None
+    assert made_up(info={**INFO, "batch_buckets": [1, 4]}).captured == ([1, 4], TOKENS)
+    assert made_up(info={**INFO, "batch_buckets": [1, 4], "token_buckets": [16, 40]}).captured == ([1, 4], [16, 40])
 
 
 def test_a_step_whose_host_time_was_never_measured_is_refused() -> None:

@@ -50,7 +50,7 @@ def profile(slower: float = 1.0) -> Profile:
     return Profile(
         dict(INFO),
         pd.DataFrame(costs, columns=STAGE_COST_COLUMNS),
-        pd.DataFrame([(str(step), 0.2, 0.2) for step in Step], columns=HOST_COLUMNS),
+        pd.DataFrame([(str(step), 0.1, 0.0, 0.0, 0.0, 0.1, 0.0) for step in Step], columns=HOST_COLUMNS),
         pd.DataFrame(contention, columns=CONTENTION_COLUMNS),
         pd.DataFrame(acceptance, columns=ACCEPTANCE_COLUMNS),
     )

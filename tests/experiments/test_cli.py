@@ -187,7 +187,7 @@ def bad_files(work: Path) -> None:
     for name in ("other_schema", "truncated", "cut", "no_table"):
         shutil.copytree(work / "profile", work / name)
     toml = work / "other_schema" / "profile.toml"
-    toml.write_text(toml.read_text().replace("schema_version = 3", "schema_version = 99"))
+    toml.write_text(toml.read_text().replace("schema_version = 4", "schema_version = 99"))
     lines = (work / "truncated" / "stage_costs.csv").read_text().splitlines(keepends=True)
     (work / "truncated" / "stage_costs.csv").write_text("".join(lines[:-4]))
     (work / "cut" / "stage_costs.csv").write_text("".join(lines)[:-10])

@@ -12,7 +12,7 @@ from engines.errors import InputError
 from engines.policy.architecture import Segment, Step
 from engines.policy.segment_shape import SegmentShape
 from sim.costs import CostModel
-from tests.calibrate.profiles import INFO, SPREAD, duration_ms, made_up, stage_costs
+from tests.calibrate.profiles import INFO, SPREAD, duration_ms, host_laws, made_up, stage_costs
 
 POINT = SegmentShape.verify(4, 2, 512)
 
@@ -41,25 +41,26 @@ def test_every_measured_point_is_met(model: CostModel) -> None:
         assert cost.kernel_ms == pytest.approx(row.mean_ms / row.kernels)
 
 
-def test_packed_prompts_are_met_at_their_mean_length() -> None:
-    """Four prompts of 128 tokens are the point that was measured with four prompts and 512 tokens, and not what four
-    prompts of 512 would take."""
+def test_packed_prompts_are_met_at_their_tokens_in_all() -> None:
+    """Four prompts of 128 tokens are the point that was measured with four prompts and 512 tokens."""
     costs = stage_costs()
     alone = costs[costs["segment"].str.startswith("prefill")]
     times = [column for column in costs if column.endswith("_ms")]
-    packed = alone.assign(batch_size=4, tokens=alone["tokens"] * 4).assign(**{c: alone[c] * 3 for c in times})
+    packed = alone.assign(batch_size=4).assign(**{c: alone[c] * 3 for c in times})
     model = CostModel(made_up(stage_costs=pd.concat([costs, packed])))
     for row in pd.concat([alone, packed]).itertuples():
         cost = model.cost(SegmentShape.prefill(Segment(row.segment), row.batch_size, row.tokens))
         assert cost.duration_s == pytest.approx(row.mean_ms / 1e3)
-    between = duration_ms(Segment.PREFILL_TARGET, 1, 0, 300, 0) * (1 + 2 / 3 * (3 - 1)) / 1e3
+    between = duration_ms(Segment.PREFILL_TARGET, 1, 0, 900, 0) * (1 + 2 / 3 * (3 - 1)) / 1e3
     assert model.cost(prompts(3, 900)).duration_s == pytest.approx(between)
 
 
-def test_a_worker_that_comes_straight_from_other_work_needs_no_waking(model: CostModel) -> None:
+def test_host_time_grows_with_the_batch_the_waking_and_what_the_host_does_beside() -> None:
+    laws = host_laws(before=0.1, per_request=0.01, wake_up=0.2, beside=0.3, after=0.05)
+    model = CostModel(made_up(host_times=laws))
     for step in Step:
-        assert model.host_s(step, back_to_back=False) == pytest.approx(1e-4)
-        assert model.host_s(step, back_to_back=True) == pytest.approx(5e-5)
+        assert model.host_s(step, 1, back_to_back=True, beside=0) == pytest.approx((0.11e-3, 0.05e-3))
+        assert model.host_s(step, 4, back_to_back=False, beside=2) == pytest.approx((0.94e-3, 0.05e-3))
 
 
 @pytest.mark.parametrize("segment", [Segment.DRAFT, Segment.VERIFY])
@@ -80,12 +81,6 @@ def test_points_that_were_left_out_are_filled_in() -> None:
         assert model.cost(shape).duration_s == pytest.approx(linear_s(shape), rel=1e-6)
 
 
-def test_batches_are_padded_to_their_bucket() -> None:
-    padded = CostModel(made_up(info={**INFO, "batch_buckets": [1, 4, 16]}))
-    for batch, bucket in ((1, 1), (2, 4), (4, 4), (5, 16)):
-        assert padded.cost(SegmentShape.verify(batch, 2, 512)) == padded.cost(SegmentShape.verify(bucket, 2, 512))
-
-
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
@@ -93,7 +88,7 @@ def test_batches_are_padded_to_their_bucket() -> None:
         (SegmentShape.verify(4, 9, 512), "draft_length"),
         (SegmentShape.draft(4, 1, 512), "draft_length"),
         (SegmentShape.draft(4, 4, 2300), "context_tokens"),
-        (prompts(1, 1200), "mean prompt tokens"),
+        (prompts(1, 1200), "tokens"),
     ],
 )
 def test_what_was_not_measured_is_refused_unless_asked(model: CostModel, shape: SegmentShape, says: str) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from calibrate.contention import NoContention
+from calibrate.host_times import host_batches
 from engines.errors import InputError
-from engines.policy.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Step
+from engines.policy.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Segment, Step
 from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.policy.request import Request, RequestState
 from engines.policy.segment_shape import SegmentShape
@@ -33,7 +34,7 @@ from sim.acceptance import (
 from sim.costs import CostModel, SegmentCost
 from sim.engine import simulate
 from sim.population import Population
-from tests.calibrate.profiles import made_up
+from tests.calibrate.profiles import INFO, host_laws, made_up
 
 COSTS = CostModel(made_up())
 QUIET = CostModel(made_up(), contention=NoContention())
@@ -286,9 +287,37 @@ def test_host_time_is_around_the_device() -> None:
     straight = batches["back_to_back"]
     assert 20 < straight.sum() < len(batches) - 20
     assert (straight == (batches["dispatched_s"] == batches.groupby("lane")["completed_s"].shift())).all()
-    half_s = np.where(straight, 0.025e-3, 0.05e-3)
-    np.testing.assert_allclose(batches["start_s"] - batches["dispatched_s"], half_s, atol=1e-9)
-    np.testing.assert_allclose(batches["completed_s"] - batches["end_s"], half_s, atol=1e-9)
+    before_s = np.where(straight, 0.03e-3, 0.08e-3)
+    np.testing.assert_allclose(batches["start_s"] - batches["dispatched_s"], before_s, atol=1e-9)
+    np.testing.assert_allclose(batches["completed_s"] - batches["end_s"], 0.02e-3, atol=1e-9)
+
+
+def test_host_time_grows_with_the_batch_and_with_what_the_host_does_beside() -> None:
+    """The simulation asks for just what calibration reads from a record (calibrate.host_times)."""
+    laws = host_laws(before=0.1, per_request=0.01, wake_up=0.2, beside=0.3, after=0.05)
+    workload = make_workload(40, FixedLength(20), FixedLength(30), concurrency=8)
+    found = host_batches(run(PDV, workload, CostModel(made_up(host_times=laws), extrapolate=True), jitter=False))
+    assert {0, 1} <= set(found["beside"])
+    wanted = 0.1 + 0.01 * found["batch_size"] + 0.2 * ~found["back_to_back"] + 0.3 * found["beside"]
+    same = np.isclose(found["before_ms"], wanted)
+    assert same.mean() > 0.95  # the rest were dispatched at the very moment at which another left the host
+
+
+def test_a_batch_takes_what_its_captured_size_takes() -> None:
+    profile = made_up(info={**INFO, "batch_buckets": [1, 4, 16], "token_buckets": [16, 128]})
+    architecture = PD.with_batch_limits({Step.DRAFT_VERIFY: 16}).replace(slots=16)
+    workload = make_workload(6, FixedLength(20), FixedLength(30), concurrency=6)
+    costs = CostModel(profile, contention=NoContention())
+    spans = run(architecture, workload, costs, jitter=False, prefill_tokens=200).spans
+    for row in spans.itertuples():
+        k, context = int(row.draft_length), row.context_tokens
+        if not k:
+            padded = SegmentShape.prefill(Segment(row.segment), 1, 128)
+        else:
+            size = next(size for size in (1, 4, 16) if size >= row.batch_size)
+            padded = (SegmentShape.draft if row.segment == "draft" else SegmentShape.verify)(size, k, context)
+        assert row.solo_s == pytest.approx(costs.cost(padded).duration_s)
+    assert set(spans.loc[spans["draft_length"] > 0, "batch_size"]) >= {1, 3, 6}
 
 
 def test_work_beyond_the_profile_is_refused_with_a_remedy() -> None:
@@ -303,6 +332,8 @@ class Listening:
     """Costs that note what they are asked for: every segment takes 1 ms, and a batch 1 ms (2 ms, where its worker had
     to be woken) outside the device."""
 
+    captured = None
+
     def __init__(self) -> None:
         self.contention = NoContention()
         self.asked: list[SegmentShape] = []
@@ -311,8 +342,8 @@ class Listening:
         self.asked.append(shape)
         return SegmentCost(1e-3, 1e-3)
 
-    def host_s(self, step: Step, going_on: bool) -> float:
-        return 1e-3 if going_on else 2e-3
+    def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
+        return (0.5e-3, 0.5e-3) if back_to_back else (1e-3, 1e-3)
 
     def describe(self) -> dict[str, object]:
         return {}

@@ -31,6 +31,7 @@ class Server:
     """Costs of a single server: what a uniform quantile says, all of it in the target's part of prefill."""
 
     contention = NoContention()
+    captured = None
 
     def __init__(self, service: Callable[[float], float]) -> None:
         self._service = service
@@ -39,8 +40,8 @@ class Server:
         assert quantile is not None
         return SegmentCost(self._service(quantile) if shape.segment is Segment.PREFILL_TARGET else 0.0, 1.0)
 
-    def host_s(self, step: Step, back_to_back: bool) -> float:
-        return 0.0
+    def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
+        return 0.0, 0.0
 
     def describe(self) -> dict[str, object]:
         return {}

@@ -7,9 +7,10 @@ one stream, whose work runs one after another, so its graphs may share memory; t
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -22,62 +23,35 @@ from engines.live.device.streams import Stream
 from engines.live.model.attention import Layout, packed_places
 from engines.live.model.eager import EagerRunner
 from engines.live.model.stages import Stages
-from engines.policy.architecture import Architecture, Segment, Step
+from engines.policy.architecture import Segment
+from engines.policy.captured_sizes import CapturePlan
+from engines.policy.segment_shape import SegmentShape
 
-BATCHES = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 WARM_UPS = 2
 
 Progress = Callable[[int, int], None]  # graphs captured, graphs in all
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a stream has to be ready for. batches: largest draft and verify batch; draft_lengths: every k that can
-    come; prompts, tokens: most prompts of a prefill and most tokens of them together (0: no prefill)."""
-
-    draft_batch: int = 0
-    verify_batch: int = 0
-    draft_lengths: tuple[int, ...] = ()
-    prompts: int = 0
-    tokens: int = 0
-
-
-def plan_for(architecture: Architecture, stream: int, max_context: int, prefill_tokens: int | None = None) -> Plan:
-    """What the lanes on a stream can run. prefill_tokens: most tokens of one prefill (default: max_context)."""
-    lengths = architecture.draft_length
-    limits = {step: n for lane in architecture.lanes if lane.stream == stream for step, n in lane.steps.items()}
-    both = limits.get(Step.DRAFT_VERIFY, 0)
-    draft = limits.get(Step.DRAFT, both)
-    hybrid = min(architecture.hybrid_at_or_below, draft)
-    prompts = limits.get(Step.PREFILL, 0)
-    return Plan(
-        draft_batch=draft,
-        verify_batch=max(limits.get(Step.VERIFY, both), hybrid),
-        draft_lengths=tuple(range(lengths.minimum, lengths.maximum + 1)),
-        prompts=prompts,
-        tokens=(prefill_tokens or max_context) if prompts else 0,
-    )
-
-
-def sizes_up_to(limit: int, sizes: Iterable[int]) -> list[int]:
-    """The sizes below the limit, and the limit."""
-    return [*(size for size in sizes if size < limit), limit] if limit else []
-
-
 class Captured:
     """A function over tensors at fixed places, ready to be replayed. Replays give the same output tensor."""
 
-    def __init__(self, function: Callable[[], Tensor | None], stream: Stream, pool: Any) -> None:
+    def __init__(
+        self, function: Callable[[], Tensor | None], stream: Stream, pool: Any, counted: bool = False
+    ) -> None:
+        """counted: know how many kernels a replay launches (`kernels`), which a graph that is kept can tell."""
         self._function = function
+        self.kernels = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         for _ in range(WARM_UPS):
             function()
         if stream.cuda is not None:
             stream.cuda.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
+            self._graph = torch.cuda.CUDAGraph(keep_graph=counted)
             with torch.cuda.graph(self._graph, pool=pool, stream=stream.cuda, capture_error_mode="thread_local"):
                 self.output = function()
+            if counted:
+                self.kernels = _count_nodes(self._graph)
+                self._graph.instantiate()
 
     def replay(self) -> Tensor | None:
         if self._graph is not None:
@@ -106,30 +80,19 @@ _AnyShape = TypeVar("_AnyShape", bound=_Shape)
 
 
 class GraphRunner(EagerRunner):
-    """Runs segments on one stream by replaying graphs; what was not captured runs as it is.
-
-    batch_sizes, token_sizes: sizes to capture below the plan's largest, which is captured too.
-    """
+    """Runs segments on one stream by replaying graphs; what was not captured runs as it is."""
 
     def __init__(
-        self,
-        stages: Stages,
-        stream: Stream,
-        plan: Plan,
-        sampling: bool = False,
-        batch_sizes: Sequence[int] = BATCHES,
-        token_sizes: Sequence[int] = TOKENS,
+        self, stages: Stages, stream: Stream, plan: CapturePlan, sampling: bool = False, counted: bool = False
     ) -> None:
         super().__init__(stages)
-        self.stream, self.sampling = stream, sampling
+        self.stream, self.sampling, self._counted = stream, sampling, counted
         self._pool = torch.cuda.graph_pool_handle() if stream.cuda is not None else None
         self._batches: dict[Segment, dict[int, _Shape]] = {
-            Segment.DRAFT: self._uniform(sizes_up_to(plan.draft_batch, batch_sizes)),
-            Segment.VERIFY: self._uniform(sizes_up_to(plan.verify_batch, batch_sizes)),
+            Segment.DRAFT: self._uniform(plan.draft_batches),
+            Segment.VERIFY: self._uniform(plan.verify_batches),
         }
-        self._prefills = {
-            tokens: self._ragged(plan.prompts, tokens) for tokens in sizes_up_to(plan.tokens, token_sizes)
-        }
+        self._prefills = {tokens: self._ragged(plan.prompts, tokens) for tokens in plan.prefill_tokens}
         self._plan = plan
         self._tasks = self._list_tasks()
 
@@ -140,7 +103,7 @@ class GraphRunner(EagerRunner):
         """Capture everything; calls progress after each. Large shapes first, so that small ones reuse memory."""
         with torch.inference_mode(), self.stream.turn():
             for shape, key, function in self._tasks:
-                shape.graphs[key] = Captured(function, self.stream, self._pool)
+                shape.graphs[key] = Captured(function, self.stream, self._pool, self._counted)
                 progress()
 
     def ready(
@@ -161,6 +124,19 @@ class GraphRunner(EagerRunner):
         if segment is Segment.DRAFT:
             graphs += [shape.graphs["next", sampling] for _ in range(k - 1)]
         return partial(self._replay, [self._input(shape.slots, [*slots, *padding])], graphs, len(slots))
+
+    def kernels(self, shape: SegmentShape) -> int:
+        """Return the kernels that the captured graphs of a shape launch, in a runner that counts them."""
+        size, k = shape.batch_size, shape.draft_length
+        if not k:
+            prompts = self._prefill_shape(size, shape.tokens)
+            assert prompts is not None
+            return prompts.graphs[shape.segment, False].kernels
+        found = self._batch_shape(shape.segment, size)
+        assert found is not None
+        if shape.segment is Segment.VERIFY:
+            return found.graphs[k, False].kernels
+        return found.graphs["first", False].kernels + sum(found.graphs["next", False].kernels for _ in range(k - 1))
 
     def _replay(
         self, inputs: Sequence[tuple[Tensor, Tensor]], graphs: Sequence[Captured], size: int
@@ -241,3 +217,13 @@ def _smallest(shapes: dict[int, _AnyShape], size: int) -> _AnyShape | None:
     sizes = list(shapes)
     place = bisect_left(sizes, size)
     return shapes[sizes[place]] if place < len(sizes) else None
+
+
+def _count_nodes(graph: torch.cuda.CUDAGraph) -> int:
+    """Return the nodes of a captured graph, which must have been kept. torch has no call for it."""
+    runtime = ctypes.CDLL(f"libcudart.so.{str(torch.version.cuda).partition('.')[0]}")
+    count = ctypes.c_size_t()
+    status = runtime.cudaGraphGetNodes(ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count))
+    if status:
+        raise RuntimeError(f"cudaGraphGetNodes failed with status {status}")
+    return count.value

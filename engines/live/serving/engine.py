@@ -18,7 +18,7 @@ from engines.errors import InputError
 from engines.live.device.host import lane_settings
 from engines.live.device.streams import make_stream
 from engines.live.model.eager import EagerRunner
-from engines.live.model.graphs import GraphRunner, plan_for
+from engines.live.model.graphs import GraphRunner
 from engines.live.model.pairs import Pair
 from engines.live.model.stages import Stages
 from engines.live.serving.executor import Executor, Found
@@ -26,6 +26,7 @@ from engines.live.serving.memory import plan_slots
 from engines.live.serving.tape import TapeBuilder
 from engines.policy.architecture import Architecture
 from engines.policy.batch import Batch
+from engines.policy.captured_sizes import capture_plans, prefill_tokens_of
 from engines.policy.request import Emission, Request, RequestState, Settlement, Status
 from engines.policy.scheduler import Scheduler
 from engines.record.run import Recorder, SegmentTime
@@ -72,7 +73,8 @@ class LiveEngine:
     max_context: prompt and output tokens of a request together; by default what the models can position, less
     the room that drafts need. graphs: capture the stages at the start and replay them; by default on a GPU only.
     sampling: capture them for sampled requests too, which run uncaptured otherwise. prefill_tokens: capture prefills
-    of up to so many tokens, all packed prompts together (default: max_context). progress: told (graphs captured,
+    of up to so many tokens, all packed prompts together (default: as engines.policy.captured_sizes.prefill_tokens_of
+    has it for prompts of max_context tokens). progress: told (graphs captured,
     graphs in all). reserve: bytes of memory to leave alone, as in engines.live.serving.memory.plan_slots; 0 if a
     plan set them aside before the pair was loaded, since what loading has taken beside the weights came out of
     them.
@@ -111,7 +113,8 @@ class LiveEngine:
         self._closing = self._paused = False
         self._crash: BaseException | None = None
         self._graphs = pair.device.type == "cuda" if graphs is None else graphs
-        self._sampling, self._prefill_tokens, self._progress = sampling, prefill_tokens, progress
+        self.prefill_tokens = prefill_tokens or prefill_tokens_of(architecture, self.max_context)
+        self._sampling, self._progress = sampling, progress
         self._executors: dict[int, Executor] = {}  # by stream
         self._inboxes: dict[tuple[str, int], queue.SimpleQueue[Batch | None]] = {}
         self._threads: list[threading.Thread] = []
@@ -251,7 +254,7 @@ class LiveEngine:
         streams = {number: make_stream(self.pair.device, priority) for number, priority in priorities.items()}
         if not self._graphs:
             return {n: Executor(self.stages, stream, EagerRunner(self.stages)) for n, stream in streams.items()}
-        plans = {n: plan_for(self.architecture, n, self.max_context, self._prefill_tokens) for n in streams}
+        plans = capture_plans(self.architecture, self.prefill_tokens)
         runners = {n: GraphRunner(self.stages, stream, plans[n], self._sampling) for n, stream in streams.items()}
         total, done = sum(map(len, runners.values())), itertools.count(1)
         for runner in runners.values():

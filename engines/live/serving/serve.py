@@ -76,6 +76,7 @@ def describe(engine: LiveEngine, workload: Workload) -> dict[str, Any]:
         "pair_models": pair.origins.describe(),
         "dtype": str(pair.dtype).removeprefix("torch."),
         "max_context": engine.max_context,
+        "prefill_tokens": engine.prefill_tokens,
         "architecture": engine.architecture.to_dict(),
         "workload": {
             **workload.info,

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from engines.live.device.streams import HostStream
-from engines.live.model.graphs import Captured, GraphRunner, Plan, plan_for, sizes_up_to
+from engines.live.model.graphs import Captured, GraphRunner
 from engines.live.model.pairs import Pair
 from engines.live.model.stages import Stages
 from engines.live.serving.engine import LiveEngine
 from engines.live.serving.serve import serve
 from engines.policy.architecture import ARCHITECTURES, PD, PDV, Segment, Step
+from engines.policy.captured_sizes import CapturePlan
 from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.policy.request import Request
 from engines.workload.workload import Workload
@@ -59,7 +60,7 @@ def test_the_sequence_of_the_scratch_slot_does_not_grow(llama: Pair) -> None:
 
 def test_padding_leaves_other_slots_alone(llama: Pair) -> None:
     stages = Stages(llama, slots=8, max_draft_length=4, max_context=64)
-    runner = GraphRunner(stages, HostStream(), Plan(6, 6, (4,), prompts=3, tokens=64))
+    runner = GraphRunner(stages, HostStream(), CapturePlan(6, 6, (4,), prompts=3, tokens=64))
     with torch.inference_mode():
         for slot in range(8):
             stages.load([slot], [[5 + slot] * 6], [0], [0.0])
@@ -79,29 +80,10 @@ def test_padding_leaves_other_slots_alone(llama: Pair) -> None:
         assert stages.lengths[[1, 6]].min() > 7
 
 
-@pytest.mark.parametrize(
-    ("architecture", "stream", "expected"),
-    [
-        (ARCHITECTURES["baseline"], 0, Plan(1, 1, (4,), 1, 100)),
-        (PD, 0, Plan(0, 0, (4,), 1, 100)),
-        (PD, 1, Plan(6, 6, (4,), 0, 0)),
-        (PDV, 0, Plan(6, 1, (4,), 0, 0)),  # hybrid: a batch of one is verified in the decode lane
-        (PDV, 1, Plan(0, 12, (4,), 0, 0)),
-        (
-            PDV.replace(hybrid_at_or_below=0, draft_length=AdaptiveDraftLength(2, 4, 3)),
-            0,
-            Plan(6, 0, (2, 3, 4), 0, 0),
-        ),
-    ],
-)
-def test_a_stream_is_ready_for_what_its_lanes_can_run(architecture, stream: int, expected: Plan) -> None:  # type: ignore[no-untyped-def]
-    assert plan_for(architecture, stream, 100) == expected
-
-
 def test_no_captured_sequence_is_longer_than_a_row(llama: Pair) -> None:
     """Packed prompts can have more tokens than one row of the pool; a kernel that reads past it reads elsewhere."""
     stages = Stages(llama, slots=4, max_draft_length=2, max_context=20)
-    runner = GraphRunner(stages, HostStream(), Plan(0, 0, (2,), prompts=4, tokens=80))
+    runner = GraphRunner(stages, HostStream(), CapturePlan(0, 0, (2,), prompts=4, tokens=80))
     for shape in runner._prefills.values():
         assert int(shape.layout.counts.max()) <= shape.layout.longest <= stages.row_length
         assert int(shape.layout.counts.sum()) == len(shape.layout.owner)
@@ -118,12 +100,6 @@ def test_every_draft_length_can_be_captured(k: int, llama: Pair) -> None:
     requests = random_requests(5)
     architecture = PD.replace(draft_length=FixedDraftLength(k))
     assert served_by_graphs(architecture, llama, requests, 3) == served(PD, llama, requests, 1)
-
-
-def test_sizes_end_with_the_limit() -> None:
-    assert sizes_up_to(6, (1, 2, 4, 8)) == [1, 2, 4, 6]
-    assert sizes_up_to(8, (1, 2, 4, 8)) == [1, 2, 4, 8]
-    assert sizes_up_to(0, (1, 2)) == []
 
 
 def test_capturing_reports_its_progress(llama: Pair) -> None:

@@ -1,0 +1,115 @@
+"""The sizes that an engine captures graphs of, and how it pads a batch to them. Needs no torch.
+
+A captured graph runs one size. A smaller batch is padded to it and takes as long, so the simulator pads as the engine
+does.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from engines.policy.architecture import Architecture, Segment, Step
+from engines.policy.segment_shape import SegmentShape
+
+BATCHES = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+
+
+class CapturedSizes(NamedTuple):
+    """Sizes to capture: of draft and verify batches, and of the tokens of a prefill."""
+
+    batches: Sequence[int]
+    tokens: Sequence[int]
+
+
+ENGINES = CapturedSizes(BATCHES, TOKENS)  # what engines capture
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """What one stream captures.
+
+    draft_batch, verify_batch: largest batches. draft_lengths: every k that can come. prompts, tokens: most prompts of
+    a prefill, and most tokens of them together; 0 without prefill. sizes: to capture below the largest, which is
+    captured too.
+    """
+
+    draft_batch: int = 0
+    verify_batch: int = 0
+    draft_lengths: tuple[int, ...] = ()
+    prompts: int = 0
+    tokens: int = 0
+    sizes: CapturedSizes = ENGINES
+
+    @cached_property
+    def draft_batches(self) -> list[int]:
+        return sizes_up_to(self.draft_batch, self.sizes.batches)
+
+    @cached_property
+    def verify_batches(self) -> list[int]:
+        return sizes_up_to(self.verify_batch, self.sizes.batches)
+
+    @cached_property
+    def prefill_tokens(self) -> list[int]:
+        return sizes_up_to(self.tokens, self.sizes.tokens)
+
+    def padded(self, shape: SegmentShape) -> SegmentShape:
+        """Return the captured shape that runs this one; the shape itself where none is as large."""
+        segment, size, k, tokens, context = shape
+        if segment is Segment.DRAFT:
+            return SegmentShape.draft(_least(self.draft_batches, size), k, context)
+        if segment is Segment.VERIFY:
+            return SegmentShape.verify(_least(self.verify_batches, size), k, context)
+        return SegmentShape(segment, size, k, _least(self.prefill_tokens, tokens), context)
+
+
+def capture_plans(
+    architecture: Architecture, prefill_tokens: int, sizes: CapturedSizes | None = ENGINES
+) -> dict[int, CapturePlan]:
+    """Return what an engine captures, by stream.
+
+    prefill_tokens: most tokens of one prefill, all its prompts together (`prefill_tokens_of`). sizes: None, and the
+    result is empty, for an engine that captures nothing.
+    """
+    if sizes is None:
+        return {}
+    streams = {lane.stream for lane in architecture.lanes}
+    return {stream: _plan_for(architecture, stream, prefill_tokens, sizes) for stream in streams}
+
+
+def _plan_for(architecture: Architecture, stream: int, prefill_tokens: int, sizes: CapturedSizes) -> CapturePlan:
+    lengths = architecture.draft_length
+    limits = {step: n for lane in architecture.lanes if lane.stream == stream for step, n in lane.steps.items()}
+    both = limits.get(Step.DRAFT_VERIFY, 0)
+    draft = limits.get(Step.DRAFT, both)
+    hybrid = min(architecture.hybrid_at_or_below, draft)
+    prompts = limits.get(Step.PREFILL, 0)
+    return CapturePlan(
+        draft_batch=draft,
+        verify_batch=max(limits.get(Step.VERIFY, both), hybrid),
+        draft_lengths=tuple(range(lengths.minimum, lengths.maximum + 1)),
+        prompts=prompts,
+        tokens=prefill_tokens if prompts else 0,
+        sizes=sizes,
+    )
+
+
+def prefill_tokens_of(architecture: Architecture, longest_prompt: int) -> int:
+    """Return the most tokens of one prefill that an engine captures: a full one, but no more than TOKENS holds unless
+    one prompt alone does. Larger ones run uncaptured."""
+    packed = max(lane.steps.get(Step.PREFILL, 0) for lane in architecture.lanes)
+    return max(longest_prompt, min(packed * longest_prompt, TOKENS[-1]))
+
+
+def sizes_up_to(limit: int, sizes: Sequence[int]) -> list[int]:
+    """Return the sizes below the limit, and the limit."""
+    return [*(size for size in sizes if size < limit), limit] if limit else []
+
+
+def _least(sizes: Sequence[int], size: int) -> int:
+    place = bisect_left(sizes, size)
+    return sizes[place] if place < len(sizes) else size
