@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import platform
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from calibrate.acceptance import acceptance_table
 from calibrate.host_times import host_times
-from calibrate.measure_contention import default_groups, measure_contention, shapes_by_lane, widths_of
+from calibrate.measure_contention import default_groups, longest_of, measure_contention, shapes_by_lane, widths_of
 from calibrate.parts import Parts
 from calibrate.profile import Profile
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
@@ -89,13 +88,15 @@ def footprint(grid: Grid) -> tuple[Architecture, int]:
     """An architecture that takes as much memory as a calibration at its fullest, and the tokens of its slots (for
     engines.live.serving.memory.plan_slots). Its lanes run what is measured together; a slot belongs to one of
     them."""
-    together = sum(widths_of(shapes_by_lane(default_groups(grid))))
-    largest = grid.batches[-1]
+    groups, largest = default_groups(grid), grid.batches[-1]
+    needed = [  # slots and tokens, part by part
+        (max(largest, grid.packed[-1]), grid.longest),
+        (sum(widths_of(shapes_by_lane(groups))), longest_of(groups)),
+        (largest, _prompt_of(grid, grid.longest) + OUTPUT_TOKENS),
+    ]
+    slots, longest = max(needed, key=lambda part: part[0] * part[1])
     lanes = PDV.with_batch_limits({Step.DRAFT: largest, Step.VERIFY: largest, Step.PREFILL: grid.packed[-1]})
-    context = grid.longest + 1
-    live = math.ceil(largest * (_prompt_of(grid, context) + OUTPUT_TOKENS) / context)
-    slots, length = max(together, grid.packed[-1], live), FixedDraftLength(grid.draft_lengths[-1])
-    return lanes.replace(slots=slots, draft_length=length), context
+    return lanes.replace(slots=slots, draft_length=FixedDraftLength(grid.draft_lengths[-1])), longest + 1
 
 
 def _scaled(progress: Progress, part: str) -> Progress:

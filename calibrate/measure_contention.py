@@ -30,16 +30,18 @@ FEWEST = 5  # calls that each stream of a group completes at least
 
 def default_groups(grid: Grid) -> list[tuple[SegmentShape, ...]]:
     """Return pairs and triples of stages that lanes run together, over the grid's ranges: batches at both ends and in
-    the middle, prompts in the middle and at the end."""
-    k, context = grid.draft_lengths[len(grid.draft_lengths) // 2], grid.contexts[len(grid.contexts) // 2]
+    the middle, and prefills in the middle and at the end of what prompts of that context can pack."""
+    k, context = grid.draft_lengths[len(grid.draft_lengths) // 2], _middle(grid.contexts)
     sizes = sorted({grid.batches[0], _middle(grid.batches), grid.batches[-1]})
     drafts, verifies = (
         [decode(n, k, context) for n in sizes] for decode in (SegmentShape.draft, SegmentShape.verify)
     )
-    tokens = sorted({_middle(grid.prompt_tokens), grid.prompt_tokens[-1]})
+    fit = [total for total in grid.prompt_tokens if total <= grid.packed[-1] * context] or grid.prompt_tokens[:1]
+    tokens = sorted({_middle(fit), fit[-1]})
+    packed = [next((n for n in grid.packed if total <= n * context), grid.packed[-1]) for total in tokens]
     prompts = [
-        *(SegmentShape.prefill(Segment.PREFILL_TARGET, 1, n) for n in tokens),
-        SegmentShape.prefill(Segment.PREFILL_DRAFT, 1, tokens[-1]),
+        *(SegmentShape.prefill(Segment.PREFILL_TARGET, *shape) for shape in zip(packed, tokens, strict=True)),
+        SegmentShape.prefill(Segment.PREFILL_DRAFT, packed[-1], tokens[-1]),
     ]
     pairs = [(d, v) for d in drafts for v in verifies]
     pairs += [(p, other) for p in prompts for other in (*drafts, *verifies)]
@@ -62,6 +64,12 @@ def widths_of(lanes_shapes: Sequence[Sequence[SegmentShape]]) -> list[int]:
     return [max(shape.batch_size for shape in shapes) for shapes in lanes_shapes]
 
 
+def longest_of(groups: Sequence[tuple[SegmentShape, ...]]) -> int:
+    """Tokens of the longest sequence before a step of these groups."""
+    shapes = [shape for group in groups for shape in group]
+    return max(math.ceil(shape.context_tokens or shape.tokens / shape.batch_size) for shape in shapes)
+
+
 def measure_contention(
     pair: Pair, grid: Grid, groups: Sequence[tuple[SegmentShape, ...]], budget_s: float, progress: Progress
 ) -> pd.DataFrame:
@@ -76,7 +84,7 @@ def measure_contention(
     grid.check(pair.max_context)
     lanes_shapes = shapes_by_lane(groups)
     widths = widths_of(lanes_shapes)
-    stages = make_stages(pair, sum(widths), grid.draft_lengths[-1], grid.longest)
+    stages = make_stages(pair, sum(widths), grid.draft_lengths[-1], longest_of(groups))
     streams = [make_stream(pair.device) for _ in widths]
     share_s = budget_s / len(groups)
     rows: list[dict[str, Any]] = []

@@ -59,7 +59,12 @@ class Grid:
 
     def points(self) -> list[SegmentShape]:
         decode = list(itertools.product(self.batches, self.draft_lengths, self.contexts))
-        prefill = itertools.product((Segment.PREFILL_DRAFT, Segment.PREFILL_TARGET), self.packed, self.prompt_tokens)
+        both = (Segment.PREFILL_DRAFT, Segment.PREFILL_TARGET)
+        prefill = [
+            (segment, prompts, tokens)
+            for segment, prompts, tokens in itertools.product(both, self.packed, self.prompt_tokens)
+            if tokens <= prompts * self.longest
+        ]
         return [
             *itertools.starmap(SegmentShape.draft, decode),
             *itertools.starmap(SegmentShape.verify, decode),
@@ -76,8 +81,9 @@ class Grid:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence before a step."""
-        return max(*self.contexts, *self.prompt_tokens)
+        """Tokens of the longest sequence before a step. The largest prefill packs as many prompts as can be, and no
+        prompt is longer than its share of it, or than the longest context."""
+        return max(self.contexts[-1], -(-self.prompt_tokens[-1] // self.packed[-1]))
 
     def check(self, positions: int) -> None:
         """Raises InputError if models that position so many tokens cannot hold the longest sequence of the grid."""

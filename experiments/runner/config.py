@@ -194,22 +194,30 @@ class Experiment(Settings):
     def points(self) -> list[Point]:
         """All cells, architectures outermost. Raises InputError."""
         shared = loads_of(self.concurrencies, self.rates)
-        workloads: dict[tuple[str, float] | None, tuple[Workload, ...]] = {}
+        workloads: dict[tuple[tuple[str, float] | None, str], tuple[Workload, ...]] = {}
         found: dict[str, Point] = {}
         for layout in self.layouts():
+            settings = self._workload_of(layout)
             for load in layout.loads or shared or (None,):
-                if load not in workloads:
+                key = load, repr(settings)
+                if key not in workloads:
                     seeds = range(self.seed, self.seed + self.repeats)
-                    workloads[load] = tuple(self.workload.build(load, seed) for seed in seeds)
-                    check_room(workloads[load][0], self.max_context)
+                    workloads[key] = tuple(settings.build(load, seed) for seed in seeds)
+                    check_room(workloads[key][0], self.max_context)
                 level = "-trace" if load is None else f"-{load[0][0]}{load[1]:g}"
                 name = f"{layout.architecture.name}{level}-k{draft_length_label(layout.architecture)}"
                 if name in found:
                     remedy = "two cells have this name; drop a load or draft length, or name architectures apart"
                     raise InputError("cells", name, remedy)
-                found[name] = Point(name, layout, workloads[load])
+                found[name] = Point(name, layout, workloads[key])
         self._check_calibration(list(found.values()))
         return list(found.values())
+
+    def _workload_of(self, layout: Layout) -> WorkloadConfig:
+        if not layout.workload:
+            return self.workload
+        values = {**self.workload.model_dump(exclude_unset=True), **layout.workload}
+        return checked(WorkloadConfig, values, "architectures workload")
 
     def layouts(self) -> list[Layout]:
         """Every architecture at every k. Raises InputError."""
@@ -234,8 +242,7 @@ class Experiment(Settings):
         for point in points:
             for field, needed in _needed(point, self.max_context).items():
                 values = getattr(measured, field)
-                largest = max(values) / (min(measured.packed) if field == "prompt_tokens" else 1)
-                if needed > largest * tolerated:
+                if needed > max(values) * tolerated:
                     remedy = f"{point.name} can need {needed}; measure up to that, or change the cell"
                     raise InputError(f"calibration.{field}", values, remedy)
 
@@ -252,7 +259,7 @@ def _needed(point: Point, max_context: int | None) -> dict[str, int]:
         "batches": min(max(limits.values()), most),
         "packed": min(prefill, most),
         "contexts": longest if max_context is None else min(longest, max_context),
-        "prompt_tokens": max(request.prompt_tokens for request in requests),
+        "prompt_tokens": min(prefill, most) * max(request.prompt_tokens for request in requests),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ class Changes(Settings):
     """An architecture in a configuration: another one (`base`) with changes.
 
     streams: the stream of each lane named. verify_first_above: false switches it off. concurrencies, rates: loads of
-    its own, in place of the experiment's. The others: as in engines.policy.changes.changed.
+    its own, in place of the experiment's. workload: settings that replace the experiment's. The others: as in
+    engines.policy.changes.changed.
     """
 
     base: str
@@ -37,6 +39,7 @@ class Changes(Settings):
     verify_first_above: Literal[False] | Whole | None = None
     concurrencies: list[Count] = Field(default=[])
     rates: list[Positive] = Field(default=[])
+    workload: dict[str, Any] = Field(default={})
 
     def build(self) -> Architecture:
         """The changed architecture. Raises InputError."""
@@ -60,11 +63,12 @@ class Changes(Settings):
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """An architecture of the grid. slots_named: whether somebody chose its slots; otherwise a live engine takes as
-    many as fit. loads: its own, if it has any."""
+    many as fit. loads: its own, if it has any. workload: settings that replace the experiment's."""
 
     architecture: Architecture
     slots_named: bool
     loads: Loads = ()
+    workload: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def layout_of(value: str | dict[str, Any]) -> Layout:
@@ -77,7 +81,7 @@ def layout_of(value: str | dict[str, Any]) -> Layout:
     if changes.concurrencies and changes.rates:
         raise InputError("architectures concurrencies, rates", value["base"], "give one of the two")
     loads = loads_of(changes.concurrencies, changes.rates)
-    return Layout(changes.build(), changes.slots is not None or names_slots(changes.base), loads)
+    return Layout(changes.build(), changes.slots is not None or names_slots(changes.base), loads, changes.workload)
 
 
 def loads_of(concurrencies: list[int], rates: list[float]) -> Loads:

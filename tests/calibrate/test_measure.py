@@ -75,7 +75,8 @@ def test_no_part_of_a_calibration_takes_more_slots_than_are_planned(
         with pytest.raises(Asked) as caught:
             measure()
         most.append(caught.value.args)
-    assert (architecture.slots, architecture.draft_length.maximum, context) == max(most)
+    assert all(length == architecture.draft_length.maximum for _, length, _ in most)
+    assert all(slots * tokens <= architecture.slots * context for slots, _, tokens in most)
 
 
 def test_more_work_takes_longer(profile: Profile) -> None:
