@@ -11,12 +11,15 @@ import typer
 from engines.errors import InputError
 from experiments.commands.bench import bench
 from experiments.commands.calibrate import calibrate
+from experiments.commands.check import check
 from experiments.commands.compare import compare
 from experiments.commands.experiment import demo, experiment
 from experiments.commands.figures import figures
+from experiments.commands.profile_kernels import profile_kernels
 from experiments.commands.run import run
 from experiments.commands.simulate import simulate
 from experiments.commands.trace import trace
+from experiments.commands.train_pair import train_pair
 from experiments.program.ending import ended_by
 
 app = typer.Typer(
@@ -30,12 +33,16 @@ app = typer.Typer(
     The usual order: [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device, [bold]simulate[/bold]
     the same workload, [bold]compare[/bold] the two, draw [bold]figures[/bold]. [bold]experiment[/bold] does all of it
     for a whole grid, [bold]demo[/bold] for a small one.
-    [bold]bench[/bold] checks that outputs are exact and sets engines beside what users would run instead.
+    [bold]bench[/bold] checks that outputs are exact and sets engines beside what users would run instead;
+    [bold]check[/bold] looks at one part of the engines alone.
     Times are seconds, lengths tokens, rates requests per second, unless an option says otherwise.
     """,
 )
 for command in (run, calibrate, simulate, compare, figures, trace, experiment, bench, demo):
     app.command()(command)
+app.add_typer(check)
+app.command()(profile_kernels)
+app.command()(train_pair)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

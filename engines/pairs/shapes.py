@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engines.errors import InputError
@@ -20,12 +20,37 @@ class ModelShape:
 
     name: str
     model_type: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(hash=False)
     special_tokens: range
 
     @property
     def vocabulary(self) -> int:
         return int(self.settings["vocab_size"])
+
+    @property
+    def hidden(self) -> int:
+        return int(self.settings["hidden_size"])
+
+    @property
+    def intermediate(self) -> int:
+        return int(self.settings["intermediate_size"])
+
+    @property
+    def heads(self) -> int:
+        return int(self.settings["num_attention_heads"])
+
+    @property
+    def kv_heads(self) -> int:
+        return int(self.settings["num_key_value_heads"])
+
+    @property
+    def head_dim(self) -> int:
+        return int(self.settings.get("head_dim", self.hidden // self.heads))
+
+    @property
+    def head_norms(self) -> bool:
+        """Whether queries and keys are normalized head by head."""
+        return self.model_type == "qwen3"
 
     @property
     def layers(self) -> int:
@@ -62,6 +87,11 @@ _QWEN_3 = {
     "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "rope_parameters": _rotary(1_000_000.0),
 }  # fmt: skip
 _QWEN_3_SPECIAL = range(151_643, 151_936)
+_BYTES = {
+    "vocab_size": 264, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    "rope_parameters": _rotary(10_000.0),
+}  # fmt: skip
 _TINY = {"vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 512}
 
 SHAPES: dict[str, ModelShape] = {
@@ -95,6 +125,13 @@ SHAPES: dict[str, ModelShape] = {
             {**_QWEN_3, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
              "num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True},
             _QWEN_3_SPECIAL,
+        ),
+        # Not published: the shipped pair, over bytes.
+        _llama(
+            "embedded-target", range(256, 264), **_BYTES, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
+        ),
+        _llama(
+            "embedded-draft", range(256, 264), **_BYTES, hidden_size=128, intermediate_size=384, num_hidden_layers=2,
         ),
         # Not published: small enough for a test, with grouped queries and both model types.
         _llama(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from calibrate.stage_costs import Progress
+from engines.errors import InputError
 from engines.live.model.pairs import load_pair
 from engines.live.serving.cache_check import CacheReport, check_engine, check_slot
 from engines.live.serving.engine import LiveEngine
@@ -19,6 +20,7 @@ from engines.policy.architecture import Architecture, Step, load_architecture
 from engines.policy.draft_length import FixedDraftLength
 from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.bench.settings import BenchSettings
+from experiments.runner.preflight import check_fits, context_on
 
 REQUESTS, CLIENTS, SAMPLED, OUTPUT_TOKENS = 8, 4, 2, 48
 LAYER_SCALES = (1.0, 0.5, 0.2, 0.1, 0.05)
@@ -42,6 +44,18 @@ class CacheFindings:
         looked = self.sequences > 0 and set(self.damage) == set(DAMAGES)
         return looked and not self.failures and all(self.damage.values())
 
+    @property
+    def failure(self) -> str:
+        """What is not as it must be, in words; empty if all is."""
+        if self.ok:
+            return ""
+        if self.failures:
+            return f"the cache is wrong: {self.failures[0]}"
+        unnoticed = [name for name, noticed in self.damage.items() if not noticed]
+        if unnoticed:
+            return f"a cache spoilt on purpose ({unnoticed[0]}) went unnoticed"
+        return "no sequence was compared, or none spoilt on purpose; ask for longer outputs"
+
     def add(self, reports: list[CacheReport]) -> None:
         self.sequences += len(reports) // 2
         for report in reports:
@@ -64,13 +78,29 @@ DAMAGES: dict[str, Callable[[Tensor, int, int], None]] = {
 }
 
 
+def lengths_of(settings: BenchSettings) -> tuple[int, int]:
+    """Tokens of every prompt and output."""
+    return settings.prompt_tokens, min(OUTPUT_TOKENS, settings.output_tokens)
+
+
+def check_room(settings: BenchSettings) -> None:
+    """Raises InputError, before anything is loaded, for what the pair or the device cannot hold."""
+    needed = sum(lengths_of(settings))
+    for name in settings.architectures:
+        architecture = _small(name, settings)
+        most = context_on(architecture, settings.pair)
+        if needed > most:
+            raise InputError("prompt_tokens + output_tokens", needed, f"the pair takes {most}; ask for shorter ones")
+        check_fits(architecture, settings.pair, device=settings.device, max_context=needed)
+
+
 def check_caches(settings: BenchSettings, progress: Progress) -> list[CacheFindings]:
     """Serve a few requests with each architecture, and compare sampled sequences while they run. The damage is made
     and undone once an architecture, when two requests are at work. The pair is loaded for it: of a permutation pair
     one whose layers say as much as they can while drafts are still accepted."""
     progress("loading the pair", 0.0)
     pair = load_pair(_with_loud_layers(settings.pair), device=settings.device)
-    prompt, output = settings.prompt_tokens, min(OUTPUT_TOKENS, settings.output_tokens)
+    prompt, output = lengths_of(settings)
     lengths = FixedLength(prompt), FixedLength(output)
     workload = prompts_for(pair, make_workload(REQUESTS, *lengths, concurrency=CLIENTS), settings.seed)
     found: list[CacheFindings] = []

@@ -42,10 +42,6 @@ class Candidate:
     limits: str
     concurrencies: tuple[int, ...]
 
-    @property
-    def carries(self) -> bool:
-        return any(lane.run_to_completion for lane in self.architecture.lanes)
-
     def limit(self, stage: Stage) -> int:
         """Largest batch of a stage; of draft where verify is one step with it."""
         try:
@@ -53,6 +49,18 @@ class Candidate:
         except KeyError:
             return self.limit(Stage.DRAFT)
         return lane.steps[step]
+
+
+def carries(architecture: Architecture) -> bool:
+    """Whether a worker carries one request."""
+    return any(lane.run_to_completion for lane in architecture.lanes)
+
+
+def for_clients(architecture: Architecture, clients: int) -> Architecture:
+    """The architecture with a slot and, where requests are batched, a place in every batch for each client."""
+    architecture = architecture.replace(slots=clients)
+    sizes = dict.fromkeys((Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY), clients)
+    return architecture if carries(architecture) else architecture.with_batch_limits({**sizes, Step.PREFILL: PACKED})
 
 
 def candidates(settings: BenchSettings) -> list[Candidate]:
@@ -65,15 +73,13 @@ def candidates(settings: BenchSettings) -> list[Candidate]:
             slots=top, draft_length=FixedDraftLength(settings.draft_length)
         )  # fmt: skip
         default = Candidate(architecture, "default", settings.concurrencies)
-        if default.carries:
+        if carries(architecture):
             few = tuple(c for c in settings.concurrencies if c <= CARRIED) or settings.concurrencies[:1]
             found.append(Candidate(architecture, "default", few))
             continue
         found.append(default)
         if top > default.limit(Stage.DRAFT):
-            sizes = dict.fromkeys((Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY), top)
-            large = architecture.with_batch_limits({**sizes, Step.PREFILL: PACKED})
-            found.append(Candidate(large, "large", settings.concurrencies))
+            found.append(Candidate(for_clients(architecture, top), "large", settings.concurrencies))
     return found
 
 

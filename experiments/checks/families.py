@@ -1,7 +1,5 @@
 """Which families of models are served exactly, and which are refused? A table, made with tiny random models.
 
-    python -m experiments.checks.families --out results/families
-
 For every decoder family that transformers knows, and some variants of them: a tiny pair with random weights is made,
 saved, loaded as any other pair and, unless it is refused then, serves a few requests of different lengths in two
 architectures. Every output is compared, token for token, with the target's own `generate`, one request at a time.
@@ -9,20 +7,16 @@ architectures. Every output is compared, token for token, with the target's own 
 
 from __future__ import annotations
 
-import argparse
 import platform
 import random
-import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -37,7 +31,6 @@ from engines.policy.draft_length import FixedDraftLength
 from engines.policy.request import Request
 from engines.workload.workload import Workload
 from experiments.checks.tiny_decoders import families, save_pair, tiny_config, tiny_model
-from experiments.program.progress import bar
 
 EXACT, REFUSED, NOT_MADE, WRONG, FAILED = "exact", "refused at load", "not made", "WRONG", "FAILED"
 ARCHITECTURES = tuple(layout.replace(slots=4, draft_length=FixedDraftLength(3)) for layout in (BASELINE, PDV))
@@ -154,8 +147,19 @@ def _generated(target: Any, request: Request) -> list[int]:
     return [int(token) for token in out[0, request.prompt_tokens :]]
 
 
+def variants_of(names: Sequence[str]) -> list[Variant]:
+    """All variants of these families, or of all where none is named. Raises InputError."""
+    known = families()
+    for name in names:
+        if name not in known:
+            raise InputError("family", name, "transformers has no such decoder; use a model type, such as llama")
+    every = sorted([*map(Variant, known), *VARIANTS], key=lambda each: (each.family, each.name))
+    return [variant for variant in every if not names or variant.family in names]
+
+
 def table(variants: Iterable[Variant]) -> Iterator[Row]:
     """A row for each variant."""
+    logging.set_verbosity(logging.CRITICAL)
     for variant in variants:
         with tempfile.TemporaryDirectory() as folder, lane_settings(torch.device("cpu")):
             yield check(variant, Path(folder))
@@ -185,30 +189,3 @@ def summary(rows: list[Row], seconds: float) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split())[:160]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Returns 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results/families"))
-    parser.add_argument("--family", action="append", help="only these families")
-    options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.CRITICAL)
-    variants = sorted([*map(Variant, families()), *VARIANTS], key=lambda each: (each.family, each.name))
-    if options.family:
-        variants = [variant for variant in variants if variant.family in options.family]
-    started_s, rows = time.perf_counter(), []
-    with bar("families") as progress:
-        for row in table(variants):
-            rows.append(row)
-            progress(len(rows), len(variants))
-    options.out.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([asdict(row) for row in rows]).to_csv(options.out / "families.csv", index=False)
-    text = summary(rows, time.perf_counter() - started_s)
-    (options.out / "families.txt").write_text(text)
-    print(text.split("\n\nexact:")[0])
-    return int(any(row.outcome in (WRONG, FAILED) for row in rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

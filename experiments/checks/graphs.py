@@ -1,7 +1,5 @@
 """Whether stages captured as CUDA graphs say, token by token, what the same stages say uncaptured.
 
-    python -m experiments.checks.graphs --device cuda [--pair permutation:...] [--dtype float32]
-
 Closed loops of random lengths are served twice, replayed and uncaptured: by every architecture, with a fixed and an
 adaptive draft length, greedy, sampled and mixed, by several numbers of clients. What must hold:
 
@@ -16,14 +14,10 @@ different numbers of clients agree. On a CPU nothing is captured, but places, pa
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import math
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -37,18 +31,14 @@ from engines.live.serving.engine import Handle, LiveEngine
 from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.pairs.permutation import PREFIX, margin, parse_pair
-from engines.policy.architecture import Architecture, Step, load_architecture
+from engines.policy.architecture import Architecture, load_architecture
 from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.policy.request import Request
-from engines.storage.files import replaced
 from engines.workload.workload import UniformLength, Workload, make_workload
-from experiments.bench.engines import CARRIED, PACKED, free_memory
+from experiments.bench.engines import CARRIED, carries, for_clients, free_memory
 from experiments.bench.exactness import Expected, expected_of, is_tie
-from experiments.commands.arguments import parse_numbers
-from experiments.compare.report import results_console
-from experiments.program.ending import in_one_line
-from experiments.program.outputs import check_file
-from experiments.runner.preflight import check_fits, check_live
+from experiments.program.progress import Report
+from experiments.runner.preflight import check_fits
 
 # Layers that say as much as the closed form allows, so that a token computed from the wrong context shows.
 PAIRS = {
@@ -75,15 +65,9 @@ class Load(NamedTuple):
     workload: Workload
 
 
-def carries(architecture: Architecture) -> bool:
-    return any(lane.run_to_completion for lane in architecture.lanes)
-
-
 def layout(name: str, draft_length: str, clients: int) -> Architecture:
-    """An architecture with a slot, and where requests are batched a place in every batch, for each client."""
-    architecture = load_architecture(name).replace(slots=clients, draft_length=DRAFT_LENGTHS[draft_length])
-    sizes = dict.fromkeys((Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY), clients)
-    return architecture if carries(architecture) else architecture.with_batch_limits({**sizes, Step.PREFILL: PACKED})
+    """An architecture with a slot and, where requests are batched, a place in every batch for each client."""
+    return for_clients(load_architecture(name), clients).replace(draft_length=DRAFT_LENGTHS[draft_length])
 
 
 def make_loads(pair: Pair, clients: Sequence[int], temperature: float) -> list[Load]:
@@ -190,7 +174,7 @@ def check(
 
 def report(rows: pd.DataFrame) -> Table:
     """One row a case, all numbers of clients together."""
-    table = Table(box=box.SIMPLE_HEAD, caption="known: outputs that had to be what is known; control: see --help")
+    table = Table(box=box.SIMPLE_HEAD, caption="known: had to be what is known; control: uncaptured runs that agree")
     for heading in ("", "architecture", "k", "decoding"):
         table.add_column(heading)
     for heading in ("requests", "equal", "ties", "wrong", "known", "control"):
@@ -203,58 +187,24 @@ def report(rows: pd.DataFrame) -> Table:
     return table
 
 
-def check_all(options: argparse.Namespace) -> pd.DataFrame:
+def check_all(
+    pair_name: str, device: str, dtypes: Sequence[str], names: Sequence[str], clients: Sequence[int], progress: Report
+) -> pd.DataFrame:
     """One row a case and number of clients. Raises InputError before any work."""
-    kind = "cpu" if options.device == "cpu" else "cuda"
-    pair_name = options.pair or PAIRS[kind]
-    dtypes = (options.dtype or ("float32" if kind == "cpu" else ",".join(DTYPES))).split(",")
-    names, clients = options.architectures.split(","), parse_numbers("clients", options.clients)
-    check_live(options.device, pair_name)
-    check_file("out", options.out)
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise InputError("dtype", dtype, f"use {' or '.join(DTYPES)}, or both with a comma between")
-    for name in names:
-        if len(load_architecture(name).devices) > 1:
-            raise InputError("architectures", name, "its lanes are on several devices; a live engine uses one")
-    most = {name: max(CARRIED, clients[0]) if carries(load_architecture(name)) else clients[-1] for name in names}
+    few = [n for n in clients if n <= max(CARRIED, clients[0])]  # of more clients, more only wait
+    fitting = {name: few if carries(load_architecture(name)) else clients for name in names}
     for name, draft_length in itertools.product(names, DRAFT_LENGTHS):
-        context = LONGEST_PROMPT + LONGEST_OUTPUT
-        largest = layout(name, draft_length, max(n for n in clients if n <= most[name]))
-        check_fits(largest, pair_name, device=options.device, max_context=context)
-    rows: list[dict[str, Any]] = []
-    for dtype in dtypes:
-        pair = load_pair(pair_name, device=options.device, dtype=DTYPES[dtype])
+        largest = layout(name, draft_length, fitting[name][-1])
+        check_fits(largest, pair_name, device=device, max_context=LONGEST_PROMPT + LONGEST_OUTPUT)
+    cases, rows = list(itertools.product(names, DRAFT_LENGTHS)), list[dict[str, Any]]()
+    for i, dtype in enumerate(dtypes):
+        pair = load_pair(pair_name, device=device, dtype=DTYPES[dtype])
         expected, loads = expected_of(pair_name, pair), make_loads(pair, clients, even_temperature(pair_name))
-        for name in names:
-            for draft_length in DRAFT_LENGTHS:
-                fitting = [load for load in loads if load.clients <= most[name]]
-                rows += check(pair, expected, name, draft_length, fitting)
+        for j, (name, draft_length) in enumerate(cases):
+            progress(i * len(cases) + j, len(dtypes) * len(cases))
+            chosen = [load for load in loads if load.clients in fitting[name]]
+            rows += check(pair, expected, name, draft_length, chosen)
     return pd.DataFrame(rows)
-
-
-@in_one_line
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--pair", help="default: a small permutation pair")
-    parser.add_argument("--dtype", help="bfloat16, float32 or bfloat16,float32 (default: both; on a CPU float32)")
-    parser.add_argument("--architectures", default="baseline,pd,pdv")
-    parser.add_argument("--clients", default="1,3,10,64")
-    parser.add_argument("--out", type=Path, default=Path("results/graph_check.csv"))
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    rows = check_all(options)
-    with replaced(options.out) as beside:
-        rows.to_csv(beside, index=False)
-    results_console().print(report(rows))
-    wrong = rows[rows["wrong"] > 0]
-    for row in wrong.to_dict("records"):
-        case = f"{row['dtype']} {row['architecture']}, k {row['draft_length']}, {row['decoding']}"
-        print(f"WRONG: {case}, {row['clients']} clients: {row['wrong']} of {row['requests']}, first {row['first']}")
-    print(f"{time.perf_counter() - started:.0f} s; {'all right' if wrong.empty else 'SOMETHING IS WRONG'}")
-    return 0 if wrong.empty else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-import torch
+from importlib.util import find_spec
 
 from engines.errors import InputError
+from experiments.runner.preflight import check_live
 
 
-def check_kernels() -> None:
-    """Raises InputError unless Triton's kernels can be compiled and timed here, on a CUDA device."""
+def check_gpu(device: str = "cuda") -> None:
+    """Raises InputError unless Triton's kernels can be compiled and timed there."""
+    if not device.startswith("cuda"):
+        raise InputError("device", device, "kernels are those of a GPU; use cuda or cuda:N")
+    check_live("cpu")  # is torch there?
+    import torch
+
     if not torch.cuda.is_available():
-        raise InputError("device", "cuda", "torch finds no such device here; run this on a machine that has one")
-    if importlib.util.find_spec("triton") is None:
-        raise InputError("device", "cuda", "its kernels need triton; install the extra: pip install 'pdv[cuda]'")
+        raise InputError("device", device, "torch finds no such device here; run this on a machine that has one")
+    check_live(device)
+    if find_spec("triton") is None:
+        raise InputError("device", device, "its kernels need triton; install the extra: pip install 'pdv[cuda]'")
 
 
 def check_shared_memory(needed: int) -> None:
     """Raises InputError unless a program may have so many bytes of the CUDA device's shared memory."""
+    import torch
+
     from engines.live.kernels.dependent_launch import shared_bytes_of
 
     there = shared_bytes_of(torch.device("cuda", torch.cuda.current_device()))

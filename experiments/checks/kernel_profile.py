@@ -1,7 +1,5 @@
 """Where the time of a draft and a verify goes, kernel by kernel, as the engines run them on a GPU.
 
-    python -m experiments.checks.kernel_profile --device cuda [--pair permutation:...] [--batches 1,8] [--out FILE]
-
 A kernel may start while the one before it still runs, so its own duration says little. `advance_us` is the time from
 the end of all kernels before it, or from its own start if it began later, to its own end: the advances of a stage sum
 to the time in which its kernels ran. What is left is `idle`: the device waited for the next graph to be launched,
@@ -11,32 +9,23 @@ five.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 
 from calibrate.workbench import RepeatableCall, Workbench, make_runner, make_stages
-from engines.errors import InputError, require_whole
 from engines.live.device.streams import Stream, make_stream
 from engines.live.model.pairs import load_pair
 from engines.policy.architecture import PD, Step
 from engines.policy.draft_length import FixedDraftLength
 from engines.policy.segment_shape import SegmentShape
-from engines.storage.files import replaced
-from experiments.checks.hardware import check_kernels
-from experiments.commands.arguments import parse_numbers
-from experiments.program.ending import in_one_line
-from experiments.program.outputs import check_file
-from experiments.runner.preflight import check_fits, check_live
+from experiments.program.progress import Report
+from experiments.runner.preflight import check_fits
 
 REPLAYS, TIMES = 5, 41
 NAME_LENGTH = 48
-PAIR = "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8"
 
 
 class Kernel(NamedTuple):
@@ -87,7 +76,10 @@ def profile_stage(stream: Stream, call: RepeatableCall) -> pd.DataFrame:
     return tables[sorted(range(REPLAYS), key=ran.__getitem__)[REPLAYS // 2]]
 
 
-def profile_pair(name: str, batches: Sequence[int], context: int, k: int, device: str) -> pd.DataFrame:
+@torch.inference_mode()
+def profile_pair(
+    name: str, batches: Sequence[int], context: int, k: int, device: str, progress: Report
+) -> pd.DataFrame:
     """Draft and verify of each batch size. Adds to `advances` the columns segment, batch, stage_ms: the median time
     of the stage without the profiler."""
     pair = load_pair(name, device=device)
@@ -96,7 +88,8 @@ def profile_pair(name: str, batches: Sequence[int], context: int, k: int, device
     shapes = [decode(b, k, context) for decode in (SegmentShape.draft, SegmentShape.verify) for b in batches]
     bench = Workbench(stages, 0, batches[-1], make_runner(stages, stream, shapes))
     tables = []
-    for shape in shapes:
+    for done, shape in enumerate(shapes):
+        progress(done, len(shapes))
         call = bench.call(shape)
         times = sorted(bench.time(stream, call) for _ in range(TIMES))
         table = profile_stage(stream, call)
@@ -119,41 +112,8 @@ def report(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def check(options: argparse.Namespace) -> tuple[int, ...]:
-    """The batch sizes. Raises InputError for what cannot be profiled, before any work."""
-    check_live(options.device, options.pair)
-    if not options.device.startswith("cuda"):
-        raise InputError("device", options.device, "kernels are those of a GPU; use cuda or cuda:N")
-    check_kernels()
-    require_whole("context", options.context, 2)
-    require_whole("draft_length", options.draft_length, 1)
-    check_file("out", options.out)
-    batches = tuple(parse_numbers("batches", options.batches))
+def check(name: str, batches: Sequence[int], context: int, k: int, device: str) -> None:
+    """Raises InputError for what the pair or the device cannot hold."""
     lanes = PD.with_batch_limits({Step.DRAFT_VERIFY: batches[-1], Step.PREFILL: 1})
-    architecture = lanes.replace(slots=batches[-1], draft_length=FixedDraftLength(options.draft_length))
-    longest = options.context + options.draft_length + 2
-    check_fits(architecture, options.pair, device=options.device, max_context=longest)
-    return batches
-
-
-@in_one_line
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--pair", default=PAIR)
-    parser.add_argument("--batches", default="1,8", help="requests of a draft or a verify")
-    parser.add_argument("--context", type=int, default=400, help="tokens before the drafts")
-    parser.add_argument("--draft-length", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("results/kernel_profile.csv"))
-    options = parser.parse_args(arguments)
-    batches = check(options)
-    with torch.inference_mode():
-        rows = profile_pair(options.pair, batches, options.context, options.draft_length, options.device)
-    with replaced(options.out) as beside:
-        rows.to_csv(beside, index=False, float_format="%.3f")
-    print(report(rows))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    architecture = lanes.replace(slots=batches[-1], draft_length=FixedDraftLength(k))
+    check_fits(architecture, name, device=device, max_context=context + k + 2)

@@ -1,7 +1,5 @@
 """Check the Triton kernels on a GPU at real shapes, and time attention in many launches against its floor.
 
-    python -m experiments.checks.kernels [--seconds 85]
-
 Every kernel runs on random data, into memory that was poisoned, beside slots that hold what is not a number, and is
 compared with the PyTorch function of the same name in float32 (relative error of the norm; bfloat16 rounds at 4e-3).
 Attention is timed over as many layers' pools as the second-level cache cannot hold, in a CUDA graph. The floor is
@@ -10,34 +8,27 @@ the bytes of the keys and values read, over the bandwidth of a device-to-device 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import importlib.util
 import itertools
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
 
-from engines.errors import require_positive, require_whole
 from engines.live.kernels import elementwise
 from engines.live.kernels.decode_attention import attend_gathered
+from engines.live.kernels.decode_attention_triton import DecodeAttention, LaunchConfig
 from engines.live.model.attention import PackedBatch, _attend_in_place
 from engines.live.model.kv_cache import SlotPool
+from engines.live.model.permutation import shape_config
 from engines.live.serving.utilisation import measure_ceilings
-from experiments.checks.hardware import check_kernels, check_shared_memory
-from experiments.program.ending import in_one_line
-
-if importlib.util.find_spec("triton") is not None:  # without it, main says so
-    from engines.live.kernels.decode_attention_triton import LEAST_SHARED_BYTES, DecodeAttention, LaunchConfig
+from engines.pairs.shapes import ModelShape
+from experiments.program.progress import console
 
 CONTEXT, ROW_LENGTH, COLD_BYTES = 400, 512, 3 * 10**8
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # without a GPU the kernels can be interpreted
@@ -46,24 +37,11 @@ LAUNCHES = (  # keys, warps, stages
     (32, 1, 4), (32, 2, 4), (32, 4, 4), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3),
     (128, 4, 2), (128, 4, 3), (128, 8, 2),
 )  # fmt: skip
+SIZES = (1, 8, 64)  # sequences
+CHECKED = (1, 2, 5, 9)  # new tokens of each
+TIMED = {"tinyllama-1.1b": (1, 2)}  # of a draft; a target's are 5
 
 
-class Shape(NamedTuple):
-    name: str
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    head_norms: bool = False
-
-
-LLAMA2 = Shape("Llama-2-7B", 4096, 11008, 32, 32, 128)
-TINY = Shape("TinyLlama-1.1B", 2048, 5632, 32, 4, 64)
-LLAMA3 = Shape("Llama-3.1-8B", 4096, 14336, 32, 8, 128)
-QWEN3 = Shape("Qwen3-14B", 5120, 17408, 40, 8, 128, True)
-SHAPES = (LLAMA2, TINY, LLAMA3, QWEN3)
-TIMED = [(LLAMA2, 5), (TINY, 1), (TINY, 2), (LLAMA3, 5), (QWEN3, 5)]  # with the new tokens a sequence
 
 
 def relative_error(out: Tensor, reference: Tensor) -> float:
@@ -84,7 +62,7 @@ class Bench:
     """Sequences of mixed lengths (400 tokens in the mean) in shuffled slots of several layers' pools; all else in
     the pools is not a number."""
 
-    def __init__(self, shape: Shape, size: int, queries: int, layers: int | None = None) -> None:
+    def __init__(self, shape: ModelShape, size: int, queries: int, layers: int | None = None) -> None:
         self.shape, self.queries = shape, queries
         torch.manual_seed(size)
         spread = torch.linspace(-90, 90, size) if size > 1 else torch.zeros(1)
@@ -93,10 +71,7 @@ class Bench:
         token_bytes = 2 * shape.kv_heads * shape.head_dim * 2
         self.bytes = int(lengths.sum()) * token_bytes
         layers = layers or min(24, -(-COLD_BYTES // self.bytes))
-        config = LlamaConfig(
-            num_hidden_layers=layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-            hidden_size=shape.hidden, head_dim=shape.head_dim,
-        )  # fmt: skip
+        config = shape_config(shape.with_layers(layers))
         self.pool = SlotPool(config, size + 1, ROW_LENGTH, DEVICE, torch.bfloat16)
         slots = torch.randperm(size + 1)[:size].cuda()
         self.batch = PackedBatch(self.pool, slots, first, queries)
@@ -150,7 +125,7 @@ def twenty_times(function: Callable[..., Tensor], arguments: list[object]) -> No
         function(*arguments)
 
 
-def between_products(shape: Shape, tokens: int) -> list[tuple[str, float, float]]:
+def between_products(shape: ModelShape, tokens: int) -> list[tuple[str, float, float]]:
     """(name, worst relative error, microseconds) of each element-wise kernel."""
     rows = torch.randperm(3 * ROW_LENGTH, device=DEVICE)[:tokens]
     kv_size = (3, ROW_LENGTH, shape.kv_heads, shape.head_dim)
@@ -183,7 +158,7 @@ def between_products(shape: Shape, tokens: int) -> list[tuple[str, float, float]
     return results
 
 
-def compile_ahead(shape: Shape, queries: int, config: LaunchConfig) -> None:
+def compile_ahead(shape: ModelShape, queries: int, config: LaunchConfig) -> None:
     """Fill Triton's cache on disk, in a process of its own: compiling one launch after another takes minutes."""
     bench = Bench(shape, 1, queries, layers=1)
     try:
@@ -226,32 +201,31 @@ def check(benches: list[tuple[int, Bench]]) -> bool:
     return all(error < LIMIT for error in errors.values())
 
 
-@in_one_line
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=85.0, help="stop timing after this long")
-    parser.add_argument("--processes", type=int, default=12, help="that compile")
-    options = parser.parse_args(arguments)
-    check_kernels()
-    check_shared_memory(LEAST_SHARED_BYTES)
-    require_positive("seconds", options.seconds)
-    require_whole("processes", options.processes, 1)
+@torch.inference_mode()
+def check_kernels(shapes: Sequence[ModelShape], budget_s: float, jobs: int) -> bool:
+    """Print what is found; returns whether every kernel is right. Timing ends after the budget."""
     begin = time.perf_counter()
     checked = [
         (size, Bench(shape, size, queries, layers=1))
-        for shape in SHAPES for size in (1, 8, 64) for queries in (1, 2, 5, 9)
+        for shape in shapes for size in SIZES for queries in CHECKED
     ]  # fmt: skip
-    timed = [(size, Bench(shape, size, queries)) for shape, queries in TIMED for size in (1, 8, 64)]
+    timed = [
+        (size, Bench(shape, size, queries))
+        for shape in shapes for queries in TIMED.get(shape.name, (5,)) for size in SIZES
+    ]  # fmt: skip
     wanted = [(b.shape, b.queries, resolved(b, None)) for _, b in checked]
     wanted += [(b.shape, b.queries, config) for _, b in timed for config in launches(b)]
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+    with (
+        console.status("compiling"),
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
+    ):
         list(pool.map(compile_ahead, *zip(*dict.fromkeys(wanted), strict=True)))
     print(
         f"{torch.cuda.get_device_name()}: {len(set(wanted))} launches compiled, {time.perf_counter() - begin:.0f} s"
     )
 
     right = True
-    for shape in SHAPES:
+    for shape in shapes:
         for tokens in (8, 320):
             results = between_products(shape, tokens)
             right &= all(error < LIMIT for _, error, _ in results)
@@ -264,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"copy {bandwidth / 1e6:.2f} TB/s. Attention in us; launches as keys/warps/stages/splits, best five first")
     print(f"{'shape':15} {'new':>3} {'batch':>5} {'floor':>6} {'flash':>6} {'used':>6}  launches")
     for size, bench in timed:
-        if time.perf_counter() - begin > options.seconds:
+        if time.perf_counter() - begin > budget_s:
             print(f"{bench.shape.name:15} {bench.queries:3} {size:5}  left out: time is up")
             continue
         found: dict[LaunchConfig, float] = {}
@@ -281,9 +255,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             *(f"{label(config)}: {found[config]:.1f}" for config in [*best, used]), sep="  ",
         )  # fmt: skip
     print(f"{time.perf_counter() - begin:.0f} s; {'all right' if right else 'SOMETHING IS WRONG'}")
-    return 0 if right else 1
-
-
-if __name__ == "__main__":
-    with torch.inference_mode():
-        sys.exit(main())
+    return right

@@ -1,7 +1,5 @@
 """Check the products of few tokens on a GPU at real shapes, and time them in many launches against their floor.
 
-    python -m experiments.checks.products [--tokens 8,40] [--seconds 120]
-
 Every product is that of a decoder layer, with all that it does on the way, and is compared with the library's matrix
 product and the kernels around it (relative error of the norm; bfloat16 rounds at 4e-3). Times are of a chain in a
 CUDA graph, over as many layers' weights as the second-level cache cannot hold. The floor is the bytes of the weights,
@@ -10,11 +8,8 @@ over the bandwidth of a device-to-device copy.
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import itertools
 import multiprocessing
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,51 +19,32 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from engines.errors import InputError, require_positive, require_whole
+from engines.live.kernels import skinny_gemm
+from engines.live.kernels.dependent_launch import processors_of
 from engines.live.kernels.passes import Pass, Product, WidePass
-from engines.live.serving.utilisation import measure_ceilings
-from experiments.checks.hardware import check_kernels, check_shared_memory
-from experiments.checks.kernels import (
-    DEVICE,
-    LIMIT,
-    LLAMA2,
-    LLAMA3,
-    QWEN3,
-    TINY,
-    Shape,
-    graph_us,
-    random,
-    relative_error,
+from engines.live.kernels.skinny_gemm import (
+    FEW,
+    LEAST_COLUMNS,
+    MOST_COLUMNS,
+    MOST_TOKENS,
+    SHARED_BYTES,
+    Launch,
+    SkinnyPass,
+    launch_for,
 )
-from experiments.commands.arguments import parse_numbers
-from experiments.program.ending import in_one_line
-
-if importlib.util.find_spec("triton") is not None:  # without it, main says so
-    from engines.live.kernels import skinny_gemm
-    from engines.live.kernels.dependent_launch import HOPPER_SHARED_BYTES, processors_of
-    from engines.live.kernels.skinny_gemm import (
-        FEW,
-        LEAST_COLUMNS,
-        MOST_COLUMNS,
-        MOST_TOKENS,
-        SHARED_BYTES,
-        Launch,
-        SkinnyPass,
-        launch_for,
-    )
+from engines.live.serving.utilisation import measure_ceilings
+from engines.pairs.shapes import ModelShape
+from experiments.checks.kernels import DEVICE, LIMIT, graph_us, random, relative_error
+from experiments.program.progress import console
 
 COLD_BYTES = 4 * 10**8
 PRODUCTS = ("queries", "output", "gate", "down", "head")
-LLAMA32 = Shape("Llama-3.2-1B", 2048, 8192, 32, 8, 64)
-QWEN06 = Shape("Qwen3-0.6B", 1024, 3072, 16, 8, 128, True)
-SHAPES = {shape.name: shape for shape in (LLAMA2, TINY, LLAMA3, LLAMA32, QWEN3, QWEN06)}
-VOCABULARIES = {LLAMA3: 128256, LLAMA32: 128256, QWEN3: 151936, QWEN06: 151936}  # the others have 32,000
 
 
 class Bench:
     """One product of a layer, of several layers' weights."""
 
-    def __init__(self, shape: Shape, product: str, tokens: int, layers: int | None = None) -> None:
+    def __init__(self, shape: ModelShape, product: str, tokens: int, layers: int | None = None) -> None:
         torch.manual_seed(tokens)
         self.shape, self.product, self.tokens = shape, product, tokens
         hidden, heads = shape.hidden, shape.heads * shape.head_dim
@@ -77,7 +53,7 @@ class Bench:
             "output": (hidden, heads),
             "gate": (2 * shape.intermediate, hidden),
             "down": (hidden, shape.intermediate),
-            "head": (VOCABULARIES.get(shape, 32000), hidden),
+            "head": (shape.vocabulary, hidden),
         }[product]
         self.bytes = 2 * self.outputs * self.inputs
         layers = layers or max(3, min(24, -(-COLD_BYTES // self.bytes)))
@@ -152,7 +128,7 @@ def launches(bench: Bench) -> list[Launch]:
     return list(dict.fromkeys(found))
 
 
-def compile_ahead(shape: Shape, product: str, tokens: int, launch: Launch) -> None:
+def compile_ahead(shape: ModelShape, product: str, tokens: int, launch: Launch) -> None:
     """Fill Triton's cache on disk, in a process of its own."""
     with torch.inference_mode():
         bench = Bench(shape, product, tokens, layers=1)
@@ -167,29 +143,16 @@ def label(launch: Launch) -> str:
     return "/".join(str(size) for size in sizes)
 
 
-@in_one_line
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", default="8,40", help="of a product, 1 to 64")
-    parser.add_argument("--shapes", default="Llama-2-7B,TinyLlama-1.1B", help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--seconds", type=float, default=120.0, help="stop timing after this long")
-    parser.add_argument("--processes", type=int, default=14, help="that compile")
-    options = parser.parse_args(arguments)
+@torch.inference_mode()
+def check_products(shapes: Sequence[ModelShape], counts: Sequence[int], budget_s: float, jobs: int) -> bool:
+    """Print what is found; returns whether every product is right. counts: tokens. Timing ends after the budget."""
     begin = time.perf_counter()
-    names = options.shapes.split(",")
-    check_kernels()
-    check_shared_memory(HOPPER_SHARED_BYTES)
-    require_positive("seconds", options.seconds)
-    require_whole("processes", options.processes, 1)
-    counts = parse_numbers("tokens", options.tokens)
-    if counts[-1] > MOST_TOKENS:
-        raise InputError("tokens", counts[-1], f"a skinny pass has {MOST_TOKENS} at most")
-    for name in names:
-        if name not in SHAPES:
-            raise InputError("shapes", name, f"use {', '.join(SHAPES)}")
-    cases = list(itertools.product([SHAPES[name] for name in names], PRODUCTS, counts))
+    cases = list(itertools.product(shapes, PRODUCTS, counts))
     wanted = [(*case, launch) for case in cases for launch in launches(Bench(*case, layers=1))]
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+    with (
+        console.status("compiling"),
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
+    ):
         list(pool.map(compile_ahead, *zip(*wanted, strict=True), chunksize=4))
     print(f"{torch.cuda.get_device_name()}: {len(wanted)} launches compiled, {time.perf_counter() - begin:.0f} s")
 
@@ -202,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error = bench.error()
         right &= error < LIMIT
         text = f"{shape.name:15} {product:8} {tokens:6} {error:7.0e} {bench.bytes / bandwidth:6.1f}"
-        if time.perf_counter() - begin > options.seconds:
+        if time.perf_counter() - begin > budget_s:
             print(text, "  not timed: time is up")
             continue
         found = {launch: bench.time_us(SkinnyPass, launch) for launch in launches(bench)}
@@ -213,9 +176,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             *(f"{label(launch)}: {found[launch]:.1f}" for launch in best), sep="  ",
         )  # fmt: skip
     print(f"{time.perf_counter() - begin:.0f} s; {'all right' if right else 'SOMETHING IS WRONG'}")
-    return 0 if right else 1
-
-
-if __name__ == "__main__":
-    with torch.inference_mode():
-        sys.exit(main())
+    return right

@@ -1,41 +1,32 @@
 """Many requests of random lengths, many of them cancelled: nothing is lost, no slot leaks, memory stays flat.
 
-    python -m experiments.checks.soak --device cuda --requests 20000
-
 Uses a small permutation pair, so that every finished output is checked against its closed form, and every cancelled
 one against the beginning of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 
-from engines.errors import InputError, require_whole
 from engines.live.model.pairs import load_pair
 from engines.live.serving.engine import Handle, LiveEngine
 from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.pairs.permutation import expected_output, parse_pair
-from engines.policy.architecture import ARCHITECTURES, Architecture, Step
-from engines.storage.files import replaced
+from engines.policy.architecture import Architecture
 from engines.workload.workload import UniformLength, make_workload
 from experiments.bench.engines import free_memory
-from experiments.program.ending import in_one_line
-from experiments.program.outputs import check_file
-from experiments.runner.preflight import check_fits, check_live
+from experiments.program.progress import Report
 
 PAIR = "permutation:tiny+tiny-draft:alpha=0.8"
 LENGTHS, CONTEXT = (UniformLength(1, 64), UniformLength(1, 48)), 128  # of prompts and outputs; of a slot: tokens
+SLOTS = 32
 LOOKS = 20  # at the memory, evenly over the requests
 
 
@@ -61,7 +52,9 @@ class Canceller(threading.Thread):
                     self.engine.cancel(self.rng.choice(here))
 
 
-def soak(architecture: Architecture, device: str, requests: int, clients: int, seed: int = 0) -> dict[str, object]:
+def soak(
+    architecture: Architecture, device: str, requests: int, clients: int, progress: Report, seed: int = 0
+) -> dict[str, object]:
     """Serve and check; raises AssertionError with what was wrong."""
     pair, spec = load_pair(PAIR, device=device), parse_pair(PAIR)
     workload = make_workload(requests, *LENGTHS, concurrency=clients, seed=seed)
@@ -70,6 +63,7 @@ def soak(architecture: Architecture, device: str, requests: int, clients: int, s
     memory: list[tuple[float, float]] = []
 
     def watch(done: int, total: int) -> None:
+        progress(done, total)
         if done >= len(memory) * total / LOOKS:
             used = torch.cuda.memory_allocated() / 1e6 if device != "cpu" else 0.0
             memory.append((resident_mb(), used))
@@ -81,17 +75,19 @@ def soak(architecture: Architecture, device: str, requests: int, clients: int, s
         run = serve(engine, workload, watch, on_end=handles.append, complete_tapes=False)
         canceller.stop.set()
         canceller.join()
-        assert engine.scheduler.idle
+        assert engine.scheduler.idle, "something is left to do"
         assert sorted(engine.scheduler.free_slots) == list(range(architecture.slots)), "a slot leaked"
     table = run.requests
     counts = table["status"].value_counts().to_dict()
     assert len(table) == len(handles) == requests, "a request was lost"
-    assert set(counts) <= {"finished", "cancelled"}, counts
-    assert (table["drafted"] == table["accepted"] + table["rejected"] + table["discarded"]).all()
+    assert set(counts) <= {"finished", "cancelled"}, f"requests ended otherwise: {counts}"
+    booked = table["accepted"] + table["rejected"] + table["discarded"]
+    assert (table["drafted"] == booked).all(), "a draft was lost"
     for handle in handles:
         expected = expected_output(spec, handle.request.prompt or (), handle.request.max_tokens)
         whole = handle.state is not None and handle.state.status == "finished"
-        assert handle.tokens == (list(expected) if whole else list(expected)[: len(handle.tokens)]), handle.request.id
+        right = list(expected) if whole else list(expected)[: len(handle.tokens)]
+        assert handle.tokens == right, f"request {handle.request.id} has wrong tokens"
     seconds = time.perf_counter() - started
     assert counts.get("finished"), "every request was cancelled"
     (early_host, early_device), (late_host, late_device) = memory[min(LOOKS // 5, len(memory) - 1)], memory[-1]
@@ -104,50 +100,3 @@ def soak(architecture: Architecture, device: str, requests: int, clients: int, s
         "seconds": round(seconds, 1), "host_mb_at_20%": round(early_host), "host_mb_at_end": round(late_host),
         "device_mb_at_20%": round(early_device, 1), "device_mb_at_end": round(late_device, 1),
     }  # fmt: skip
-
-
-def layout(name: str) -> Architecture:
-    """The architecture of that name with 32 slots, and where requests are batched, batches as large. Raises
-    InputError."""
-    if name not in ARCHITECTURES:
-        raise InputError("architectures", name, f"use {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[name].replace(slots=32)
-    if name == "baseline":
-        return architecture
-    sizes = {Step.PREFILL: 4, Step.DRAFT: 32, Step.VERIFY: 32, Step.DRAFT_VERIFY: 32}
-    return architecture.with_batch_limits(sizes)
-
-
-def check_input(options: argparse.Namespace) -> list[Architecture]:
-    """The architectures that are asked for. Raises InputError for what cannot be done, before any work."""
-    architectures = [layout(name) for name in options.architectures.split(",")]
-    require_whole("requests", options.requests, LOOKS)
-    require_whole("clients", options.clients, 1)
-    check_file("out", options.out)
-    check_live(options.device, PAIR)
-    for architecture in architectures:
-        check_fits(architecture, PAIR, device=options.device, max_context=CONTEXT)
-    return architectures
-
-
-@in_one_line
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--requests", type=int, default=2000, help="of each architecture")
-    parser.add_argument("--clients", type=int, default=48)
-    parser.add_argument("--architectures", default="pdv,pd,baseline")
-    parser.add_argument("--out", type=Path, default=Path("results/soak.csv"))
-    options = parser.parse_args(arguments)
-    architectures = check_input(options)
-    rows = []
-    for architecture in architectures:
-        rows.append(soak(architecture, options.device, options.requests, options.clients))
-        print(rows[-1], flush=True)
-    with replaced(options.out) as beside:
-        pd.DataFrame(rows).to_csv(beside, index=False)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,6 +25,14 @@ DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv",
 AUTO = "auto"  # as many slots as fit the device
 ARRIVALS, LENGTHS = ("process", "cv"), ("prompt_tokens", "output_tokens")
 
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+PairOption = Annotated[
+    str | None,
+    typer.Option(
+        help="`embedded`, a folder with target/ and draft/ in it, or a permutation pair such as "
+        "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8 \\[default: embedded on a CPU, that one on a GPU]."
+    ),
+]
 ArchitectureOption = Annotated[
     str | None,
     typer.Option(
@@ -190,6 +198,20 @@ def chosen_workload(load: Load) -> Workload:
         seed=load.seed or 0,
         temperature=load.temperature or 0.0,
     )
+
+
+def parse_names(text: str) -> list[str]:
+    """ "pd,pdv": the names, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def one_device(text: str) -> list[str]:
+    """ "pd,pdv": architectures that a live engine can lay out. Raises InputError."""
+    names = parse_names(text)
+    for name in names:
+        if len(load_architecture(name).devices) > 1:
+            raise InputError("architectures", name, "its lanes are on several devices; a live engine uses one")
+    return names
 
 
 def parse_numbers(field: str, text: str) -> list[int]:

@@ -10,10 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.errors import InputError
-from engines.policy.architecture import load_architecture
 from experiments.bench.settings import defaults_for
-from experiments.commands.arguments import parse_numbers
+from experiments.commands.arguments import DeviceOption, PairOption, one_device, parse_numbers
 from experiments.program.outputs import check_output
 from experiments.runner.preflight import check_live
 
@@ -21,14 +19,8 @@ STAGES, LOAD = "Stages", "Engines"
 
 
 def bench(
-    pair: Annotated[
-        str | None,
-        typer.Option(
-            help="`embedded`, a folder with target/ and draft/ in it, or a permutation pair such as "
-            "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8 \\[default: embedded on a CPU, that one on a GPU]."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    pair: PairOption = None,
+    device: DeviceOption = "cpu",
     draft_length: Annotated[int | None, typer.Option(help="Drafts a step, k \\[default: 4].")] = None,
     context: Annotated[
         int | None,
@@ -92,12 +84,9 @@ def bench(
         **{name: tuple(parse_numbers(name, text)) for name, text in lists.items() if text is not None},
     }  # fmt: skip
     if architectures is not None:
-        given["architectures"] = tuple(dict.fromkeys(name.strip() for name in architectures.split(",")))
+        given["architectures"] = tuple(one_device(architectures))
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(defaults_for(kind), **chosen)
-    for name in settings.architectures:
-        if len(load_architecture(name).devices) > 1:
-            raise InputError("architectures", name, "its lanes are on several devices; a bench uses one")
     check_output("out", out)
     check_live(device, settings.pair)
 

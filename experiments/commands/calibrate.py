@@ -13,7 +13,7 @@ from calibrate.parts import check_parts, remove_parts
 from calibrate.profile import PROFILE_FILES
 from engines.errors import require_positive
 from engines.storage.locks import locked
-from experiments.commands.arguments import parse_numbers
+from experiments.commands.arguments import DeviceOption, parse_numbers
 from experiments.program.outputs import UNFINISHED, check_ours, check_output
 from experiments.program.progress import bar, console
 from experiments.runner.preflight import check_calibration_fits, check_live
@@ -23,7 +23,7 @@ def calibrate(
     pair: Annotated[str, typer.Option(help="`embedded`, or a folder with target/ and draft/ in it.")] = "embedded",
     target: Annotated[str | None, typer.Option(help="Folder of the target model, with --draft.")] = None,
     draft: Annotated[str | None, typer.Option(help="Folder of the draft model, with --target.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: DeviceOption = "cpu",
     batches: Annotated[str, typer.Option(help="Batch sizes of draft and verify (requests).")] = "1,2,4,6,12",
     draft_lengths: Annotated[str, typer.Option(help="Draft lengths k.")] = "4",
     contexts: Annotated[str, typer.Option(help="Tokens a request has in the cache.")] = "32,256",

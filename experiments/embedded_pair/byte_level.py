@@ -7,10 +7,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from engines.live.model.permutation import shape_config
+from engines.pairs.shapes import find_shape
 
 BOS, EOS, PAD = 256, 257, 258
 # Five unused ids round the vocabulary up to a multiple of 8, which keeps the last matrix product aligned.
@@ -18,22 +20,9 @@ SPECIAL_TOKENS = ["<bos>", "<eos>", "<pad>", *(f"<unused{i}>" for i in range(5))
 CONTEXT = 2048
 
 
-def build_model(hidden: int, intermediate: int, layers: int, device: torch.device) -> LlamaForCausalLM:
-    """A float32 Llama of these sizes on `device`, with 4 query heads on 2 key-value heads."""
-    config = LlamaConfig(
-        vocab_size=256 + len(SPECIAL_TOKENS),
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=False,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    return LlamaForCausalLM(config).to(device)  # type: ignore[arg-type]
+def build_model(shape: str, device: torch.device) -> LlamaForCausalLM:
+    """A float32 Llama of that shape (engines.pairs.shapes) on `device`."""
+    return LlamaForCausalLM(shape_config(find_shape(shape))).to(device)  # type: ignore[arg-type]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

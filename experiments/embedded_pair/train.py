@@ -3,36 +3,69 @@
 The target learns the text. The draft learns the text, then the target's own greedy continuations of training
 prompts (sequence-level distillation, Kim and Rush 2016, with the target's distribution as soft labels): what a
 draft is for is to agree with its target in free-running generation. Every phase runs for a number of seconds
-instead of steps, so that one command takes a known time on any device:
-
-    python -m experiments.embedded_pair.train --target-seconds 210
-
-It writes `target/` and `draft/` in Hugging Face format and `training.toml`, which says how good the pair is.
+instead of steps, so that one command takes a known time on any device. What is saved is `target/` and `draft/` in
+Hugging Face format and `training.toml`, which says how good the pair is.
 """
 
-import argparse
 import datetime
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
+import tomli_w
 import torch
 import transformers
 from transformers import LlamaForCausalLM
 
+from calibrate.stage_costs import Progress
 from engines.errors import InputError, require_positive, require_whole
+from engines.storage.files import replaced
 from engines.workload.corpus import is_held_out, read_utf8, stdlib_files, stdlib_root
 from experiments.embedded_pair.byte_level import BOS, CONTEXT, EOS, build_model, load, save
 from experiments.embedded_pair.quality import greedy_continuation, live_positions, next_token_loss, quality
-from experiments.program.ending import in_one_line
-from experiments.program.outputs import check_output
 
 POOL_TOKENS = 512
-OUTPUT_FOLDER = Path(__file__).resolve().parents[2] / "engines" / "live" / "embedded"
+REPORTED = 8  # steps between reports; the host waits there, else it runs ahead and the clock says too little
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and on what. *_seconds: how long each phase may take. batch: windows of a step.
+    pool_requests: continuations that are generated at a time. requests, prompt_tokens, output_tokens: what acceptance
+    is measured on. library: folder of the standard library; None: that of the running Python.
+
+    Raises InputError for what cannot be trained on or measured.
+    """
+
+    target_seconds: float
+    draft_seconds: float
+    pool_seconds: float
+    distil_seconds: float
+    batch: int
+    pool_requests: int
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    library: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("target_seconds", "draft_seconds", "pool_seconds", "distil_seconds"):
+            require_positive(name, getattr(self, name))
+        for name in ("batch", "pool_requests", "requests", "prompt_tokens", "output_tokens"):
+            require_whole(name, getattr(self, name), 1)
+        both = self.prompt_tokens, self.output_tokens
+        if sum(both) > CONTEXT:
+            raise InputError("prompt_tokens, output_tokens", both, f"use {CONTEXT} or fewer together")
+        sizes: dict[bool, list[int]] = {True: [0], False: [0]}
+        for name, path in stdlib_files(self.library, tests=True).items():
+            sizes[is_held_out(name)].append(path.stat().st_size)
+        if min(map(sum, sizes.values())) <= CONTEXT or max(sizes[True]) < self.prompt_tokens:
+            remedy = "too few Python sources are there to train and to measure on; give a standard library's folder"
+            raise InputError("library", str(self.library or stdlib_root()), remedy)
 
 
 def load_tokens(root: Path | None, *, held_out: bool, device: torch.device) -> torch.Tensor:
@@ -50,7 +83,10 @@ def draw_windows(tokens: torch.Tensor, count: int, length: int) -> torch.Tensor:
     return tokens[starts + torch.arange(length, device=tokens.device)].long()
 
 
-def train(model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], seconds: float, peak: float) -> int:
+def train(
+    name: str, model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], seconds: float, peak: float,
+    report: Progress,
+) -> int:  # fmt: skip
     """AdamW for `seconds`, linear warm-up to learning rate `peak`, then cosine decay; returns the steps taken."""
     device = model.device
     optimizer = torch.optim.AdamW(
@@ -77,10 +113,8 @@ def train(model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], sec
         optimizer.step()
         optimizer.zero_grad()
         steps += 1
-        if steps % 500 == 0 or steps == 1:
-            print(f"  step {steps}: {loss.item() / math.log(2):.3f} bits, {time.monotonic() - started:.0f} s")
-        if device.type == "cuda" and steps % 8 == 0:
-            torch.cuda.synchronize()  # else the host runs ahead and the clock says too little
+        if steps % REPORTED == 0:
+            report(f"{name}, {loss.item() / math.log(2):.3f} bits", progress)
         progress = (time.monotonic() - started) / seconds
     model.eval()
     return steps
@@ -120,104 +154,54 @@ def distillation_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM, rows: t
     return soft + hard
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the embedded byte-level draft and target models.")
-    parser.add_argument("--target-seconds", type=float, default=200, help="training time of the target")
-    parser.add_argument("--draft-seconds", type=float, default=30, help="training time of the draft on text")
-    parser.add_argument("--pool-seconds", type=float, default=40, help="time to generate continuations")
-    parser.add_argument("--distil-seconds", type=float, default=60, help="training time of the draft on them")
-    parser.add_argument("--batch", type=int, default=32, help=f"windows of {CONTEXT} tokens a step")
-    parser.add_argument("--pool-requests", type=int, default=2048, help="continuations generated at a time")
-    parser.add_argument("--requests", type=int, default=128, help="held-out prompts to measure acceptance on")
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--output-tokens", type=int, default=128)
-    parser.add_argument("--library", type=Path, help="standard library folder (default: the running one)")
-    parser.add_argument("--out", type=Path, default=OUTPUT_FOLDER)
-    return parser.parse_args()
-
-
-def check(options: argparse.Namespace) -> None:
-    """Raises InputError for what cannot be trained on or measured, before any work."""
-    for name in ("target_seconds", "draft_seconds", "pool_seconds", "distil_seconds"):
-        require_positive(name, getattr(options, name))
-    for name in ("batch", "pool_requests", "requests", "prompt_tokens", "output_tokens"):
-        require_whole(name, getattr(options, name), 1)
-    both = options.prompt_tokens, options.output_tokens
-    if sum(both) > CONTEXT:
-        raise InputError("prompt_tokens, output_tokens", both, f"use {CONTEXT} or fewer together")
-    sizes: dict[bool, list[int]] = {True: [0], False: [0]}
-    for name, path in stdlib_files(options.library, tests=True).items():
-        sizes[is_held_out(name)].append(path.stat().st_size)
-    if min(map(sum, sizes.values())) <= CONTEXT or max(sizes[True]) < options.prompt_tokens:
-        remedy = "too few Python sources are there to train and to measure on; give a standard library's folder"
-        raise InputError("library", str(options.library or stdlib_root()), remedy)
-    check_output("out", options.out, ["training.toml"])
-
-
-@in_one_line
-def main() -> int:
-    """Train, save, and measure what was saved."""
-    options = parse_options()
-    check(options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def train_pair(training: Training, out: Path, device: torch.device, command: str, progress: Progress) -> str:
+    """Train, save, and measure what was saved; returns what training.toml says."""
     torch.manual_seed(0)
-    text = load_tokens(options.library, held_out=False, device=device)
-    held_out = load_tokens(options.library, held_out=True, device=device)
-    folders = {name: options.out / name for name in ("target", "draft")}
-    print(f"{len(text)} training tokens, {len(held_out)} held out", flush=True)
-
+    text = load_tokens(training.library, held_out=False, device=device)
+    held_out = load_tokens(training.library, held_out=True, device=device)
     def on_text(model: LlamaForCausalLM) -> torch.Tensor:
-        batch = draw_windows(text, options.batch, CONTEXT)
+        batch = draw_windows(text, training.batch, CONTEXT)
         return next_token_loss(model(batch, use_cache=False).logits, batch)
 
-    steps = {}
-    model = build_model(hidden=256, intermediate=768, layers=6, device=device)
-    steps["target_steps"] = train(model, lambda: on_text(model), options.target_seconds, peak=2e-3)
-    save(model, folders["target"])
-    target = load(folders["target"], torch.bfloat16, device)
+    model = build_model("embedded-target", device)
+    counts = {"target_steps": train("target", model, lambda: on_text(model), training.target_seconds, 2e-3, progress)}
+    save(model, out / "target")
+    target = load(out / "target", torch.bfloat16, device)
 
-    draft = build_model(hidden=128, intermediate=384, layers=2, device=device)
-    steps["draft_steps"] = train(draft, lambda: on_text(draft), options.draft_seconds, peak=4e-3)
-    pool = distil_pool(target, text, options.pool_requests, options.pool_seconds)
-    print(f"{len(pool)} continuations", flush=True)
-    rows = options.batch * CONTEXT // POOL_TOKENS
-    steps["distil_steps"] = train(
-        draft,
-        lambda: distillation_loss(draft, target, pool[torch.randint(len(pool), (rows,), device=device)]),
-        options.distil_seconds,
-        peak=2e-3,
-    )
-    save(draft, folders["draft"])
-    counts = {**steps, "pool_sequences": len(pool)}
-    report = describe(options, device, text, held_out, counts)
-    (options.out / "training.toml").write_text(report)
-    print(report)
-    return 0
+    draft = build_model("embedded-draft", device)
+    counts["draft_steps"] = train("draft", draft, lambda: on_text(draft), training.draft_seconds, 4e-3, progress)
+    progress("continuations", 0.0)
+    pool = distil_pool(target, text, training.pool_requests, training.pool_seconds)
+    rows = training.batch * CONTEXT // POOL_TOKENS
+
+    def on_pool() -> torch.Tensor:
+        return distillation_loss(draft, target, pool[torch.randint(len(pool), (rows,), device=device)])
+
+    counts["distil_steps"] = train("distillation", draft, on_pool, training.distil_seconds, 2e-3, progress)
+    save(draft, out / "draft")
+    counts["pool_sequences"] = len(pool)
+    progress("measuring", 1.0)
+    said = describe(training, out, text, held_out, counts, command)
+    with replaced(out / "training.toml") as beside:
+        beside.write_text(said, encoding="utf-8")
+    return said
 
 
 def describe(
-    options: argparse.Namespace,
-    device: torch.device,
-    text: torch.Tensor,
-    held_out: torch.Tensor,
-    counts: dict[str, int],
+    training: Training, out: Path, text: torch.Tensor, held_out: torch.Tensor, counts: dict[str, int], command: str
 ) -> str:
     """How the saved pair came about, and how good it is, as TOML."""
     lines = [
         f"date = {datetime.datetime.now(datetime.UTC).date()}",
-        f'device = "{torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}"',
-        f'command = "python -m experiments.embedded_pair.train {" ".join(sys.argv[1:])}"',
+        f'device = "{torch.cuda.get_device_name(text.device) if text.is_cuda else "cpu"}"',
+        tomli_w.dumps({"command": command}).strip(),
         f'python = "{platform.python_version()}"',
         *(f'{library.__name__} = "{library.__version__}"' for library in (torch, transformers, tokenizers)),
-        f'library = "{(options.library or stdlib_root()).name}"',
+        f'library = "{(training.library or stdlib_root()).name}"',
         f"training_bytes = {int((text < BOS).sum())}",
         f"held_out_bytes = {int((held_out < BOS).sum())}",
         *(f"{name} = {count}" for name, count in counts.items()),
     ]
-    sizes = (options.requests, options.prompt_tokens, options.output_tokens)
-    lines += quality(options.out, text, held_out, sizes, options.library)
+    sizes = (training.requests, training.prompt_tokens, training.output_tokens)
+    lines += quality(out, text, held_out, sizes, training.library)
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import ParamSpec
 
 import typer
 
 from engines.errors import InputError
 from experiments.program.processes import TERMINATED, TerminatedError, WorkerLostError, terminable
-
-P = ParamSpec("P")
 
 FAILED, BAD_INPUT = 1, 2
 BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -64,16 +60,6 @@ def ended_by(work: Callable[[], object], name: str = "") -> int:
     if code == INTERRUPTED:
         return _fail(name, "interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
-
-
-def in_one_line(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorator of the `main` of a module that is run as a program: it ends as `ended_by` says."""
-
-    @functools.wraps(main)
-    def ended(*arguments: P.args, **options: P.kwargs) -> int:
-        return ended_by(lambda: main(*arguments, **options))
-
-    return ended
 
 
 def _fail(name: str, message: str, code: int) -> int:

@@ -59,7 +59,7 @@ def check_table(field: str, path: Path, columns: Collection[str]) -> None:
         with path.open(encoding="utf-8", errors="replace") as file:
             header = file.readline(LONGEST_HEADER).strip().split(",")
         if not set(columns) <= set(header):
-            raise InputError(field, str(path), f"this is beside it and was not written by pdv; {MOVE}")
+            raise InputError(field, str(path), f"this was not written by pdv; {MOVE}")
 
 
 def check_record(field: str, folder: Path) -> None:

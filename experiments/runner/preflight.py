@@ -22,7 +22,7 @@ MOST_GIB = 1 << 30  # of a reserve: far beyond every device
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")  # torch takes larger numbers for negative ones
 
 
-def check_live(device: str, pair: str, target: str | None = None, draft: str | None = None) -> None:
+def check_live(device: str, pair: str = "embedded", target: str | None = None, draft: str | None = None) -> None:
     """Raises InputError unless live engines can run here: torch, the device and the models' folders are there.
 
     target and draft: folders that stand in for the pair, which may also be the name of a permutation pair.

@@ -348,11 +348,13 @@ def test_acceptance_can_be_given(acceptance: str, expected: dict, in_work: Path,
 
 @pytest.mark.parametrize(
     "command",
-    ["", *["run", "calibrate", "simulate", "compare", "figures", "trace", "experiment", "bench", "demo"]],
+    ["", *["run", "calibrate", "simulate", "compare", "figures", "trace", "experiment", "bench", "demo"],
+     *[f"check {part}" for part in ("graphs", "kernels", "products", "soak", "caches", "families")],
+     "profile-kernels", "train-pair"],
     ids=lambda c: c or "pdv",
 )
 def test_help_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"] if command else []) == 0
+    assert main([*command.split(), "--help"] if command else []) == 0
     text = capsys.readouterr().out
     assert "Usage" in text
     assert not command or f"Example: pdv {command}" in " ".join(text.split())

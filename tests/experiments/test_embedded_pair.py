@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from calibrate.acceptance import acceptance_table
+from engines.pairs.origin import EMBEDDED
+from engines.pairs.shapes import find_shape
 from engines.workload.corpus import held_out_prompt, held_out_text, is_held_out, stdlib_files
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from engines.live.model.permutation import shape_config  # noqa: E402
 from experiments.embedded_pair.byte_level import EOS  # noqa: E402
 from experiments.embedded_pair.quality import live_positions, measure_acceptance  # noqa: E402
-from experiments.embedded_pair.train import OUTPUT_FOLDER  # noqa: E402
 
 NAMES = ("target", "draft")
 pytestmark = pytest.mark.live
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.live
 @pytest.fixture(scope="module")
 def tokenizers() -> list[transformers.PreTrainedTokenizerFast]:
     load = transformers.AutoTokenizer.from_pretrained
-    return [load(OUTPUT_FOLDER / name, local_files_only=True) for name in NAMES]
+    return [load(EMBEDDED / name, local_files_only=True) for name in NAMES]
 
 
 def parameters(folder: Path) -> int:
@@ -32,11 +34,20 @@ def parameters(folder: Path) -> int:
 
 
 def test_the_draft_has_at_most_a_tenth_of_the_targets_parameters() -> None:
-    assert 10 * parameters(OUTPUT_FOLDER / "draft") <= parameters(OUTPUT_FOLDER / "target")
+    assert 10 * parameters(EMBEDDED / "draft") <= parameters(EMBEDDED / "target")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_of_shapes_has_those_of_the_pair(name: str) -> None:
+    shipped = transformers.AutoConfig.from_pretrained(EMBEDDED / name, local_files_only=True)
+    made = shape_config(find_shape(f"embedded-{name}")).to_dict()
+    assert {field: value for field, value in shipped.to_dict().items() if made.get(field) != value}.keys() <= {
+        "architectures", "dtype", "transformers_version", "_name_or_path", "pretraining_tp",
+    }  # fmt: skip
 
 
 def test_the_pair_is_at_most_12_megabytes() -> None:
-    assert sum(path.stat().st_size for path in OUTPUT_FOLDER.rglob("*") if path.is_file()) <= 12_000_000
+    assert sum(path.stat().st_size for path in EMBEDDED.rglob("*") if path.is_file()) <= 12_000_000
 
 
 @pytest.mark.parametrize(
@@ -65,13 +76,13 @@ def test_special_ids_follow_the_bytes(tokenizers: list[transformers.PreTrainedTo
 
 
 def test_the_shipped_pair_emits_at_least_two_and_a_half_tokens_per_verify() -> None:
-    tapes = measure_acceptance(OUTPUT_FOLDER, requests=12, prompt_tokens=96, output_tokens=48)
+    tapes = measure_acceptance(EMBEDDED, requests=12, prompt_tokens=96, output_tokens=48)
     assert len(tapes) == 12
     assert 1 + acceptance_table(tapes, 4)["rate"].sum() >= 2.5
 
 
 def test_the_recorded_acceptance_length_is_one_plus_the_sum_of_the_rates() -> None:
-    acceptance = tomllib.loads((OUTPUT_FOLDER / "training.toml").read_text())["acceptance"]
+    acceptance = tomllib.loads((EMBEDDED / "training.toml").read_text())["acceptance"]
     for measured in (acceptance["k4"], acceptance["k8"]):
         assert measured["acceptance_length"] == pytest.approx(1 + sum(measured["rates"]), abs=2e-3)
         assert measured["rates"] == sorted(measured["rates"], reverse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import InputError
-from experiments.program.ending import ended_by, in_one_line
+from experiments.program.ending import ended_by
 from tests.experiments import synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -51,18 +51,6 @@ def test_a_bug_is_one_line_and_its_traceback_is_kept(
     (kept,) = tmp_path.iterdir()
     assert str(kept) in line
     assert "in raising" in kept.read_text()
-
-
-def test_the_mains_of_programs_end_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:
-    @in_one_line
-    def main(number: int) -> int:
-        if number > 3:
-            raise InputError("number", number, "use 3 or fewer")
-        return number
-
-    assert main(3) == 3
-    assert main(4) == 2
-    assert capsys.readouterr().err == "number = 4: use 3 or fewer\n"
 
 
 def processed(command: str, folder: Path) -> tuple[int, str]:

@@ -18,7 +18,8 @@ from engines.policy.request import Request  # noqa: E402
 from experiments.bench import exactness  # noqa: E402
 from experiments.bench.exactness import expected_of, is_tie  # noqa: E402
 from experiments.checks import graphs as graph_check  # noqa: E402
-from experiments.checks.graphs import Load, Served, compare, even_temperature, layout, main, make_loads, serve_all  # noqa: E402
+from experiments.checks.graphs import Load, Served, compare, even_temperature, layout, make_loads, serve_all  # noqa: E402
+from experiments.cli import main  # noqa: E402
 
 pytestmark = pytest.mark.live
 NAME = graph_check.PAIRS["cpu"]
@@ -33,13 +34,13 @@ def pair() -> Pair:
 
 @pytest.fixture
 def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Check:
-    """Runs the module on short requests; returns its exit code, its table and what it printed."""
+    """Runs the command on short requests; returns its exit code, its table and what it printed."""
     monkeypatch.setattr(graph_check, "LONGEST_PROMPT", 16)
     monkeypatch.setattr(graph_check, "LONGEST_OUTPUT", 6)
 
     def run(options: str) -> tuple[int, pd.DataFrame, str]:
-        code = main([*options.split(), "--out", str(tmp_path / "check.csv")])
-        return code, pd.read_csv(tmp_path / "check.csv", keep_default_na=False), capsys.readouterr().out
+        code = main(["check", "graphs", *options.split(), "--out", str(tmp_path)])
+        return code, pd.read_csv(tmp_path / "graphs.csv", keep_default_na=False), capsys.readouterr().out
 
     return run
 
@@ -179,25 +180,3 @@ def test_parting_at_a_tie_is_counted_apart(pair: Pair, monkeypatch: pytest.Monke
     known = expected_output(SPEC, prompt, count).tolist()
     greedy = Request(0, len(prompt), count, prompt=prompt)
     assert compare(pair, expected, [greedy], graphs, Served({0: known}, [4]))["wrong"] == 1  # never where it is known
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--dtype half", "dtype = 'half'"),
-        ("--clients 0", "clients = '0'"),
-        ("--clients 1000000", "slots = 1000000: "),
-        ("--architectures fast", "architecture = 'fast'"),
-        ("--pair permutation:tiny+huge", "shape = 'huge'"),
-        ("--device tpu", "device = 'tpu'"),
-        ("--out {folder}", "this is a folder"),
-    ],
-)
-def test_bad_input_to_the_check_gets_one_line(
-    options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = "" if "--out" in options else f" --out {tmp_path / 'check.csv'}"
-    assert main((options.format(folder=tmp_path) + out).split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
-    assert list(tmp_path.iterdir()) == []

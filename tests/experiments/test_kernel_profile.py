@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from experiments.checks.kernel_profile import Kernel, advances, main, report, short
+from experiments.checks.kernel_profile import Kernel, advances, report, short
 
 STAGE = [
     Kernel("gate", 10.0, 30.0),
@@ -40,18 +40,3 @@ def test_a_report_leaves_idle_out_of_what_the_kernels_took() -> None:
 )
 def test_names_are_short(name: str, expected: str) -> None:
     assert short(name) == expected
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--device", "cpu"], "device"),
-        (["--device", "gpu"], "device"),
-        (["--device", "cuda", "--pair", "permutation:nothing"], "pair"),
-    ],
-)
-def test_what_has_no_kernels_is_refused(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(named)
-    assert error.count("\n") == 1

@@ -33,8 +33,8 @@ class LaunchConfig:
     splits: int | None = None
 
 
-# By (head dimension, rows of the query matrix), for numbers of two bytes; to be tuned by
-# experiments/checks/kernels.py on a new kind of GPU.
+# By (head dimension, rows of the query matrix), for numbers of two bytes; to be tuned by `pdv check kernels` on a
+# new kind of GPU.
 CONFIGS = {
     (64, 16): LaunchConfig(keys=64, warps=4, stages=3),
     (64, 32): LaunchConfig(keys=64, warps=4, stages=3),

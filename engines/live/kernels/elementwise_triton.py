@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engines.live.kernels.dependent_launch import launch_dependents_and_wait, supports_dependent_launch
 
-# Launch parameters, to be tuned by experiments/checks/kernels.py on a new kind of GPU.
+# Launch parameters, to be tuned by `pdv check kernels` on a new kind of GPU.
 NORM_WARPS = 16
 ROTATE_HEADS, ROTATE_WARPS = 16, 4  # heads that one program rotates
 GATE_COLUMNS, GATE_WARPS = 2048, 8

@@ -57,7 +57,7 @@ class Launch:
 @cache
 def launch_for(outputs: int, inputs: int, rows: int, processors: int, power_of_two: bool = False) -> Launch:
     """How a product of so many rows is launched: a rule drawn from tuning on an H200, and before on an H100, for
-    experiments/checks/products.py to compare with others on a new kind of GPU.
+    `pdv check products` to compare with others on a new kind of GPU.
 
     Programs run at the same time and have as much to do, so that they end together, and share a processor's memory:
     one program a processor, or a few where their tiles are filled better so. Of few outputs the inputs are split, and

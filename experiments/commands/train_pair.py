@@ -1,0 +1,74 @@
+"""pdv train-pair: train the pair that ships, or one like it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engines.errors import InputError
+from engines.storage.locks import locked
+from experiments.commands.arguments import DeviceOption
+from experiments.program.outputs import MOVE, check_output
+from experiments.program.progress import bar
+from experiments.runner.preflight import check_live
+
+TIME, MEASURING = "Seconds of each phase", "Acceptance"
+
+
+def train_pair(
+    device: DeviceOption = "cpu",
+    target_seconds: Annotated[
+        float, typer.Option(help="Training of the target on text.", rich_help_panel=TIME)
+    ] = 200.0,
+    draft_seconds: Annotated[
+        float, typer.Option(help="Training of the draft on text.", rich_help_panel=TIME)
+    ] = 30.0,
+    pool_seconds: Annotated[
+        float, typer.Option(help="The target's continuations of prompts.", rich_help_panel=TIME)
+    ] = 40.0,
+    distil_seconds: Annotated[
+        float, typer.Option(help="Training of the draft on those.", rich_help_panel=TIME)
+    ] = 60.0,
+    batch: Annotated[int, typer.Option(help="Windows of 2048 tokens a training step.")] = 32,
+    pool_requests: Annotated[int, typer.Option(help="Continuations generated at a time.")] = 2048,
+    requests: Annotated[int, typer.Option(help="Held-out prompts.", rich_help_panel=MEASURING)] = 128,
+    prompt_tokens: Annotated[
+        int, typer.Option(help="Tokens of every prompt.", rich_help_panel=MEASURING)
+    ] = 128,
+    output_tokens: Annotated[
+        int, typer.Option(help="Tokens of every output.", rich_help_panel=MEASURING)
+    ] = 128,
+    library: Annotated[
+        Path | None,
+        typer.Option(help="Folder of Python sources \\[default: the running Python's standard library]."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the pair.")] = Path("pair"),
+) -> None:
+    """Train a byte-level target and draft on Python's standard library, as the pair that ships was.
+
+    The folder gets target/ and draft/, which `--pair` takes, and training.toml, which says how good they are. A GPU
+    takes the times above; a CPU needs hours for the same quality.
+
+    Example: pdv train-pair --device cuda --target-seconds 210 --out pair
+    """
+    check_output("out", out)
+    there = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.is_dir() else []
+    if there:
+        raise InputError("out", str(out), f"{there[0]} is there already; {MOVE}")
+    check_live(device)
+
+    from engines.live.model.pairs import find_device
+    from experiments.embedded_pair.train import Training, train_pair
+
+    training = Training(
+        target_seconds, draft_seconds, pool_seconds, distil_seconds, batch, pool_requests, requests, prompt_tokens,
+        output_tokens, library,
+    )  # fmt: skip
+    with locked(out), bar("training") as progress:
+        said = train_pair(training, out, find_device(device), shlex.join(["pdv", *sys.argv[1:]]), progress.part)
+    print(said, end="")
+    print(f"pair: {out}")
