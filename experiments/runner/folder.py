@@ -52,8 +52,8 @@ def load_experiment(
         sides[side].append(folder / side / name)
     for side, records in sides.items():
         if not any(holds(record, RUN_FILES[0]) for record in records):
-            remedy = f"it has no {side} run; make them with `pdv experiment CONFIG --out {folder} --only {side}`"
-            raise InputError("experiment", str(folder), remedy)
+            command = f"pdv experiment {folder / SETTINGS} --out {folder} --only {side}"
+            raise InputError("experiment", str(folder), f"it has no {side} run; make them with `{command}`")
     place = profile or Path(str(read_toml("experiment", folder / SETTINGS).get("profile", folder / "profile")))
     lives, simulations = ([Run.load(record) for record in records] for records in sides.values())
     return lives, simulations, Profile.load(place)
