@@ -81,26 +81,26 @@ class ProfileSettings(Record):
     rows: Annotated[dict[str, Whole], Field(default_factory=dict)]
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """Every cell as text, so that a bad one can be named."""
-    content = read_bytes("profile", path, MOST_CSV_BYTES, f"the table is missing or damaged: {AGAIN}")
+def read_csv(path: Path, field: str = "profile", remedy: str = AGAIN) -> pd.DataFrame:
+    """Every cell as text, so that a bad one can be named. Raises InputError with the field and the remedy."""
+    content = read_bytes(field, path, MOST_CSV_BYTES, f"the table is missing or damaged: {remedy}")
     try:
         lines = list(csv.reader(io.StringIO(content.decode(), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError("profile", str(path), f"not a readable CSV table ({error}); {AGAIN}") from error
+        raise InputError(field, str(path), f"not a readable CSV table ({error}); {remedy}") from error
     while lines and not lines[-1]:
         lines.pop()
     if not lines or not any(lines[0]):
-        raise InputError("profile", str(path), f"not a readable CSV table (no columns); {AGAIN}")
+        raise InputError(field, str(path), f"not a readable CSV table (no columns); {remedy}")
     if not content.endswith(b"\n"):
-        raise InputError("profile", str(path), f"the last line is cut off: the table is truncated; {AGAIN}")
+        raise InputError(field, str(path), f"the last line is cut off: the table is truncated; {remedy}")
     header, *rows = lines
     for column in header:
         if header.count(column) > 1:
-            raise InputError("profile", str(path), f"column {column} is there twice; {AGAIN}")
+            raise InputError(field, str(path), f"column {column} is there twice; {remedy}")
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
-            raise InputError(f"{path} line {number}", f"{len(row)} cells", f"needs {len(header)}; {AGAIN}")
+            raise InputError(f"{path} line {number}", f"{len(row)} cells", f"needs {len(header)}; {remedy}")
     return pd.DataFrame(rows, columns=header, dtype=object).replace("", None)
 
 

@@ -66,7 +66,9 @@ def require_name(field: str, value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
         raise InputError(field, value, "give it a name, as text")
     if not value.isprintable() or "/" in value or "\\" in value:
-        raise InputError(field, value, "a name has no slashes, backslashes or control characters; use another")
+        other = "".join("-" if c in "/\\" or not c.isprintable() else c for c in value)
+        other = other.lstrip(".-")[:LONGEST_NAME] or "another"
+        raise InputError(field, value, f"a name has no slashes, backslashes or control characters; use {other!r}")
     if value[0] in ".-":
         raise InputError(field, value, "a name does not begin with a dot or a dash; use another")
     if len(value) > LONGEST_NAME or len(value.encode()) > 2 * LONGEST_NAME:

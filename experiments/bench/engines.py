@@ -19,7 +19,7 @@ from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.policy.architecture import Architecture, Stage, Step, load_architecture
 from engines.policy.draft_length import FixedDraftLength
-from engines.record.metrics import acceptance, batch_sizes, request_times, steady_throughput, steady_window
+from engines.record.metrics import summary
 from engines.record.roofline import Ceilings
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, Workload, make_workload
@@ -31,7 +31,6 @@ CARRIED = 10  # clients at most where a worker carries one request: with more of
 WARM_UP_TOKENS = 32
 FEWEST_ROUNDS = 1.5  # requests a client at least, so that the load is full for a while
 BUDGET_SHARE = 0.4
-QUANTILES = (0.5, 0.95)
 
 
 @dataclass(frozen=True)
@@ -164,24 +163,10 @@ def _described(candidate: Candidate) -> dict[str, Any]:
 
 
 def numbers(run: Run) -> dict[str, Any]:
-    """A run in one row: throughput while the load was full and over all, TTFT, TPOT and latency, and how much of
-    the device it used."""
-    times, used = request_times(run), run.info["utilisation"]
-    start_s, end_s = steady_window(run)
-    tokens = float(run.finished["output_tokens"].sum())
-    out: dict[str, Any] = {
-        "requests": len(run.requests),
-        "finished": len(run.finished),
-        "tokens_per_s": steady_throughput(run),
-        "full_s": max(end_s - start_s, 0.0),
-        "overall_tokens_per_s": tokens / run.duration_s,
-    }
-    for quantity in ("ttft", "tpot", "latency"):
-        for q in QUANTILES:
-            out[f"{quantity}_p{round(100 * q)}_s"] = float(times[f"{quantity}_s"].dropna().quantile(q))
-    busy = {f"running_at_least_{n}": used[f"running_at_least_{n}"] for n in (1, 2, 3)}
+    """A run in one row: requests, what engines.record.metrics.summary says, and how much of the device it used."""
+    used = run.info["utilisation"]
     shares = {name: used[name] for name in ("nvml_utilisation", "floor_share") if name in used}
-    return {**out, **busy, **shares, **acceptance(run), **batch_sizes(run)}
+    return {"requests": len(run.requests), "finished": len(run.finished), **summary(run), **shares}
 
 
 def free_memory(device: torch.device) -> None:

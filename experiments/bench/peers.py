@@ -28,7 +28,7 @@ Outputs = list[list[int]]
 
 
 def measure_peers(pair: Pair, settings: BenchSettings, expected: Expected, progress: Progress) -> pd.DataFrame:
-    """One row a system and number of requests. tokens_per_s does not count warming up or set-up; a system that this
+    """One row a system and number of requests. The throughput does not count warming up or set-up; a system that this
     machine or version cannot run gets a row that says why."""
     top = max(settings.concurrencies)
     requests = closed_loop(pair, settings, top, top, min(OUTPUT_TOKENS, settings.output_tokens)).requests
@@ -52,7 +52,7 @@ def _row(
     run: Callable[[Pair, Sequence[Request]], tuple[Outputs, float]],
 ) -> dict[str, Any]:  # fmt: skip
     tokens = requests[0].max_tokens
-    row: dict[str, Any] = {"output_tokens": tokens, "tokens_per_s": float("nan"), "seconds": float("nan")}
+    row: dict[str, Any] = {"output_tokens": tokens, "throughput_tokens_per_s": float("nan"), "seconds": float("nan")}
     try:
         with plain_models(pair, settings.draft_length), _threads(pair.device):
             outputs, seconds = run(pair, requests)
@@ -60,7 +60,7 @@ def _row(
         reason = (str(error).strip().splitlines() or [""])[0]
         return {**row, "checked": 0, "equal": 0, "note": f"not available: {type(error).__name__}: {reason}"}
     found = agreement(expected, requests, {r.id: out for r, out in zip(requests, outputs, strict=True)})
-    row |= {"tokens_per_s": sum(map(len, outputs)) / seconds, "seconds": seconds}
+    row |= {"throughput_tokens_per_s": sum(map(len, outputs)) / seconds, "seconds": seconds}
     return {**row, "checked": found.checked, "equal": found.equal, "note": found.first}
 
 

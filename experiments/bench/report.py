@@ -15,9 +15,8 @@ from rich.text import Text
 from engines.policy.architecture import Stage
 from engines.storage.files import replaced
 from experiments.bench.whole import BenchResult
+from experiments.compare.report import CELL_METRICS, WIDTH
 from experiments.program.progress import AS_IT_IS
-
-WIDTH = 100
 
 
 def bench_report(result: BenchResult) -> RenderableType:
@@ -68,13 +67,11 @@ def _stages(result: BenchResult) -> Table:
 def _engines(result: BenchResult) -> Table:
     settings = result.info["settings"]
     title = f"engines: {settings['prompt_tokens']} prompt and {settings['output_tokens']} output tokens"
-    headings = [
-        "clients", "tokens/s", "TTFT\nP50", "(ms)\nP95", "TPOT\nP50", "(ms)\nP95", "latency\nP50", "(s)\nP95",
-        "busy\n≥1", "(%)\n≥2", "\n≥3", "exact",
-    ]  # fmt: skip
-    table = _table(title, "engine", headings)
+    metrics = [heading for heading, _ in CELL_METRICS.values()]
+    table = _table(title, "engine", ["clients", *metrics, "busy\n≥1", "(%)\n≥2", "\n≥3", "exact"])
+    table.padding = (0, 0)  # so that each row has one line in WIDTH columns
     table.caption = (
-        "batch limits of prefill/draft/verify behind the name; tokens/s while all clients were busy; busy: share of "
+        "batch limits of prefill/draft/verify behind the name; steady: while all clients were busy; busy: share of "
         "the time with so many stages on the device"
     )
     previous = None
@@ -83,9 +80,8 @@ def _engines(result: BenchResult) -> Table:
         if previous not in (None, name):
             table.add_section()
         table.add_row(
-            name if name != previous else "", f"{row['clients']}", _short(row["tokens_per_s"], 4),
-            *(_short(1e3 * row[f"{quantity}_p{q}_s"]) for quantity in ("ttft", "tpot") for q in (50, 95)),
-            *(_short(row[f"latency_p{q}_s"]) for q in (50, 95)),
+            name if name != previous else "", f"{row['clients']}",
+            *(_short(scale * row[metric], 4) for metric, (_, scale) in CELL_METRICS.items()),
             *(f"{100 * row[f'running_at_least_{n}']:.0f}" for n in (1, 2, 3)),
             _exact(row),
         )  # fmt: skip
@@ -100,7 +96,7 @@ def _peers(result: BenchResult) -> Table:
     table.add_column("", overflow="fold", max_width=42)
     for row in result.peers.to_dict("records"):
         table.add_row(
-            row["system"], f"{row['requests']}", f"{row['output_tokens']}", _short(row["tokens_per_s"], 4),
+            row["system"], f"{row['requests']}", f"{row['output_tokens']}", _short(row["throughput_tokens_per_s"], 4),
             _exact(row), row["note"],
         )  # fmt: skip
     return table

@@ -12,13 +12,17 @@ from typing import Annotated
 
 import typer
 
+from calibrate.profile import Profile
 from engines.errors import MOST_WHOLE, InputError, require_at_least, require_positive
 from engines.policy.architecture import MOST_SLOTS, Architecture, load_architecture
 from engines.policy.changes import changed
+from engines.record.run import Run
 from engines.texts import whole_in
 from engines.workload.lengths import parse_lengths
 from engines.workload.workload import PROCESSES, Workload, make_workload, with_sampling
+from experiments.runner.cells import load_runs
 from experiments.runner.config import read_rows
+from experiments.runner.folder import load_experiment
 
 LAYOUT, LOAD = "Architecture", "Workload"
 DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"
@@ -121,6 +125,15 @@ SeedOption = Annotated[
     int | None,
     typer.Option(help="Same seed, same workload and simulated durations \\[default: 0].", rich_help_panel=LOAD),
 ]
+LiveArgument = Annotated[
+    Path, typer.Argument(help="A live run's folder, a folder of them (repeats included), or an experiment's folder.")
+]
+SimulatedArgument = Annotated[
+    Path | None, typer.Argument(help="A simulated run's folder, or a folder of them; none for an experiment.")
+]
+OnlyOption = Annotated[
+    str | None, typer.Option(help="Take only the cells of the experiment whose names match, such as 'pdv-c*'.")
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +225,18 @@ def one_device(text: str) -> list[str]:
         if len(load_architecture(name).devices) > 1:
             raise InputError("architectures", name, "its lanes are on several devices; a live engine uses one")
     return names
+
+
+def both_sides(
+    live: Path, simulated: Path | None, profile: Path | None, only: str | None
+) -> tuple[list[Run], list[Run], Profile | None]:
+    """The live runs, the simulated ones and the profile, of two folders or of an experiment. Raises InputError."""
+    if simulated is None:
+        return load_experiment(live, profile, only)
+    if only is not None:
+        raise InputError("only", only, "it chooses cells of an experiment; leave it out, or give that folder alone")
+    runs = load_runs("live", live), load_runs("simulated", simulated)
+    return *runs, Profile.load(profile) if profile is not None else None
 
 
 def parse_numbers(field: str, text: str) -> list[int]:

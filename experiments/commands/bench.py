@@ -71,7 +71,7 @@ def bench(
     what users would run instead on the same pair and prompts. Exits with 1 if a check fails.
 
     A floor is the least time that the device's measured copy bandwidth and matrix rate allow. Engines serve closed
-    loops; tokens/s is counted while all clients are busy.
+    loops; the columns of engines.csv have the names that cells.csv of an experiment has.
 
     Example: pdv bench --device cuda --batches 1,8,64 --concurrencies 1,10,64 --out results/bench
     """

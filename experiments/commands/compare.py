@@ -7,20 +7,24 @@ from typing import Annotated
 
 import typer
 
-from calibrate.profile import Profile
 from engines.errors import require_at_least
+from experiments.commands.arguments import LiveArgument, OnlyOption, SimulatedArgument, both_sides
 from experiments.compare import compare as comparing
 from experiments.compare.report import comparison_report, results_console
 from experiments.program.outputs import check_file, check_table
-from experiments.runner.cells import load_runs
+from experiments.runner.folder import check_apart
 
 
 def compare(
-    live: Annotated[Path, typer.Argument(help="A live run's folder, or a folder of them (repeats included).")],
-    simulated: Annotated[Path, typer.Argument(help="A simulated run's folder, or a folder of them.")],
+    live: LiveArgument,
+    simulated: SimulatedArgument = None,
     profile: Annotated[
-        Path | None, typer.Option(help="Profile whose solo times make contention visible in live runs too.")
+        Path | None,
+        typer.Option(
+            help="Profile whose solo times make contention visible in live runs too \\[default: an experiment's]."
+        ),
     ] = None,
+    only: OnlyOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file for every metric of every cell.")] = None,
     tolerance: Annotated[
         float | None,
@@ -28,6 +32,8 @@ def compare(
     ] = None,
 ) -> None:
     """Compare simulated runs with live ones, cell by cell (architecture, load, draft length).
+
+    Give two folders of runs, or the folder of an experiment, whose own runs and profile are taken then.
 
     Errors are signed, (simulated - live) / live; the spread of the live repeats stands beside them. Simulations
     made with --replay are compared request by request as well, with the very run that they replay.
@@ -37,14 +43,17 @@ def compare(
     limits, ...), the tables name them in `differs`.
 
     Example: pdv compare runs simulated --profile profile --tolerance 0.1 --out comparison.csv
+
+    Example: pdv compare results/demo --only "pdv-*"
     """
     if tolerance is not None:
         require_at_least("tolerance", tolerance, 0)
     if out is not None:
         check_file("out", out)
         check_table("out", comparing.paired_path(out), ("run", "quantity"))
-    lives, simulations = load_runs("live", live), load_runs("simulated", simulated)
-    comparison = comparing.compare(lives, simulations, Profile.load(profile) if profile is not None else None)
+        for path in (out, comparing.paired_path(out)):
+            check_apart("out", path)
+    comparison = comparing.compare(*both_sides(live, simulated, profile, only))
     results_console().print(comparison_report(comparison))
     if out is not None:
         for path in comparison.save(out):

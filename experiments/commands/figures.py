@@ -7,29 +7,36 @@ from typing import Annotated
 
 import typer
 
-from calibrate.profile import Profile
+from experiments.commands.arguments import LiveArgument, OnlyOption, SimulatedArgument, both_sides
 from experiments.program.outputs import check_output
 from experiments.program.progress import console
-from experiments.runner.cells import load_runs
+from experiments.runner.folder import check_apart
 
 
 def figures(
-    live: Annotated[Path, typer.Argument(help="A live run's folder, or a folder of them (repeats included).")],
-    simulated: Annotated[Path, typer.Argument(help="A simulated run's folder, or a folder of them.")],
+    live: LiveArgument,
+    simulated: SimulatedArgument = None,
     profile: Annotated[
-        Path | None, typer.Option(help="Profile to draw too: stage costs, contention and acceptance.")
+        Path | None,
+        typer.Option(
+            help="Profile to draw too: stage costs, contention and acceptance \\[default: an experiment's]."
+        ),
     ] = None,
+    only: OnlyOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PDF and PNG files.")] = Path("figures"),
 ) -> None:
     """Draw live and simulated runs: load curves, lane timelines, where the latency went; and the calibration.
 
-    Every figure is written as PDF (vector) and PNG, with its units and its source on it.
+    Give two folders of runs, or the folder of an experiment, whose own runs and profile are taken then. Every figure
+    is written as PDF (vector) and PNG, with its units and its source on it.
 
     Example: pdv figures runs simulated --profile profile --out figures
+
+    Example: pdv figures results/demo --only "*-c10-*" --out figures
     """
     check_output("out", out)
-    lives, simulations = load_runs("live", live), load_runs("simulated", simulated)
-    measured = Profile.load(profile) if profile is not None else None
+    check_apart("out", out)
+    lives, simulations, measured = both_sides(live, simulated, profile, only)
 
     from experiments.figures import draw_all  # seaborn takes a second to import, which other commands can do without
 

@@ -10,6 +10,7 @@ import typer
 from engines.record.run import Run
 from experiments.figures.perfetto import export
 from experiments.program.outputs import check_file
+from experiments.runner.folder import check_apart
 
 
 def trace(
@@ -24,4 +25,5 @@ def trace(
     """
     path = out or run / "trace.json"
     check_file("out", path)
+    check_apart("out", path)
     print(f"trace: {export(Run.load(run), path)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -35,11 +36,11 @@ from experiments.program.outputs import UNFINISHED
 from experiments.program.progress import bar, console
 from experiments.runner.cells import cell_of, described, fingerprint, keep, kept
 from experiments.runner.config import Experiment, Point
-from experiments.runner.folder import CELLS, SETTINGS, check_folder, check_profile_folder
+from experiments.runner.folder import CELLS, SETTINGS, check_folder, check_profile_folder, place_of
 from experiments.runner.layouts import Layout
 from experiments.runner.live import LiveBackend, Serve, check_finished
 from experiments.runner.predict import AcceptanceChoice, Prediction, check, parse_acceptance, replayed, without_live
-from experiments.runner.results import CellTable
+from experiments.runner.results import CellTable, Key
 from experiments.runner.simulations import Task, simulated
 
 
@@ -90,7 +91,7 @@ class Runner:
         """Do what is not done yet. Raises InputError, before any work, for what cannot be done, if another process
         writes to the folder, and if something in it would be replaced that no experiment wrote."""
         with locked(self.folder):
-            check_folder(self.folder, [f"{point.name}-r{n}" for point in self.points for n in self.repeats])
+            check_folder(self.folder, [(point.name, n) for point in self.points for n in self.repeats])
             for part in (self.folder / "profile", *map(self._part, self.repeats)):
                 check_profile_folder(part)
             self._check_profile()
@@ -149,7 +150,7 @@ class Runner:
     def _find_lives(self) -> None:
         for point in self.points:
             for repeat in self.repeats:
-                run = kept(self._live_folder(point.name, repeat), self._live_digest(point, repeat))
+                run = kept(self._record((point.name, repeat, "live")), self._live_digest(point, repeat))
                 if run is not None:
                     self.lives[point.name, repeat] = run
 
@@ -198,23 +199,24 @@ class Runner:
         return len(missing)
 
     def _live(self, point: Point, repeat: int, serve: Serve) -> None:
-        key = point.name, repeat
+        key = point.name, repeat, "live"
         with bar(f"{point.name}, repeat {repeat}") as progress:
             run = serve(point.workloads[repeat - 1], progress)
         try:
             check_finished(run)
         except InputError as error:
-            self.table.add((*key, "live"), str(error))
+            self.table.add(key, str(error))
             self.table.save()
             return
-        self.lives[key] = keep(run, self._live_folder(*key), self._live_digest(point, repeat))
-        self.table.add((*key, "live"), run)
+        run = keep(run, self._record(key), self._live_digest(point, repeat))
+        self.lives[point.name, repeat] = run
+        self.table.add(key, run)
         self.table.save()
         tokens = summary(run)["throughput_tokens_per_s"]
         console.print(f"{cell_of(run)}, repeat {repeat}: {tokens:.1f} tokens/s")
 
-    def _live_folder(self, name: str, repeat: int) -> Path:
-        return self.folder / "live" / f"{name}-r{repeat}"
+    def _record(self, key: Key) -> Path:
+        return self.folder.joinpath(*place_of(key))
 
     def _live_digest(self, point: Point, repeat: int) -> str:
         settings: dict[str, Any] = {
@@ -279,12 +281,11 @@ class Runner:
                     with_live.append(((point.name, repeat, "replay"), task))
         return [*self._simulated(with_live, from_tapes), *self._simulated(without, self._prediction(profile))]
 
-    def _simulated(self, wanted: list[tuple[tuple[str, int, str], Task]], settings: Prediction) -> list[Run]:
+    def _simulated(self, wanted: Sequence[tuple[Key, Task]], settings: Prediction) -> list[Run]:
         settings_ = settings.describe()
         places, runs, missing = [], [], []
         for key, task in wanted:
-            name, repeat, kind = key
-            folder = self.folder / "simulated" / f"{name}-r{repeat}{'-replay' if kind == 'replay' else ''}"
+            folder = self._record(key)
             digest = fingerprint({**settings_, **task.described()})
             run = kept(folder, digest)
             if run is None:

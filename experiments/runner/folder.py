@@ -1,37 +1,95 @@
-"""The folder of an experiment: what lies where, and that nothing in it is replaced that no experiment has made."""
+"""The folder of an experiment: what lies where, what can be read from it, and that nothing in it is replaced that no
+experiment has made."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from calibrate.parts import check_parts
-from calibrate.profile import PROFILE_FILES
+from calibrate.profile import PROFILE_FILES, Profile
 from engines.errors import InputError
+from engines.record.run import RUN_FILES, Run
+from engines.storage.files import holds
 from engines.storage.reading import read_toml
 from experiments.program.outputs import MOVE, UNFINISHED, check_file, check_ours, check_output
 from experiments.runner.cells import cell_folder
+from experiments.runner.results import KINDS, Key, booked
 
 SETTINGS, CELLS = "experiment.toml", "cells.csv"
 FILES = (SETTINGS, CELLS, "comparison.csv", "comparison_paired.csv", "comparison.txt")
 FOLDERS = ("live", "simulated", "profile", "figures", "traces")
+OWNED = {"record": RUN_FILES, "profile": PROFILE_FILES, "experiment": FILES}  # the first file of each marks it
 
 
-def check_folder(folder: Path, names: Iterable[str]) -> None:
-    """Raises InputError if something is in the way of the files, or of the records of these names, that no experiment
-    wrote."""
+def place_of(key: Key) -> tuple[str, str]:
+    """Where the record of a cell, repeat and kind lies: the folder of its side, and its own folder there."""
+    cell, repeat, kind = key
+    return "live" if kind == "live" else "simulated", f"{cell}-r{repeat}{'-replay' if kind == 'replay' else ''}"
+
+
+def load_experiment(
+    folder: Path, profile: Path | None = None, only: str | None = None
+) -> tuple[list[Run], list[Run], Profile]:
+    """The live runs, the simulated ones and the profile of an experiment, as its comparison takes them.
+
+    profile: one to read instead. only: a pattern, as of file names, for the cells to read. Raises InputError, also
+    where one of the sides has no run.
+    """
+    if not _wrote(folder, "experiment"):
+        remedy = "no experiment is there; give the folder of one, or a folder of live and one of simulated runs"
+        raise InputError("experiment", str(folder), remedy)
+    keys = booked(folder / CELLS)
+    chosen = [key for key in keys if only is None or fnmatchcase(key[0], only)]
+    if only is not None and not chosen:
+        cells = ", ".join(dict.fromkeys(cell for cell, *_ in keys)) or "none"
+        raise InputError("only", only, f"no cell has such a name; the experiment has {cells}")
+    sides: dict[str, list[Path]] = {"live": [], "simulated": []}
+    for key in chosen:
+        side, name = place_of(key)
+        sides[side].append(folder / side / name)
+    for side, records in sides.items():
+        if not any(holds(record, RUN_FILES[0]) for record in records):
+            command = f"pdv experiment {folder / SETTINGS} --out {folder} --only {side}"
+            raise InputError("experiment", str(folder), f"it has no {side} run; make them with `{command}`")
+    place = profile or Path(str(read_toml("experiment", folder / SETTINGS).get("profile", folder / "profile")))
+    lives, simulations = ([Run.load(record) for record in records] for records in sides.values())
+    return lives, simulations, Profile.load(place)
+
+
+def check_apart(field: str, path: Path) -> None:
+    """Raises InputError for a file of a record, a profile or an experiment, or a folder that an experiment fills."""
+    real = Path(os.path.realpath(path))
+    for kind, (mark, *others) in OWNED.items():
+        if real.name in (mark, *others) and holds(real.parent, mark):
+            raise InputError(field, str(path), f"it belongs to the {kind} in {real.parent}; give another")
+    for place in (real, real.parent):
+        if place.name in FOLDERS and all(holds(place.parent, name) for name in (SETTINGS, CELLS)):
+            raise InputError(field, str(path), f"it belongs to the experiment in {place.parent}; give another")
+
+
+def _wrote(folder: Path, field: str) -> bool:
+    """Whether an experiment wrote the folder."""
+    settings = folder / SETTINGS
+    return settings.is_file() and "architectures" in read_toml(field, settings, MOVE)
+
+
+def check_folder(folder: Path, runs: Iterable[tuple[str, int]]) -> None:
+    """Raises InputError if something is in the way of the files, or of the records of these cells and repeats, that
+    no experiment wrote."""
     for name in FILES:
         check_file("out", folder / name)
     for name in FOLDERS:
         check_output("out", folder / name)
-    settings = folder / SETTINGS
     present = [name for name in (*FILES, *FOLDERS) if (folder / name).exists()]
-    if present and not (settings.is_file() and "architectures" in read_toml("out", settings, MOVE)):
+    if present and not _wrote(folder, "out"):
         raise InputError("out", str(folder), f"{present[0]} is there and no experiment wrote it; {MOVE}")
-    for name in names:
-        cell_folder(folder / "live", name)
-        cell_folder(folder / "simulated", name)
-        cell_folder(folder / "simulated", f"{name}-replay")
+    for key in runs:
+        for kind in KINDS:
+            side, name = place_of((*key, kind))
+            cell_folder(folder / side, name)
 
 
 def check_profile_folder(folder: Path) -> None:

@@ -8,15 +8,27 @@ from typing import Any
 
 import pandas as pd
 
+from calibrate.profile_tables import read_csv
+from engines.errors import InputError
 from engines.record.metrics import summary
 from engines.record.run import Run
 from engines.storage.files import replaced
 from experiments.runner.cells import CELL_COLUMNS, cell_of
 
 FINISHED, FAILED = "finished", "failed"
+REMEDY = "run `pdv experiment` again"
 KINDS = ("live", "simulated", "replay")
 FACTS = ["cell", *CELL_COLUMNS, "repeat", "kind", "status", "error", "checked", "equal"]
-Key = tuple[str, int, str]  # cell, repeat, kind
+KEY = ("cell", "repeat", "kind")
+Key = tuple[str, int | str, str]
+
+
+def booked(path: Path) -> list[Key]:
+    """The rows of a table of cells that were booked with a run, in order. Raises InputError."""
+    rows = read_csv(path, "experiment", REMEDY)
+    if not {*KEY, "architecture"} <= set(rows):
+        raise InputError("experiment", str(path), f"this is no table of cells; {REMEDY}")
+    return list(rows.loc[rows["architecture"].notna(), list(KEY)].itertuples(index=False, name=None))
 
 
 class CellTable:
@@ -28,7 +40,7 @@ class CellTable:
 
     def add(self, key: Key, outcome: Run | str) -> None:
         """Book a run, or the error of one that failed. A run with a wrong output has failed too."""
-        row: dict[str, Any] = dict(zip(("cell", "repeat", "kind"), key, strict=True))
+        row: dict[str, Any] = dict(zip(KEY, key, strict=True))
         if isinstance(outcome, str):
             row |= {"status": FAILED, "error": outcome}
         else:

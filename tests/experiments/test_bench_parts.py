@@ -206,12 +206,12 @@ def test_a_peer_that_cannot_run_here_says_so(pair: Pair, monkeypatch: pytest.Mon
     table = measure_peers(pair, settings, expected_of(NAME, pair), silent).set_index(["system", "requests"])
     gone = table.loc[("continuous batching", 2)]
     assert gone["note"] == "not available: AttributeError: no such method"
-    assert pd.isna(gone["tokens_per_s"])
+    assert pd.isna(gone["throughput_tokens_per_s"])
     others = table.drop(("continuous batching", 2))
     assert len(others) == 3
     assert (others["equal"] == others["checked"]).all()
     assert (others["checked"] == others.index.get_level_values("requests")).all()
-    assert (others["tokens_per_s"] > 0).all()
+    assert (others["throughput_tokens_per_s"] > 0).all()
 
 
 def test_numbers_are_short() -> None:

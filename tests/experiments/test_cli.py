@@ -134,7 +134,11 @@ BAD_OTHERS = {
     "unknown command": ("simulation", "simulation"),
     "live missing": ("compare nowhere simulated", "live = 'nowhere'"),
     "simulated empty": ("compare live profile", "simulated = 'profile'"),
-    "simulated not named": ("compare live", "simulated"),
+    "simulated not named": ("compare live", "experiment = 'live': no experiment is there"),
+    "figures of no experiment": ("figures profile", "experiment = 'profile': no experiment is there"),
+    "experiment nowhere to compare": ("compare nowhere", "experiment = 'nowhere': no experiment is there"),
+    "experiment without its table": ("compare begun", "begun/cells.csv"),
+    "cells of two folders": ("compare live simulated --only pdv-*", "only = 'pdv-*'"),
     "table is a folder": ("compare live simulated --out live", "out = 'live'"),
     "table cannot be written": ("compare live simulated --out /proc/nope/x.csv", "out = '/proc/nope'"),
     "trace file is a folder": ("trace live/pdv-r1 --out live", "out = 'live'"),
@@ -179,6 +183,8 @@ def bad_files(work: Path) -> None:
     (work / "bad.toml").write_text('architectures = ["pd"]\nconcurrencies = [0]\n')
     taped = ['mode = "simulated"', 'profile = "taped"', 'acceptance = "tape"', 'architectures = ["pd"]']
     taped += ["concurrencies = [1]", "[workload]", "requests = 2", 'output_tokens = "11"']
+    (work / "begun").mkdir()
+    (work / "begun" / "experiment.toml").write_text('architectures = ["pd"]\n')
     (work / "taped.toml").write_text("\n".join(taped))
     made = synthetic.profile()
     tapes = {request: np.array([-1, *[1] * 9], dtype=np.int8) for request in (0, 1)}

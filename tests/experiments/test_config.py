@@ -206,6 +206,15 @@ def test_a_wrong_setting_is_named(change: dict[str, Any], field: str) -> None:
     assert len(caught.value.remedy) > 10
 
 
+@pytest.mark.parametrize(
+    "layout", [{"base": "pd", "name": "PD 4/64"}, ARCHITECTURES["pd"].to_dict() | {"name": "PD 4/64"}]
+)
+def test_a_name_that_no_folder_can_have_is_refused_with_one_that_it_can(layout: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^name = 'PD 4/64': .* use 'PD 4-64'$"):
+        Experiment.from_dict({**GOOD, "architectures": [layout]})
+    Experiment.from_dict({**GOOD, "architectures": [{**layout, "name": "PD 4-64"}]})
+
+
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("architectures = [")
     for path, remedy in ((tmp_path / "broken.toml", "not valid TOML"), (tmp_path / "none.toml", "cannot read")):

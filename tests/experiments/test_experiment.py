@@ -20,6 +20,7 @@ from engines.policy.architecture import PD
 from engines.record.metrics import acceptance
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, Workload, make_workload
+from experiments.cli import main
 from experiments.program.progress import Bar, Report
 from experiments.runner import predict as predicting
 from experiments.runner.cells import fingerprint, keep, kept, load_runs
@@ -125,6 +126,60 @@ def test_everything_is_in_the_folder(finished: Finished) -> None:
     assert all(path.stat().st_size > 2000 for path in [*outcome.figures, *outcome.traces])
     resolved = Experiment.from_dict(tomllib.loads((folder / "experiment.toml").read_text()))
     assert resolved == Experiment.from_dict(GRID)
+
+
+def test_compare_and_figures_give_what_the_experiment_gave(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, outcome, _ = finished
+    capsys.readouterr()
+    assert main(["compare", str(folder), "--out", str(tmp_path / "c.csv")]) == 0
+    assert capsys.readouterr().out.startswith((folder / "comparison.txt").read_text())
+    for name in ("c.csv", "c_paired.csv"):
+        assert (tmp_path / name).read_text() == (folder / name.replace("c", "comparison", 1)).read_text()
+    assert main(["figures", str(folder), "--out", str(tmp_path / "drawn")]) == 0
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {path.name for path in outcome.figures}
+    assert main(["compare", str(folder), "--only", "pdv-*", "--out", str(tmp_path / "c.csv")]) == 0
+    chosen, whole = pd.read_csv(tmp_path / "c.csv"), pd.read_csv(folder / "comparison.csv")
+    pd.testing.assert_frame_equal(chosen, whole[whole["architecture"] == "pdv"].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("side", ["live", "simulated"])
+def test_an_experiment_without_a_side_cannot_be_compared(
+    side: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perform(tmp_path, repeats=1, concurrencies=[1], replay=False)
+    (tmp_path / side).rename(tmp_path / "elsewhere")
+    for command in ("compare", "figures"):
+        assert main([command, str(tmp_path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        assert f"it has no {side} run; make them with `pdv experiment {tmp_path}/experiment.toml" in line
+    assert main(["compare", str(tmp_path), "--only", "pd-*"]) == 2
+    assert "no cell has such a name; the experiment has baseline-c1-k4, pdv-c1-k4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"compare {{0}} --out {{0}}/{name}" for name in ("experiment.toml", "cells.csv", "comparison.csv")),
+        *(f"compare {{0}} --out {{0}}/{name}" for name in ("comparison.txt", "comparison.x", "traces/pdv-live.json")),
+        *(f"compare {{0}} --out {{0}}/{name}" for name in ("profile/contention.csv", "live/pdv-c1-k4-r1/run.toml")),
+        *(f"trace {{0}}/live/pdv-c1-k4-r1 --out {{0}}/{name}" for name in ("traces/pdv-live.json", "cells.csv")),
+        "trace {0}/live/pdv-c1-k4-r1 --out {0}/live/pdv-c1-k4-r1/spans.parquet",
+        "figures {0} --out {0}/figures",
+        "figures {0} --out {0}/profile",
+    ],
+)
+def test_no_command_writes_over_what_an_experiment_has(
+    command: str, finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, *_ = finished
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(command.format(folder).split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it belongs to the " in line
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_the_table_has_a_row_for_every_run(finished: Finished) -> None:
