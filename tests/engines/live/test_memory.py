@@ -84,7 +84,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
 
 def test_what_no_engine_could_serve_is_refused_by_its_plan() -> None:
     configs = load_configs(LLAMA)
-    with pytest.raises(InputError, match="max_context = 2044: use 2 to 2043: the models position 2048 tokens"):
+    with pytest.raises(InputError, match="max_context = 2044: use 2 to 2043: the models have 2048 positions"):
         plan_slots(PD, configs, CUDA, torch.bfloat16, 2044, free=GIB)
     lanes = (replace(PD.lanes[0], device=1), PD.lanes[1])
     with pytest.raises(InputError, match=r"lanes\.device"):
