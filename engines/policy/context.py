@@ -8,7 +8,7 @@ from engines.errors import InputError
 def context_of(positions: int, max_draft_length: int, max_context: int | None = None) -> int:
     """Return the largest context of a request, in tokens of prompt and output.
 
-    This is max_context if given, otherwise `positions` (of the models' position embeddings) less
+    This is max_context if given, otherwise `positions`, the number of positions that both models support, less
     max_draft_length + 1, since drafts may run past the end of the output. Raises InputError if that leaves fewer
     than 2 tokens, or if max_context is not between 2 and that.
     """
