@@ -105,7 +105,7 @@ def test_positions_that_cannot_be_are_refused_by_name(positions: object) -> None
     config = shape_config(SHAPES["tiny"])
     wrong = copy(config)
     wrong.__dict__["max_position_embeddings"] = positions  # as a file may say; transformers checks what is assigned
-    remedy = f"put what the {config.model_type} model was trained for in its config"
+    remedy = f"put the context that the {config.model_type} model was trained for in its config"
     with pytest.raises(InputError, match=f"max_position_embeddings = {positions}: .*{remedy}"):
         plan_slots(PD, (config, wrong), CPU, torch.float32, free=GIB)
 
