@@ -1,8 +1,8 @@
-"""Which drafts the target accepts: replayed from tapes, or drawn from a model.
+"""Decide which drafts the target accepts, by replaying tapes or by drawing from a model.
 
-Every source answers one question per request: in a step that begins at output position p, how many drafts agree
-before the first that does not, were k unlimited? Drawn sources answer it with one uniform number per (seed,
-request, position), so draft length, lane and batch never change what is right.
+For each request, a source tells how many drafts agree in a step that begins at output position p, before the first
+that does not, if k were unlimited. Models draw one uniform number per (seed, request, position), so the outcome does
+not depend on draft length, lane or batch.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from engines.policy.request import Request
 from engines.record.run import Run
 
 UNKNOWN = -1
-_DRAFTS, _ALPHA = 0, 1  # purposes that randomness is keyed by
+_DRAFTS, _ALPHA = 0, 1  # purposes of random numbers, part of their key
 
 
 class RequestAcceptance(NamedTuple):
-    """What a source knows of one request.
+    """The acceptance of one request.
 
-    output_tokens: how many it will have if no limit cuts it. matches[p]: drafts that agree in a step that begins at
-    output position p, were k unlimited, as far as was asked for. tape: one entry an output token, as in
-    engines.record.run.Run; None where whether a draft is right depends on more than its position.
+    output_tokens: how many it will have if no limit cuts the output. matches[p]: how many drafts agree in a step that
+    begins at output position p, if k were unlimited, for as many positions as were asked for. tape: one entry per
+    output token, as in engines.record.run.Run; None if whether a draft is right depends on more than its position.
     """
 
     output_tokens: int
@@ -36,24 +36,28 @@ class RequestAcceptance(NamedTuple):
 
 
 class AcceptanceSource(Protocol):
-    """Anything that can say which drafts of a request would be right."""
+    """A source that tells which drafts of a request are right."""
 
     def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
-        """What is known of the first `tokens` output positions, as many as can be emitted at most (by default all
-        that the request asks for). More positions never change the earlier ones, and fewer only cut off the matches
-        that reach beyond them, which no request that ends there can tell."""
+        """Return the acceptance at the first `tokens` output positions (by default all that the request asks for).
+
+        Asking for more positions never changes earlier ones. Asking for fewer only cuts matches that reach beyond
+        them, which makes no difference to a request that ends there.
+        """
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for run.toml."""
+        """Return plain values for run.toml."""
 
 
 @dataclass(frozen=True)
 class Tapes:
-    """Recorded bits, replayed.
+    """Replay recorded tapes.
 
-    unknown: probability that a draft at a position the tape does not know (-1) is right; drawn, so 0 counts all
-    of them wrong and 1 all right. ended: the requests whose output ended by itself where their tape does, so that it
-    ends there again; what is asked of any other has to be on its tape. Raises InputError for a request without one.
+    unknown: probability that a draft at an unknown position (-1) is right. It is drawn, so 0 counts all of them wrong
+    and 1 all right.
+    ended: requests whose output ended at a stop token where their tape ends, and ends there again. Any other request
+    must not ask for more tokens than its tape has.
+    Raises InputError for a request without a tape.
     """
 
     tapes: Mapping[int, np.ndarray]
@@ -62,13 +66,16 @@ class Tapes:
 
     @staticmethod
     def recorded_by(run: Run) -> Tapes:
-        """The tapes of a run, which says itself where an output ended at a stop token."""
+        """Return the tapes of a run, with `ended` set to the requests that ended at a stop token."""
         stopped = run.finished["finish_reason"] == "stop"
         return Tapes(run.tapes, ended=frozenset(run.finished.loc[stopped, "request"].tolist()))
 
     def check(self, requests: Iterable[Request], max_context: int | None = None) -> None:
-        """Raises InputError for the first of the requests whose output, cut to max_context tokens with its prompt, is
-        not on a tape. One whose prompt leaves no room for output needs none."""
+        """Raise InputError for the first request that asks for more output tokens than its tape has.
+
+        Prompt and output are first cut to max_context tokens. A request whose prompt leaves no room for output needs
+        no tape.
+        """
         for request in requests:
             tokens = request.max_tokens
             if max_context is not None:
@@ -103,7 +110,7 @@ class Tapes:
 
 @dataclass(frozen=True)
 class Independent:
-    """Each draft is right with probability alpha, whatever happened before."""
+    """Each draft is right with probability alpha, independently of all others."""
 
     alpha: float
 
@@ -120,17 +127,17 @@ class Independent:
 
 @dataclass(frozen=True)
 class PerPosition:
-    """Acceptance that depends on the place in the step, as vLLM's synthetic_acceptance_rates.
+    """Acceptance depends on the position within the step, as with vLLM's synthetic_acceptance_rates.
 
     rates: entry i is the unconditional probability that the first i + 1 drafts of a step are all accepted. Drafts
-    beyond the last entry have the conditional acceptance of the last.
+    beyond the last entry have the conditional acceptance rate of the last.
     """
 
     rates: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if not self.rates:
-            raise InputError("rates", self.rates, "give one rate a draft position")
+            raise InputError("rates", self.rates, "give one rate per draft position")
         for rate in self.rates:
             _probability("rates", rate)
         if list(self.rates) != sorted(self.rates, reverse=True):
@@ -140,7 +147,7 @@ class PerPosition:
         before = (1.0, *self.rates[:-1])
         conditional = [rate / last if last else 0.0 for rate, last in zip(self.rates, before, strict=True)]
         uniform = _uniform(seed, request, _positions(request, tokens))
-        found = matches(uniform < conditional[-1])  # of drafts that are all beyond the last entry
+        found = matches(uniform < conditional[-1])  # for drafts that are all beyond the last entry
         for rate in conditional[-2::-1]:
             following = np.append(found[1:], 0)
             found = np.where(uniform < rate, 1 + following, 0)
@@ -152,9 +159,9 @@ class PerPosition:
 
 @dataclass(frozen=True)
 class PerRequestSpread:
-    """Each request has an acceptance of its own, from a Beta distribution, and drafts of it are independent.
+    """Each request has its own alpha, drawn from a Beta distribution, and its drafts are independent.
 
-    mean, sd: of the distribution over requests.
+    mean, sd: mean and standard deviation of alpha over requests.
     """
 
     mean: float
@@ -168,7 +175,7 @@ class PerRequestSpread:
             )
 
     def alpha(self, request: Request, seed: int) -> float:
-        """This request's own acceptance."""
+        """Return the alpha of a request."""
         if self.sd == 0:
             return self.mean
         total = self.mean * (1 - self.mean) / self.sd**2 - 1
@@ -185,7 +192,7 @@ class PerRequestSpread:
 
 @dataclass(frozen=True)
 class Markov:
-    """Whether a draft is right depends on whether the one at the position before it was."""
+    """Whether a draft is right depends on whether the draft at the previous position was."""
 
     after_right: float
     after_wrong: float
@@ -197,7 +204,7 @@ class Markov:
     def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
         uniform = _uniform(seed, request, _positions(request, tokens))
         leaving = 1 - self.after_right + self.after_wrong
-        right = bool(uniform[0] * leaving < self.after_wrong)  # the chain's long-run probability
+        right = bool(uniform[0] * leaving < self.after_wrong)  # the chain's stationary probability
         bits = []
         for number in uniform.tolist():
             right = number < (self.after_right if right else self.after_wrong)
@@ -209,7 +216,7 @@ class Markov:
 
 
 def matches(right: np.ndarray) -> np.ndarray:
-    """Entry p: how many entries from p on are true before the first that is not."""
+    """Return, for each entry p, how many entries from p on are true before the first that is not."""
     places = np.arange(len(right))
     wrong = np.where(right, len(right), places)
     return np.minimum.accumulate(wrong[::-1])[::-1] - places
@@ -221,7 +228,7 @@ def _positions(request: Request, tokens: int | None) -> int:
 
 def _from_bits(right: np.ndarray, output_tokens: int) -> RequestAcceptance:
     tape = right.astype(np.int8)
-    tape[0] = UNKNOWN  # the first token comes from prefill: nothing was drafted there
+    tape[0] = UNKNOWN  # the first token comes from prefill, which has no drafts
     return RequestAcceptance(output_tokens, matches(right).tolist(), tape)
 
 
@@ -230,7 +237,7 @@ def _generator(seed: int, request: Request, purpose: int) -> np.random.Generator
 
 
 def _uniform(seed: int, request: Request, count: int) -> np.ndarray:
-    """One number a position; more positions never change the earlier ones."""
+    """Draw one number per position. Drawing more never changes earlier ones."""
     return _generator(seed, request, _DRAFTS).random(count)
 
 

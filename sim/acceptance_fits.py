@@ -1,4 +1,4 @@
-"""Acceptance models with the figures of a profile, or of tapes."""
+"""Fit acceptance models to a profile or to tapes."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ MODELS: dict[str, Callable[[pd.DataFrame], AcceptanceSource]] = {
 
 
 def from_profile(profile: Profile, model: str = "per-request spread") -> AcceptanceSource:
-    """One of MODELS with a profile's figures. Raises InputError for any other."""
+    """Return one of MODELS with the parameters of a profile. Raises InputError for an unknown model."""
     return _model(model)(profile.acceptance)
 
 
 def fit_tapes(tapes: Mapping[int, np.ndarray], model: str, draft_length: int) -> AcceptanceSource:
-    """One of MODELS with the figures that calibration would find in these tapes at this draft length.
+    """Return one of MODELS with the parameters that calibration would find in these tapes at this draft length.
 
-    Raises InputError for any other model, and for tapes too short for a step.
+    Raises InputError for an unknown model, and for tapes that are too short for a step.
     """
     return _model(model)(acceptance_table(tapes.values(), draft_length))
 
 
 def fit_markov(tapes: Mapping[int, np.ndarray]) -> Markov:
-    """How often a right draft follows a right one, and a wrong one, at neighbouring known positions; a kind of
-    neighbour that never occurs counts as the other. Raises InputError if no two neighbours are known."""
+    """Fit how often a right draft follows a right one, and a wrong one, at adjacent known positions.
+
+    If right drafts (or wrong ones) are never followed by a known position, the rate after all drafts is used. Raises
+    InputError if no two adjacent positions are known.
+    """
     bits = [np.asarray(tape) for tape in tapes.values()]
     pairs = np.concatenate([np.empty((0, 2)), *(np.column_stack([tape[:-1], tape[1:]]) for tape in bits)])
     pairs = pairs[(pairs != UNKNOWN).all(axis=1)]
     if not len(pairs):
-        raise InputError(
-            "tapes", f"{len(bits)} tapes", "no two neighbouring positions are known; record longer outputs"
-        )
+        raise InputError("tapes", f"{len(bits)} tapes", "no two adjacent positions are known; record longer outputs")
     follows = [pairs[pairs[:, 0] == bit, 1] for bit in (1, 0)]
     return Markov(*(float((after if len(after) else pairs[:, 1]).mean()) for after in follows))
 

@@ -1,7 +1,8 @@
-"""A device whose streams run side by side and slow one another.
+"""A simulated device whose streams run concurrently and slow one another down.
 
-A stream is a FIFO of jobs; a job is the segments of one batch, back to back. Streams share the device by the
-contention model: whenever a segment starts or ends, what is left of the others goes on at their new rates.
+A stream is a FIFO queue of jobs. A job runs the segments of one batch, one after another. Streams share the device
+according to the contention model: whenever a segment starts or ends, all rates are set anew, and the remaining work
+of each running segment continues at its new rate.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sim.costs import Contention
 class Job:
     """The segments of one batch on a stream.
 
-    segments: each with its duration alone, seconds. done: succeeds with one SegmentTime a segment.
+    segments: each with its solo duration in seconds. done: succeeds with one SegmentTime per segment.
     """
 
     __slots__ = ("done", "left_s", "rate", "segments", "start_s", "times")
@@ -37,21 +38,21 @@ class Job:
         return self.segments[len(self.times)][0]
 
     def begin_segment(self, now: float) -> None:
-        """Raises InputError for a duration, other than 0, that does not move the clock: time would stand still."""
+        """Start the next segment. Raises InputError for a duration, other than 0, that does not advance the clock."""
         self.start_s, self.left_s = now, self.segments[len(self.times)][1]
         if self.left_s != 0 and not now + self.left_s > now:
-            remedy = f"it does not move a clock that stands at {now:g} s; calibrate again, or simulate a shorter load"
+            remedy = f"it does not advance the clock at {now:g} s; calibrate again, or simulate a shorter load"
             raise InputError(f"duration of {self.current.segment} (s)", self.left_s, remedy)
 
     def end_segment(self, now: float) -> bool:
-        """Book the segment that ran; whether there is no other."""
+        """Record the segment that ran. Returns whether it was the last."""
         running, solo_s = self.segments[len(self.times)]
         self.times.append(SegmentTime(running.segment, self.start_s, now, solo_s))
         return len(self.times) == len(self.segments)
 
 
 class Gpu:
-    """One device. Times are those of the SimPy environment."""
+    """One simulated device. Times are those of the SimPy environment, in seconds."""
 
     def __init__(self, environment: simpy.Environment, contention: Contention) -> None:
         self._environment = environment
@@ -62,7 +63,7 @@ class Gpu:
         self._next_end: simpy.Event | None = None
 
     def run(self, stream: int, segments: Sequence[tuple[RunningSegment, float]]) -> simpy.Event:
-        """Queue a job on a stream. The event succeeds with its SegmentTimes when its last segment ends."""
+        """Queue a job on a stream. The returned event succeeds with its SegmentTimes when its last segment ends."""
         job = Job(segments, self._environment.event())
         if stream in self._running:
             self._waiting.setdefault(stream, deque()).append(job)
@@ -77,7 +78,7 @@ class Gpu:
         job.begin_segment(self._environment.now)
 
     def _progress(self) -> None:
-        """Take what was done since the rates were last set from what is left."""
+        """Subtract the work done since the rates were last set."""
         now = self._environment.now
         passed = now - self._rated_s
         if passed > 0:
@@ -86,7 +87,7 @@ class Gpu:
         self._rated_s = now
 
     def _set_rates(self) -> None:
-        """New rates for what runs now, and a date with the segment that ends first."""
+        """Set the rates of the running segments, and schedule the end of the one that ends first."""
         running = self._running
         if not running:
             self._next_end = None
@@ -106,7 +107,7 @@ class Gpu:
         self._next_end = end
 
     def _end(self, event: simpy.Event) -> None:
-        """A segment is over, unless the rates have changed since this date was made."""
+        """End a segment, unless the rates have changed since this event was scheduled."""
         if event is not self._next_end:
             return
         now = self._environment.now

@@ -1,4 +1,4 @@
-"""How many requests are in the system over time, counted apart from the scheduler and the record."""
+"""Count the requests in the system over time, independently of the scheduler and the record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engines.policy.request import RequestState
 
 
 class Population:
-    """Counts requests in and out, and holds the count against their latencies."""
+    """Count requests as they enter and leave, to check the count against their latencies."""
 
     def __init__(self) -> None:
         self._here = 0
@@ -31,10 +31,13 @@ class Population:
         self._since_s = now
 
     def check_littles_law(self) -> None:
-        """L = lambda W over the whole run: requests in the system, integrated over time, are the sum of the
-        latencies (Little, Operations Research 9(3), 1961). Raises AssertionError."""
+        """Check Little's law, L = lambda W, over the whole run (Little, Operations Research 9(3), 1961).
+
+        The number of requests in the system, integrated over time, must equal the sum of the latencies. Raises
+        AssertionError.
+        """
         if not math.isclose(self._request_seconds, self._latencies_s, rel_tol=1e-9, abs_tol=1e-9):
             raise AssertionError(
                 f"Little's law fails: {self._request_seconds} request seconds in the system, "
-                f"{self._latencies_s} s of latencies"
+                f"{self._latencies_s} s of latency"
             )

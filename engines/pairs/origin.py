@@ -1,4 +1,4 @@
-"""Which models a pair is made of: their folders, and digests that tell them from others. Needs no torch."""
+"""Identify the models of a pair by their folders and by digests. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from engines.pairs.permutation import PREFIX, PermutationSpec, parse_pair
 
 EMBEDDED = Path(__file__).parents[1] / "live" / "embedded"
 ROLES = ("target", "draft")
-SAMPLE_BYTES = 1024  # that are read of every tensor
-MOST_HEADER_BYTES = 100 << 20  # what safetensors itself allows
+SAMPLE_BYTES = 1024  # read of every tensor
+MOST_HEADER_BYTES = 100 << 20  # limit of safetensors itself
 
 
 @dataclass(frozen=True)
 class Origin:
     """Where a model comes from.
 
-    name: its folder's, or its shape's. digest: of its configuration and weights; equal on every machine. path: the
-    resolved folder, None for a model that was made and not loaded.
+    name: name of the folder or shape. digest: of the configuration and weights, the same on every machine.
+    path: the resolved folder, None for a model that was built and not loaded.
     """
 
     name: str
@@ -33,17 +33,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class Origins:
-    """Those of a pair's two models."""
+    """The origins of a pair's two models."""
 
     target: Origin
     draft: Origin
 
     def describe(self) -> dict[str, dict[str, str]]:
-        """What a record or a profile says of its models: no paths, which mean nothing on another machine."""
+        """Return names and digests, for a record or a profile. Paths are left out: they differ between machines."""
         return {role: {"name": model.name, "digest": model.digest} for role, model in self._by_role().items()}
 
     def key(self) -> dict[str, Any]:
-        """All of it as plain values, to know whether something was made with the same models."""
+        """Return everything as plain values, to tell whether something was made with the same models."""
         return asdict(self)
 
     def _by_role(self) -> dict[str, Origin]:
@@ -51,9 +51,11 @@ class Origins:
 
 
 def origins_of(target: str | Path, draft: str | Path | None = None) -> Origins:
-    """The origins of the pair that engines.live.model.pairs.load_pair would load. A weight that differs makes another
-    digest, unless the differing numbers all lie outside the 1,024 bytes in the middle of their tensors, which are
-    read. Raises InputError for a folder that has no configuration."""
+    """Return the origins of the pair that engines.live.model.pairs.load_pair would load.
+
+    Only the middle 1,024 bytes of each tensor are read, so the digest does not change with weights outside them.
+    Raises InputError for a folder without a configuration.
+    """
     if str(target).startswith(PREFIX):
         return spec_origins(parse_pair(str(target)))
     within = "" if draft is not None else f"{pair_name(target)}/"
@@ -61,18 +63,18 @@ def origins_of(target: str | Path, draft: str | Path | None = None) -> Origins:
 
 
 def spec_origins(spec: PermutationSpec) -> Origins:
-    """The origins of a permutation pair, which its specification determines."""
+    """Return the origins of a permutation pair, whose digests follow from its specification."""
     digests = {role: hashlib.sha256(f"{role}: {spec!r}".encode()).hexdigest() for role in ROLES}
     return Origins(Origin(spec.target, digests["target"]), Origin(spec.draft, digests["draft"]))
 
 
 def pair_name(target: str | Path, draft: str | Path | None = None) -> str:
-    """What a pair of folders is called: the name of its folder or, of two folders, both names."""
+    """Return the name of a pair: that of its folder or, for two folders, both names joined by +."""
     return "+".join(Path(folder).resolve().name for folder in (target, draft) if folder is not None)
 
 
 def model_folders(target: str | Path, draft: str | Path | None = None) -> dict[str, Path]:
-    """The folders of a pair's models, by role. Raises InputError for a folder of a pair that has no draft."""
+    """Return the folders of a pair's models by role. Raises InputError if the pair's folder has no draft."""
     folder = EMBEDDED if str(target) == "embedded" else Path(target)
     if draft is not None:
         return {"target": folder, "draft": Path(draft)}
@@ -92,16 +94,16 @@ def _of_folder(role: str, folder: Path, within: str) -> Origin:
         remedy = f"cannot be read ({error.strerror or error}); give a model folder"
         raise InputError(role, str(folder), remedy) from error
     except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
-        raise InputError(role, str(path), "its weights are damaged; fetch the file again") from error
+        raise InputError(role, str(path), "the weights are damaged; fetch the file again") from error
     return Origin(within + folder.resolve().name, digest.hexdigest(), str(folder.resolve()))
 
 
 def _add_weights(digest: Any, path: Path) -> None:
-    """The header of a safetensors file (its length, then JSON), and the middle of every tensor behind it."""
+    """Add the header of a safetensors file (its length, then JSON) and the middle of every tensor to a digest."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > MOST_HEADER_BYTES:
-            raise ValueError("no safetensors header is as long")
+            raise ValueError("too long for a safetensors header")
         header = file.read(length)
         digest.update(header)
         tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}

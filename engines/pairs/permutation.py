@@ -1,15 +1,15 @@
 """Permutation pairs: models of any shape whose output is known in closed form.
 
-All ordinary tokens lie on one cycle. After token t a target says pi(t), the next on the cycle, whatever came
-before; its draft says the same except after a dialled share of tokens, so acceptance is a choice. A live run of
-such a pair costs what the real models cost, and every token and every acceptance can be checked.
+All ordinary tokens lie on one cycle. After token t, the target picks pi(t), the next one on the cycle, whatever came
+before. The draft model picks the same, except after a chosen share of the tokens, so its acceptance can be set. A
+live run of such a pair costs as much as with the real models, and every token and acceptance can be checked.
 
-The cycle is cut into equal regions, one for each alpha, and a region's wrong tokens are drawn at random,
-exactly their share of it. An output walks along the cycle, and much less than a region, so a request's acceptance
-is its region's: prompts that end in random tokens start in every region alike, and acceptance varies from request
-to request. With one alpha it does not.
+The cycle is cut into equal regions, one per alpha. In each region, exactly a share 1 - alpha of the tokens, drawn at
+random, is followed by a wrong draft. An output covers much less of the cycle than a region, so a request has the
+acceptance of the region in which it starts. Prompts that end in random tokens start in every region equally often, so
+acceptance varies between requests unless there is only one alpha.
 
-Nothing here needs torch; `engines.live.model.permutation` builds the models.
+This module needs no torch; `engines.live.model.permutation` builds the models.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from engines.pairs.shapes import ModelShape, find_shape
 PREFIX = "permutation:"
 DEFAULT_ALPHA = 0.8
 DEFAULT_LAYER_SCALE = 0.05
-LEAST_MARGIN = 2.0  # the worst token has about half of the mean winner's logit
+LEAST_MARGIN = 2.0  # the worst token has about half of the mean logit of the right tokens
 
 
 @dataclass(frozen=True)
 class PermutationSpec:
-    """Which permutation pair.
+    """The specification of a permutation pair.
 
-    target, draft: names in engines.pairs.shapes.SHAPES, of one vocabulary. alphas: for each region of the cycle, the
-    probability that a draft is right. layer_scale: factor on the layers' output projections; at 1 the layers have
-    their full say, which is what a check of the caches wants. seed: of the cycle and the weights.
+    target, draft: names in engines.pairs.shapes.SHAPES, with the same vocabulary.
+    alphas: probability that a draft agrees, per region of the cycle.
+    layer_scale: factor on the layers' output projections. At 1 the layers have their full effect, as a check of the
+    KV cache needs.
+    seed: of the cycle and the weights. layers: number of layers of both models, None for those of their shapes.
     """
 
     target: str
@@ -49,7 +51,7 @@ class PermutationSpec:
     def __post_init__(self) -> None:
         most = min(find_shape(name).layers for name in (self.target, self.draft))
         if self.layers is not None and not 1 <= self.layers <= most:
-            raise InputError("layers", self.layers, f"use 1 to {most}, which both models have")
+            raise InputError("layers", self.layers, f"use 1 to {most}, the layers that both models have")
         sizes = [shape.vocabulary for shape in (self.target_shape, self.draft_shape)]
         if sizes[0] != sizes[1]:
             remedy = f"it has {sizes[1]} tokens and {self.target} has {sizes[0]}; use shapes of one family"
@@ -73,12 +75,12 @@ class PermutationSpec:
 
     @property
     def closed_form(self) -> bool:
-        """Whether both models surely say what the permutations say. Deep, narrow models cease to at some scale."""
+        """Whether both models certainly follow the permutations. Deep, narrow models do not at large layer scales."""
         return min(margin(shape, self.layer_scale) for shape in (self.target_shape, self.draft_shape)) >= LEAST_MARGIN
 
     @property
     def name(self) -> str:
-        """The name that parse_pair reads back."""
+        """The name, as parse_pair reads it."""
         text = f"{PREFIX}{self.target}+{self.draft}:alpha={','.join(f'{alpha:g}' for alpha in self.alphas)}"
         if self.layer_scale != DEFAULT_LAYER_SCALE:
             text += f":scale={self.layer_scale:g}"
@@ -88,23 +90,28 @@ class PermutationSpec:
 
 
 def margin(shape: ModelShape, layer_scale: float) -> float:
-    """How far the right token's logit stands out: its mean over the largest of all wrong ones, as worked out in
-    engines.live.model.permutation."""
+    """Return the mean logit of the right tokens over the largest of all wrong ones.
+
+    engines.live.model.permutation derives this estimate.
+    """
     settings = shape.settings
     winner = math.sqrt(settings["hidden_size"] / (1 + 0.5 * settings["num_hidden_layers"] * layer_scale**2))
     return winner / math.sqrt(4 * math.log(shape.vocabulary))
 
 
 def parse_pair(name: str) -> PermutationSpec:
-    """The pair that a name means: permutation:TARGET+DRAFT, then any of :alpha=A or :alpha=A,B,... (one region
-    each), :scale=S, :layers=L and :seed=N. Raises InputError."""
+    """Parse the name of a permutation pair. Raises InputError.
+
+    A name is permutation:TARGET+DRAFT, followed by any of :alpha=A or :alpha=A,B,... (one region each), :scale=S,
+    :layers=L and :seed=N.
+    """
     shapes, *options = name.removeprefix(PREFIX).split(":")
     target, plus, draft = shapes.partition("+")
     if not name.startswith(PREFIX) or not plus:
         raise InputError("pair", name, f"write {PREFIX}llama2-7b+tinyllama-1.1b, then :alpha=0.8 if wanted")
     values = dict(option.partition("=")[::2] for option in options)
     if len(values) < len(options):
-        raise InputError("pair", name, "give every option once")
+        raise InputError("pair", name, "give every option only once")
     unknown = sorted(values.keys() - {"alpha", "scale", "layers", "seed"})
     if unknown:
         remedy = f'"{unknown[0]}" is no option of a permutation pair; use alpha, scale, layers, seed'
@@ -114,18 +121,18 @@ def parse_pair(name: str) -> PermutationSpec:
         scale, seed = float(values.get("scale", DEFAULT_LAYER_SCALE)), int(values.get("seed", 0))
         layers = int(values["layers"]) if "layers" in values else None
     except ValueError as error:
-        remedy = f"alpha and scale are numbers, layers and seed whole ones ({error})"
+        remedy = f"alpha and scale are numbers, layers and seed whole numbers ({error})"
         raise InputError("pair", name, remedy) from error
     return PermutationSpec(target, draft, alphas, scale, seed, layers)
 
 
 @dataclass(frozen=True, eq=False)
 class Cycle:
-    """The walk of a permutation pair.
+    """The cycle of a permutation pair.
 
-    order: [n] int64, the ordinary tokens as they follow one another. place: [vocabulary] int64, a token's place
-    in order; special tokens, which a prompt may end in, continue as the token at place 0 does. right: [n] bool,
-    whether the draft model says the right token after order[i].
+    order: [n] int64, the ordinary tokens in the order of the cycle. place: [vocabulary] int64, each token's index in
+    order; special tokens, in which a prompt may end, have index 0. right: [n] bool, whether the draft model picks the
+    right token after order[i].
     """
 
     order: np.ndarray
@@ -134,25 +141,27 @@ class Cycle:
 
     @cached_property
     def target_next(self) -> np.ndarray:
-        """[n] int64: what the target says after order[i]."""
+        """[n] int64: the token that the target picks after order[i]."""
         return np.roll(self.order, -1)
 
     @cached_property
     def draft_next(self) -> np.ndarray:
-        """[n] int64: what the draft says after order[i]. The wrong ones exchange their successors in a ring, so
-        this is a permutation too."""
+        """[n] int64: the token that the draft model picks after order[i].
+
+        Tokens with a wrong draft exchange their successors in a ring, so this is a permutation too.
+        """
         said, wrong = self.target_next.copy(), np.flatnonzero(~self.right)
         said[wrong] = np.roll(said[wrong], -1)
         return said
 
     def walk(self, prompt: Sequence[int], count: int) -> np.ndarray:
-        """[count + 1] int64: places of the prompt's last token and of the `count` tokens after it."""
+        """Return the places of the prompt's last token and of the `count` tokens after it, [count + 1] int64."""
         return (self.place[prompt[-1]] + np.arange(count + 1)) % len(self.order)
 
 
 @lru_cache(maxsize=8)
 def make_cycle(spec: PermutationSpec) -> Cycle:
-    """The cycle of a spec, whatever its layer_scale; the same on every machine."""
+    """Return the cycle of a spec. It does not depend on layer_scale or on the machine."""
     vocabulary = spec.target_shape.vocabulary
     special = sorted({*spec.target_shape.special_tokens, *spec.draft_shape.special_tokens})
     rng = np.random.default_rng(spec.seed)
@@ -163,19 +172,21 @@ def make_cycle(spec: PermutationSpec) -> Cycle:
     for alpha, region in zip(spec.alphas, np.array_split(np.arange(len(order)), len(spec.alphas)), strict=True):
         right[rng.choice(region, round((1 - alpha) * len(region)), replace=False)] = False
     if (~right).sum() == 1:
-        right[:] = True  # one token has nobody to exchange its successor with
+        right[:] = True  # a single token has no other to exchange its successor with
     return Cycle(order, place, right)
 
 
 def expected_output(spec: PermutationSpec, prompt: Sequence[int], count: int) -> np.ndarray:
-    """[count] int64: the target's greedy output after a prompt. Raises InputError where layers have their full
-    say and nothing is known in closed form."""
+    """Return the target's greedy output after a prompt, [count] int64.
+
+    Raises InputError if the layer scale is too large for the output to be known in closed form.
+    """
     cycle = _closed_form(spec)
     return cycle.order[cycle.walk(prompt, count)[1:]]
 
 
 def expected_tape(spec: PermutationSpec, prompt: Sequence[int], count: int) -> np.ndarray:
-    """[count] int8: the acceptance tape (engines.record.run.Run) of such an output. Raises InputError as above."""
+    """Return the acceptance tape of that output, [count] int8 (engines.record.run.Run). Raises InputError too."""
     cycle = _closed_form(spec)
     tape = np.full(count, -1, dtype=np.int8)
     tape[1:] = cycle.right[cycle.walk(prompt, count)[1:count]]
@@ -184,6 +195,6 @@ def expected_tape(spec: PermutationSpec, prompt: Sequence[int], count: int) -> n
 
 def _closed_form(spec: PermutationSpec) -> Cycle:
     if not spec.closed_form:
-        remedy = "layers that say so much may outvote the permutation; use a smaller scale, or compare caches only"
+        remedy = "at this scale layers may override the permutation; use a smaller one, or compare caches only"
         raise InputError("scale", spec.layer_scale, remedy)
     return make_cycle(spec)

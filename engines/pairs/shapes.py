@@ -1,4 +1,4 @@
-"""Published models' shapes: the settings that a transformers configuration is made of, without any weights."""
+"""Shapes of published models: the settings of their transformers configurations, without weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from engines.errors import InputError
 class ModelShape:
     """The shape of a decoder.
 
-    model_type and settings are transformers' own. special_tokens: ids that mark (begin, end, padding, roles) or
-    that no text encodes to; a permutation pair never emits them.
+    model_type, settings: as transformers has them. special_tokens: ids of markers (begin, end, padding, roles) and
+    ids that no text encodes to. A permutation pair never emits them.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ModelShape:
         return int(self.settings["num_hidden_layers"])
 
     def with_layers(self, layers: int | None) -> ModelShape:
-        """The same shape with so many layers; None: as it is."""
+        """Return the shape with this number of layers. None leaves it as it is."""
         if layers is None:
             return self
         return dataclasses.replace(self, settings={**self.settings, "num_hidden_layers": layers})
@@ -133,7 +133,7 @@ SHAPES: dict[str, ModelShape] = {
         _llama(
             "embedded-draft", range(256, 264), **_BYTES, hidden_size=128, intermediate_size=384, num_hidden_layers=2,
         ),
-        # Not published: small enough for a test, with grouped queries and both model types.
+        # Not published: small shapes for tests, with grouped-query attention and both model types.
         _llama(
             "tiny", range(4), **_TINY, hidden_size=128, intermediate_size=256, num_hidden_layers=3,
             num_attention_heads=4, num_key_value_heads=2, rope_parameters=_llama3_rotary(8.0, 64),
@@ -150,7 +150,7 @@ SHAPES: dict[str, ModelShape] = {
 
 
 def find_shape(name: str) -> ModelShape:
-    """The shape of that name. Raises InputError, naming those there are."""
+    """Return the shape of this name. Raises InputError, listing the known shapes."""
     if name not in SHAPES:
         raise InputError("shape", name, f"use one of {', '.join(SHAPES)}")
     return SHAPES[name]

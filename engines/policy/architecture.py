@@ -1,7 +1,7 @@
-"""An architecture is a value: lanes, the steps each lane runs, and the rules between them.
+"""Architectures as values: the lanes, the steps that each lane runs, and the scheduling rules.
 
-Nothing here acts. `engines.policy.scheduler.Scheduler` interprets the value, for the live engine and the simulator
-alike, so a new architecture is a new value (in Python or TOML) and no new code.
+`engines.policy.scheduler.Scheduler` interprets the value, both in the live engine and in the simulator. A new
+architecture is therefore a new value, in Python or TOML, and needs no new code.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from engines.policy.draft_length import AdaptiveDraftLength, DraftLength, FixedD
 from engines.storage.reading import read_toml
 
 MOST_SLOTS = 1_000_000  # far beyond any device's memory
-MOST_WORKERS = 10_000  # of a lane: far more than any device runs at once
-MOST_STREAMS, MOST_DEVICES = 10_000, 1_000  # of one host
-MOST_PRIORITY = 100  # of a stream; CUDA has -5 to 0
-RENAMED = {"running_stages": "permits", "carries_request": "run_to_completion"}  # settings, since run schema 3
+MOST_WORKERS = 10_000  # per lane: far more than any device runs at once
+MOST_STREAMS, MOST_DEVICES = 10_000, 1_000  # per host
+MOST_PRIORITY = 100  # of a stream; CUDA uses -5 to 0
+RENAMED = {"running_stages": "permits", "carries_request": "run_to_completion"}  # settings renamed in run schema 3
 
 
 class Stage(StrEnum):
@@ -33,7 +33,7 @@ class Stage(StrEnum):
 
 
 class Step(StrEnum):
-    """What a lane runs as one unit: a stage, or draft and verify back to back."""
+    """What a lane runs as one unit: a stage, or draft and verify together."""
 
     PREFILL = "prefill"
     DRAFT = "draft"
@@ -42,18 +42,21 @@ class Step(StrEnum):
 
     @property
     def stage(self) -> Stage:
-        """The stage that a request needs to join this step."""
+        """The stage that a request must need to join this step."""
         return Stage.DRAFT if self is Step.DRAFT_VERIFY else Stage(self.value)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """What the device runs for this step, in order. Prefill ends with the target's first token."""
+        """The segments of this step, in order. Prefill ends with the target model, which emits the first token."""
         return _SEGMENTS[self]
 
 
 class Segment(StrEnum):
-    """The part of a step that one model does. Costs and contention are measured by segment, since a draft
-    model's small kernels and a target model's large ones share a device differently."""
+    """The part of a step that one model runs.
+
+    Costs and contention are measured per segment because the small kernels of a draft model and the large ones of
+    a target model share a device differently.
+    """
 
     PREFILL_DRAFT = "prefill_draft"
     PREFILL_TARGET = "prefill_target"
@@ -73,11 +76,11 @@ _SEGMENTS = {
 class Lane:
     """Workers that run certain steps on one CUDA stream.
 
-    steps: each step the lane runs, with the largest batch (requests) of it.
-    workers: how many batches of this lane can be under way at once.
-    stream: number of the CUDA stream; lanes or workers with the same number on a device share it, first come
-    first served. stream_priority is CUDA's (negative is more urgent); device is the index of the device.
-    run_to_completion: a worker takes one request and runs all its steps in this lane until it ends.
+    steps: the steps that the lane runs, each with its batch limit (requests).
+    workers: how many batches of this lane can run at once.
+    stream: number of the CUDA stream. Lanes or workers with the same number on a device share it, first come,
+    first served. stream_priority: CUDA's priority (negative is more urgent). device: index of the device.
+    run_to_completion: each worker takes one request and runs all its steps in this lane until the request ends.
     """
 
     name: str
@@ -104,7 +107,7 @@ class Lane:
         if not isinstance(self.run_to_completion, bool):
             raise InputError(f"{where}.run_to_completion", self.run_to_completion, "use true or false")
         if self.run_to_completion and max(steps.values()) > 1:
-            raise InputError(f"{where}.steps", self.steps, "a lane that carries requests has batch limits of 1")
+            raise InputError(f"{where}.steps", self.steps, "a run-to-completion lane needs batch limits of 1")
         require_whole(f"{where}.workers", self.workers, 1, MOST_WORKERS)
         require_whole(f"{where}.stream", self.stream, 0, MOST_STREAMS - 1)
         require_whole(f"{where}.device", self.device, 0, MOST_DEVICES - 1)
@@ -113,18 +116,17 @@ class Lane:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A layout of speculative decoding.
+    """Lanes, limits and rules of an engine for speculative decoding.
 
-    priority: which stage goes first when several could start and permits, or one lane's worker, are short.
-    Empty means first come, first served.
-    verify_first_above: verify overtakes the order above while its queue is longer than draft's by more than
-    this; None switches the rule off.
-    hybrid_at_or_below: with this many requests in slots or fewer, a lane that drafts runs draft and verify as
-    one step; 0 switches hybrid mode off.
-    slots: places in the key-value pool; a request holds one from the start of its prefill to its end.
-    permits: permits per device, the number of steps that may run there at once; None is one for every
-    worker, so that all may.
-    queue_limit: requests that may wait for a slot; None is no limit.
+    priority: order in which stages start when permits are short, or when one worker serves several stages. Empty
+    means first come, first served.
+    verify_first_above: verify goes first, whatever the priority, while its queue is longer than the draft queue by
+    more than this many requests. None switches the rule off.
+    hybrid_at_or_below: when at most this many requests hold slots, a lane that drafts runs draft and verify as one
+    step. 0 switches hybrid mode off.
+    slots: places in the KV cache pool. A request holds one from the start of its prefill to its end.
+    permits: how many steps may run at once per device. None gives every worker a permit.
+    queue_limit: how many requests may wait for a slot. None means no limit.
     """
 
     name: str
@@ -144,7 +146,7 @@ class Architecture:
             raise InputError("lanes", [], "give the architecture at least one lane")
         names = [lane.name for lane in self.lanes]
         if len(set(names)) < len(names):
-            raise InputError("lanes", names, "give every lane a name of its own")
+            raise InputError("lanes", names, "give every lane a different name")
         self._check_steps()
         try:
             object.__setattr__(self, "priority", tuple(Stage(stage) for stage in self.priority))
@@ -181,33 +183,33 @@ class Architecture:
             raise InputError(
                 "lanes",
                 [str(step) for step in steps],
-                'all lanes together run "prefill" once and either "draft" and "verify" or "draft+verify" once',
+                'give "prefill" to one lane, and either "draft" and "verify" or "draft+verify" to one lane each',
             )
 
     def lane_for(self, stage: Stage) -> tuple[Lane, Step]:
-        """The lane, and its step, that serve requests that need `stage`."""
+        """Return the lane and the step that serve requests in need of `stage`."""
         for lane in self.lanes:
             for step in lane.steps:
                 if step.stage is stage:
                     return lane, step
-        raise KeyError(stage)  # only verify, where draft+verify is one step
+        raise KeyError(stage)  # only for verify, where draft+verify is one step
 
     @property
     def devices(self) -> tuple[int, ...]:
         return tuple(sorted({lane.device for lane in self.lanes}))
 
     def permits_on(self, device: int) -> int:
-        """Steps that may run at once on a device."""
+        """Return how many steps may run at once on a device."""
         if self.permits is not None:
             return self.permits
         return sum(lane.workers for lane in self.lanes if lane.device == device)
 
     def replace(self, **changes: Any) -> Architecture:
-        """A copy with other values, checked again."""
+        """Return a copy with these values changed. The copy is validated again."""
         return dataclasses.replace(self, **changes)
 
     def with_batch_limits(self, limits: Mapping[Step, int]) -> Architecture:
-        """A copy whose lanes have other batch limits for the given steps."""
+        """Return a copy with these batch limits (requests). Other steps keep theirs."""
         lanes = tuple(
             dataclasses.replace(lane, steps={s: limits.get(s, n) for s, n in lane.steps.items()})
             for lane in self.lanes
@@ -215,7 +217,7 @@ class Architecture:
         return self.replace(lanes=lanes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in TOML; settings that are off (None) are left out."""
+        """Return plain values, as in TOML. Settings that are None are left out."""
         lanes = [
             {**_plain(lane), "steps": {str(step): limit for step, limit in lane.steps.items()}} for lane in self.lanes
         ]
@@ -231,12 +233,14 @@ class Architecture:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Architecture:
-        """Build and check an architecture from plain values, for instance parsed TOML. Settings may have the names
-        that they had before (RENAMED). Raises InputError."""
+        """Build an architecture from plain values, for instance parsed TOML, and validate it.
+
+        Settings may also have their former names (RENAMED). Raises InputError.
+        """
         values = _renamed(values)
         lanes = values.pop("lanes", None)
         if not isinstance(lanes, list) or not all(isinstance(lane, Mapping) for lane in lanes):
-            raise InputError("lanes", lanes, "write one [[lanes]] table a lane")
+            raise InputError("lanes", lanes, "write one [[lanes]] table per lane")
         if "draft_length" in values:
             values["draft_length"] = _draft_length(values["draft_length"])
         return _build(
@@ -260,11 +264,11 @@ def _build(kind: Any, prefix: str, values: Mapping[str, Any]) -> Any:
     known = {f.name: f for f in dataclasses.fields(kind)}
     for name in values:
         if name not in known:
-            raise InputError(f"{prefix}{name}", values[name], f"no such setting; there are {', '.join(known)}")
+            raise InputError(f"{prefix}{name}", values[name], f"no such setting; use {', '.join(known)}")
     for name, f in known.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise InputError(f"{prefix}{name}", None, "give it")
+            raise InputError(f"{prefix}{name}", None, "this setting is required")
     return kind(**values)
 
 
@@ -300,7 +304,7 @@ ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (BASELINE, PD, PDV)
 
 
 def load_architecture(name: str) -> Architecture:
-    """A built-in architecture by name, or one described in a .toml file. Raises InputError."""
+    """Return a built-in architecture by name, or read one from a .toml file. Raises InputError."""
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     path = Path(name)

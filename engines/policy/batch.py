@@ -1,4 +1,4 @@
-"""What a scheduler hands to a worker, and what the worker hands back."""
+"""Batches that the scheduler gives to workers, and the outcomes that they report."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from engines.policy.segment_shape import SegmentShape
 
 
 class Wait(NamedTuple):
-    """How long a request waited before a step, by cause; seconds. The parts sum to the whole wait.
+    """How long a request waited before a step, in seconds by cause. The parts add up to the whole wait.
 
-    admission_s: no slot was free (before prefill). permit_s: a worker was free and a permit was not.
+    admission_s: no slot was free (before prefill). permit_s: a worker was free, but no permit was.
     queue_s: the rest, while the lane's workers were busy.
     """
 
@@ -26,11 +26,11 @@ class Wait(NamedTuple):
 class Batch:
     """A batch that a worker of a lane has started.
 
-    back_to_back: the worker comes straight from the batch before, and need not be woken.
-    draft_lengths: k of each member (0 for prefill). waits: what each member waited for before this batch. shapes: of
-    its segments, in order.
-    settlements: filled in by Scheduler.complete, one a member; None for members that failed, were cancelled
-    or had nothing to settle (draft).
+    back_to_back: the worker starts this batch when its last one was completed, so it need not be woken.
+    draft_lengths: k per member (0 for prefill). waits: what each member waited for before this batch.
+    shapes: the shapes of its segments, in order.
+    settlements: filled in by Scheduler.complete, one per member. None for members that failed, were cancelled or
+    had nothing to settle (draft).
     """
 
     id: int
@@ -48,9 +48,9 @@ class Batch:
 
     @property
     def slots(self) -> list[int]:
-        """Slot numbers of the members: all that a lane hands to the device."""
+        """Slot numbers of the members."""
         return [member.slot for member in self.members if member.slot is not None]
 
 
 Outcome = Emission | Exception | None
-"""What a step found for one member: an Emission (prefill, verify), None (draft), or the error it met."""
+"""Result of a step for one member: an Emission (prefill, verify), None (draft) or the exception it raised."""

@@ -1,4 +1,4 @@
-"""An architecture with some settings changed, as a command line or a configuration writes them."""
+"""Change settings of an architecture, written as on the command line or in a configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engines.texts import whole_in
 
 
 def parse_batch_limits(text: str) -> dict[Step, int]:
-    """ "draft=12,verify=24": largest batch (requests) of these steps."""
+    """Parse batch limits (requests) such as "draft=12,verify=24". Raises InputError."""
     limits = {}
     for item in text.split(","):
         step, _, limit = item.partition("=")
@@ -34,10 +34,11 @@ def changed(
     permits: int | None = None,
     hybrid: int | None = None,
 ) -> Architecture:
-    """A copy with the settings that are given.
+    """Return a copy with the given settings changed.
 
-    workers: of every lane that carries requests or, where no lane does, of every lane. permits: steps that may
-    run at once on a device. hybrid: active requests at or below which draft and verify run as one step.
+    workers: per lane, for all run-to-completion lanes or, if there are none, for all lanes.
+    permits: steps that may run at once per device.
+    hybrid: draft and verify run as one step while at most this many requests are active.
     Raises InputError, also for a batch limit of a step that the architecture does not have.
     """
     if batch_limit is not None:

@@ -1,4 +1,4 @@
-"""How many tokens the draft model proposes before the target checks them."""
+"""How many tokens the draft model proposes per step: a fixed number, or one that adapts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from engines.errors import MOST_WHOLE, InputError, require_whole
 from engines.texts import range_in, whole_in
 
-MOST_DRAFTS = 1_000  # of a step: no draft model is right so often in a row
+MOST_DRAFTS = 1_000  # per step: no draft model is right so often in a row
 
 
 @dataclass(frozen=True)
 class FixedDraftLength:
-    """Always k drafts."""
+    """Always draft k tokens."""
 
     k: int = 4
 
@@ -34,11 +34,11 @@ class FixedDraftLength:
 
 @dataclass(frozen=True)
 class AdaptiveDraftLength:
-    """Follow the acceptance rate and the verify queue.
+    """Adapt k to the acceptance rate and to the verify queue.
 
-    Every `every` verifications look at the acceptance rate of the last `window`: above `raise_above` with at
-    most `short_queue` requests waiting for verify, draft one more; below `lower_below`, or with more than
-    `long_queue` waiting, draft one less; otherwise keep. Stays within minimum..maximum.
+    Every `every` verifications, k is reconsidered. It grows by one if the acceptance rate of the last `window`
+    verifications is above `raise_above` and at most `short_queue` requests wait for verify. It shrinks by one if
+    the rate is below `lower_below` or more than `long_queue` requests wait. It stays within minimum..maximum.
     """
 
     minimum: int = 2
@@ -73,7 +73,10 @@ DraftLength = FixedDraftLength | AdaptiveDraftLength
 
 
 def parse_draft_length(text: str) -> DraftLength:
-    """ "4": always 4 drafts. "adaptive": between 2 and 8, starting at 4. "3-6": adaptive within these bounds."""
+    """Parse a draft length: "4" (fixed), "adaptive" (2 to 8, starting at 4) or "3-6" (adaptive within these bounds).
+
+    Raises InputError.
+    """
     if text == "adaptive":
         return AdaptiveDraftLength()
     if bounds := range_in(text):
@@ -86,17 +89,17 @@ def parse_draft_length(text: str) -> DraftLength:
 
 
 class FixedController:
-    """The controller that never changes its mind."""
+    """Keep `k` fixed."""
 
     def __init__(self, k: int) -> None:
         self.k = k
 
     def observe(self, drafted: int, accepted: int, verify_queue: int) -> None:
-        """One request's verification; nothing to learn."""
+        """Ignore a verification."""
 
 
 class AdaptiveController:
-    """Moves `k` by one at a time. One controller serves a whole engine."""
+    """Change `k` by at most one at a time. One controller serves a whole engine."""
 
     def __init__(self, rule: AdaptiveDraftLength) -> None:
         self.rule = rule
@@ -105,7 +108,7 @@ class AdaptiveController:
         self._since_change = 0
 
     def observe(self, drafted: int, accepted: int, verify_queue: int) -> None:
-        """One request's verification: how many drafts it had, how many were accepted, who still waits."""
+        """Take note of one request's verification. verify_queue: how many requests still wait for verify."""
         rule = self.rule
         self._recent.append((drafted, accepted))
         self._since_change += 1

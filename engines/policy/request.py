@@ -1,4 +1,4 @@
-"""What is asked of an engine, and what became of it."""
+"""Requests to an engine, and what became of them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from enum import StrEnum
 from engines.errors import InputError, require_whole
 from engines.policy.architecture import Stage
 
-MOST_TOKENS = 10_000_000  # of a prompt or an output: beyond any model's context
-MOST_TEMPERATURE = 1e6  # logits are divided by it in float32, and far below it nothing but noise is left
-LATEST_S = 4e9  # of an arrival, 127 years: a clock beyond it does not resolve a microsecond any more
+MOST_TOKENS = 10_000_000  # per prompt or output: beyond any model's context
+MOST_TEMPERATURE = 1e6  # logits are divided by it in float32; far below this only noise is left
+LATEST_S = 4e9  # of an arrival, 127 years: a float beyond it no longer resolves a microsecond
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to continue.
 
-    prompt_tokens: length of the prompt, tokens.
-    max_tokens: output tokens at most, the first one (from prefill) included.
-    arrival_s: seconds after the run's start; None in a closed loop, where a free client submits it.
-    prompt: token ids, only needed by a live engine.
-    temperature: 0 is greedy; above 0, tokens are sampled with randomness keyed by (seed, id, position).
-    ignore_eos: go on to max_tokens even after an end-of-sequence token, as benchmarks do.
+    prompt_tokens: length of the prompt.
+    max_tokens: most output tokens, including the first one (from prefill).
+    arrival_s: seconds after the start of the run. None in a closed loop, where a client submits it when free.
+    prompt: token ids. Only a live engine needs them.
+    temperature: 0 is greedy. Above 0, tokens are sampled with random numbers keyed by (seed, id, position).
+    ignore_eos: continue to max_tokens even after an end-of-sequence token, as benchmarks do.
     """
 
     id: int
@@ -35,7 +35,7 @@ class Request:
     ignore_eos: bool = True
 
     def check(self) -> None:
-        """Raises InputError for values that no engine serves: a request that breaks one would break all others."""
+        """Raise InputError for values that no engine can serve: they would break all other requests too."""
         require_whole("id", self.id, 0)
         require_whole("prompt_tokens", self.prompt_tokens, 1, MOST_TOKENS)
         require_whole("max_tokens", self.max_tokens, 1, MOST_TOKENS)
@@ -45,20 +45,20 @@ class Request:
 
 
 def check_moment(field: str, seconds: float) -> None:
-    """Raises InputError unless it is a number of seconds from 0 to LATEST_S."""
+    """Raise InputError unless `seconds` is a number from 0 to LATEST_S."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LATEST_S:
         raise InputError(field, seconds, f"use seconds from 0 to {LATEST_S:g}")
 
 
 def check_temperature(temperature: float) -> None:
-    """Raises InputError unless it is a number from 0 to MOST_TEMPERATURE."""
+    """Raise InputError unless `temperature` is a number from 0 to MOST_TEMPERATURE."""
     number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
     if not number or not 0 <= temperature <= MOST_TEMPERATURE:
         raise InputError("temperature", temperature, f"use 0 (greedy) to {MOST_TEMPERATURE:g}")
 
 
 class Status(StrEnum):
-    """Where a request is in its life; the last four are final."""
+    """State of a request. The last four are final."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -72,10 +72,10 @@ class Status(StrEnum):
 class RequestState:
     """A request as the scheduler sees it: what it needs next and what it has received so far.
 
-    Times are seconds on the caller's clock. `needs` is the stage it waits for or is in; `ready_s` is when it last
-    became ready for it, `ready_order` its place among all that did, `ready_missing_s` how long slots and permits
-    had then been missing. `draft_length` is the number of drafts that await verification. drafted = accepted +
-    rejected + discarded once it has ended.
+    Times are seconds on the caller's clock. `needs` is the stage that it waits for or is in. `ready_s` is when it
+    became ready for that stage, `ready_order` its place in the order in which requests became ready, and
+    `ready_missing_s` for how long a slot and a permit had been missing by then. `draft_length` is the number of
+    drafts that await verification. Once the request has ended, drafted = accepted + rejected + discarded.
     """
 
     request: Request
@@ -118,11 +118,11 @@ class RequestState:
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """What a target pass (prefill or verify) found for one request.
+    """Result of a target pass (prefill or verify) for one request.
 
-    matched: drafts that agreed with the target before the first that did not (0 for prefill).
-    stop_after: of the matched + 1 tokens, how many to keep because an end of sequence is the last of them;
-    None when there is none.
+    matched: drafts that agree with the target, up to the first that does not (0 for prefill).
+    stop_after: how many of the matched + 1 tokens to keep, the last being the end of the sequence. None if they
+    contain no end of sequence.
     """
 
     matched: int = 0
@@ -131,8 +131,11 @@ class Emission:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How a target pass was booked: drafts accepted, rejected (wrong, or behind a wrong one) and discarded
-    (behind the last token of the output, where right and wrong have no meaning), and tokens emitted."""
+    """Tokens emitted by a target pass, and its drafts by what became of them.
+
+    accepted: agreed and emitted. rejected: did not agree, or came after one that did not. discarded: came after the
+    last token of the output, where agreement has no meaning.
+    """
 
     emitted: int
     accepted: int = 0
@@ -141,9 +144,9 @@ class Settlement:
 
 
 def settle(emission: Emission, draft_length: int, remaining: int) -> Settlement:
-    """Book a target pass over `draft_length` drafts for a request that may emit `remaining` more tokens.
+    """Settle a target pass over `draft_length` drafts for a request that may emit `remaining` more tokens.
 
-    A step emits the accepted drafts plus one token of the target's own, cut at the end of the output.
+    The pass emits the accepted drafts and one token of the target's own, cut at the end of the output.
     """
     room = remaining if emission.stop_after is None else min(remaining, emission.stop_after)
     if emission.matched < room:

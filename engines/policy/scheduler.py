@@ -1,15 +1,15 @@
-"""The policy: who runs what, with whom, and when.
+"""The scheduling policy: which worker runs which requests, and when.
 
-No clock, no thread and no tensor. Whoever drives it (threads and CUDA streams, or SimPy processes) says what
-happened and when, and asks what to start:
+The scheduler has no clock, threads or tensors. Its driver (threads and CUDA streams, or SimPy processes) reports
+what happened and when, and asks what to start:
 
     scheduler.submit(request, now)          a request arrives
     for batch in scheduler.dispatch(now):    start everything that can start
-        ...                                 run it
-    scheduler.complete(batch, outcomes, now) tell what came out
+        ...                                 run the batch
+    scheduler.complete(batch, outcomes, now) report the outcomes
 
-What happens at one moment, a completion and the submissions and starts that follow from it, has one `now`: a worker
-that is given its next batch at the moment at which it ended the last one comes straight from it.
+Pass the same `now` for a completion and for the submissions and dispatches that follow from it: a batch counts as
+back-to-back if its worker completed its last batch at exactly that time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from engines.policy.segment_shape import shapes_of
 
 
 class QueueFullError(RuntimeError):
-    """The request was not taken: as many as `queue_limit` already wait for a slot."""
+    """Raised for a request that was not accepted because `queue_limit` requests already wait for a slot."""
 
 
 class _Stopwatch:
-    """How long a condition has held in all, seconds; it may come and go."""
+    """Total time in seconds for which a condition has held. It may come and go."""
 
     def __init__(self) -> None:
         self._total_s = 0.0
@@ -48,7 +48,7 @@ class _Stopwatch:
 
 
 class _Queue:
-    """Requests that are ready for one step of one lane, first come first served."""
+    """Requests that are ready for one step of one lane, first come, first served."""
 
     def __init__(self, lane: Lane, step: Step) -> None:
         self.lane = lane
@@ -59,16 +59,16 @@ class _Queue:
         self.permit_missing = _Stopwatch()
 
     def missing_s(self, now: float) -> tuple[float, float]:
-        """How long a slot, and only a permit, have been missing in all."""
+        """Return for how long, in all, a slot has been missing, and for how long only a permit has."""
         return self.slot_missing.read(now), self.permit_missing.read(now)
 
 
 class Scheduler:
-    """Interprets an Architecture.
+    """Schedule requests as an Architecture says.
 
-    A free worker starts with what is ready, up to the batch limit, without waiting. A request returns to the
-    tail of its next queue after each step. Prefill starts while a slot is free; a request holds its slot until
-    it ends. Starting a step takes one of the device's permits, and priority picks who gets the next one.
+    A free worker starts a batch of whatever is ready, up to the batch limit, without waiting for more. After each
+    step, a request joins the tail of its next queue. Prefill needs a free slot, which the request then holds until
+    it ends. Starting a step takes one of the device's permits. Priority decides which step gets the next one.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -81,24 +81,24 @@ class Scheduler:
         self.requests: dict[int, RequestState] = {}  # waiting or running, by request id
         self._queues = {step.stage: _Queue(lane, step) for lane in architecture.lanes for step in lane.steps}
         self._idle = {lane.name: list(range(lane.workers)) for lane in architecture.lanes}  # heaps
-        self._carried: dict[tuple[str, int], RequestState] = {}  # what each carrying worker holds
-        self._completed_s: dict[tuple[str, int], float] = {}  # when each worker's last batch was over
+        self._carried: dict[tuple[str, int], RequestState] = {}  # request of each run-to-completion worker
+        self._completed_s: dict[tuple[str, int], float] = {}  # when each worker's last batch was completed
         self._order = itertools.count()
         self._batch_ids = itertools.count()
 
     # --- what the caller reports ------------------------------------------------------------------------
 
     def submit(self, request: Request, now: float, max_tokens: int | None = None) -> RequestState:
-        """A request arrives. `max_tokens` replaces the request's own limit (a context limit, say).
+        """Accept a request. `max_tokens` replaces the request's own limit, for instance to fit the context.
 
-        Raises InputError for values that cannot be served, QueueFullError when `queue_limit` requests already wait,
-        ValueError for an id already here. Nothing has changed then.
+        Raises InputError for values that cannot be served, QueueFullError if `queue_limit` requests already wait,
+        and ValueError for the id of a request that has not ended. The scheduler is then unchanged.
         """
         request.check()
         allowed = request.max_tokens if max_tokens is None else max_tokens
         require_whole("max_tokens", allowed, 1, MOST_TOKENS)
         if request.id in self.requests:
-            raise ValueError(f"request {request.id} is here already")
+            raise ValueError(f"request {request.id} has not ended; use another id")
         limit = self.architecture.queue_limit
         if limit is not None and self.queue_length(Stage.PREFILL) >= limit:
             raise QueueFullError(f"{limit} requests already wait (queue_limit); try later or raise the limit")
@@ -109,9 +109,9 @@ class Scheduler:
         return state
 
     def complete(self, batch: Batch, outcomes: Sequence[Outcome], now: float) -> list[RequestState]:
-        """A batch is over, with one outcome a member. Returns the members that ended with it.
+        """Complete a batch, given one outcome per member, and return the members that ended with it.
 
-        Members that go on join the tail of their next queue, in batch order.
+        The other members join the tail of their next queue, in batch order.
         """
         del self.running[batch.id]
         self._completed_s[batch.lane.name, batch.worker] = now
@@ -129,8 +129,10 @@ class Scheduler:
         return ended
 
     def cancel(self, request_id: int, now: float) -> RequestState | None:
-        """Give a request up. Returns it if it ended at once, None if it ends when its running step does
-        (or is not here any more)."""
+        """Cancel a request. Returns it if it ended at once.
+
+        Returns None if the request is running, and so ends with its step, or if it has already ended.
+        """
         state = self.requests.get(request_id)
         if state is None:
             return None
@@ -145,7 +147,7 @@ class Scheduler:
     # --- what the caller asks ---------------------------------------------------------------------------
 
     def dispatch(self, now: float) -> list[Batch]:
-        """Start everything that can start now."""
+        """Start all batches that can start now, and return them."""
         started = []
         while (choice := self._next_choice()) is not None:
             started.append(self._start(*choice, now))
@@ -155,7 +157,7 @@ class Scheduler:
         return started
 
     def queue_length(self, stage: Stage) -> int:
-        """Requests that are ready for a stage and not in it."""
+        """Return how many requests wait for a stage."""
         queue = self._queues.get(stage)
         if queue is None:
             return 0
@@ -166,18 +168,18 @@ class Scheduler:
 
     @property
     def hybrid(self) -> bool:
-        """Whether draft and verify run as one step for now."""
+        """Whether draft and verify currently run as one step."""
         return 0 < len(self.active) <= self.architecture.hybrid_at_or_below
 
     @property
     def idle(self) -> bool:
-        """Nothing waits and nothing runs."""
+        """Whether no request is waiting or running."""
         return not self.requests
 
     # --- choosing ---------------------------------------------------------------------------------------
 
     def _next_choice(self) -> tuple[_Queue, int, RequestState | None] | None:
-        """The queue to serve, the worker to serve it and, for a carrying worker, the request it holds."""
+        """Return the queue to serve, the worker and, if the worker runs to completion, the request that it holds."""
         choices = []
         for queue in self._queues.values():
             if self.permits[queue.lane.device] > 0:
@@ -265,7 +267,7 @@ class Scheduler:
             queue.waiting.append(state)
 
     def _put_down(self, state: RequestState) -> None:
-        """The worker that carries this request, if one does, is free for another."""
+        """Free the worker that runs this request to completion, if there is one."""
         if state.worker is None:
             return
         key = next(key for key, carried in self._carried.items() if carried is state)
@@ -274,7 +276,7 @@ class Scheduler:
         state.worker = None
 
     def _advance(self, state: RequestState, batch: Batch, outcome: Outcome, now: float) -> Settlement | None:
-        """Book one member's outcome and decide what it needs next."""
+        """Settle one member's outcome and decide what it needs next."""
         if batch.step in (Step.DRAFT, Step.DRAFT_VERIFY):
             state.drafted += state.draft_length
         if state.cancel_requested:
@@ -313,7 +315,7 @@ class Scheduler:
         return settlement
 
     def _end(self, state: RequestState, status: Status, reason: str, now: float) -> None:
-        """Free everything a request holds. Drafts that were never verified count as discarded."""
+        """End a request and free all that it holds. Drafts that were never verified count as discarded."""
         state.status, state.finish_reason, state.finish_s = status, reason, now
         state.discarded = state.drafted - state.accepted - state.rejected
         del self.requests[state.id]

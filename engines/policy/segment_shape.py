@@ -1,5 +1,4 @@
-"""What a segment is given: what its duration depends on, and what calibration, records and the simulator call a
-point."""
+"""The size of a segment's input, on which its duration depends. Calibration, records and the simulator share it."""
 
 from __future__ import annotations
 
@@ -13,8 +12,9 @@ from engines.policy.request import RequestState
 class SegmentShape(NamedTuple):
     """The size of one segment's input.
 
-    batch_size: requests. draft_length: k, the largest of the batch; 0 in prefill. tokens: fed through the model, all
-    requests and all k passes of a draft together. context_tokens: prompt and output of a request so far, mean.
+    batch_size: number of requests. draft_length: the largest k in the batch, 0 for prefill.
+    tokens: tokens fed through the model, over all requests and, for draft, over all k passes.
+    context_tokens: mean context per request.
     """
 
     segment: Segment
@@ -33,23 +33,28 @@ class SegmentShape(NamedTuple):
 
     @staticmethod
     def prefill(segment: Segment, batch_size: int, tokens: int, context_tokens: float = 0) -> SegmentShape:
-        """tokens: of all prompts. Nothing depends on the context of a prefill; records have the mean prompt there,
-        profiles have 0."""
+        """Return the shape of a prefill of `tokens` prompt tokens over all requests.
+
+        Nothing depends on context_tokens here. Records contain the mean prompt length, profiles 0.
+        """
         return SegmentShape(segment, batch_size, 0, tokens, context_tokens)
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The shape as columns of a table."""
+        """The shape as table columns."""
         return {**self._asdict(), "segment": str(self.segment)}
 
     @property
     def name(self) -> str:
-        """Short, for a table: draft4, verify64, prefill_target256."""
+        """Short name for tables, of batch size or (prefill) tokens: draft4, verify64, prefill_target256."""
         return f"{self.segment}{self.batch_size if self.draft_length else self.tokens}"
 
 
 def shapes_of(step: Step, members: Sequence[RequestState], draft_length: int) -> tuple[SegmentShape, ...]:
-    """The segments of a step over these requests, which have not begun it. draft_length: the largest of theirs."""
+    """Return the shapes of the segments of a step that these requests are about to start.
+
+    draft_length: the largest k among them.
+    """
     size = len(members)
     prompts = sum([state.request.prompt_tokens for state in members])
     context = (prompts + sum([state.emitted for state in members])) / size

@@ -1,6 +1,6 @@
-"""What a Run says: latencies, throughput, utilisation, and where each request's time went.
+"""Compute metrics of a Run: latencies, throughput, utilisation, and where each request's time went.
 
-Every function takes a Run and nothing else, so live and simulated runs are measured by the same code.
+The functions read nothing but the Run, so live and simulated runs are measured by the same code.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ PARTS = [
     "admission_wait", "prefill_queue", "draft_queue", "verify_queue", "permit_wait", "stream_wait",
     "dispatch_overhead", "prefill", "draft", "verify", "contention", "wasted_drafts",
 ]  # fmt: skip
-DEPTHS = (1, 2, 3)  # segments at once, of device_utilisation
+DEPTHS = (1, 2, 3)  # concurrent segments, for device_utilisation
 QUANTILES = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
 def request_times(run: Run) -> pd.DataFrame:
-    """Per finished request (index): ttft_s, tpot_s (nan for one-token outputs), latency_s."""
+    """Return ttft_s, tpot_s (nan for one-token outputs) and latency_s per finished request (index)."""
     done = run.finished.set_index("request")
     latency = done["finish_s"] - done["arrival_s"]
     ttft = done["first_token_s"] - done["arrival_s"]
@@ -28,8 +28,10 @@ def request_times(run: Run) -> pd.DataFrame:
 
 
 def inter_token_latency(run: Run) -> pd.Series:
-    """Seconds between a finished request's consecutive target passes, per verify step: tokens arrive in
-    groups, so this is the wait between groups and not between single tokens."""
+    """Return the seconds between consecutive target passes of each finished request, one value per verify step.
+
+    Tokens arrive in groups, so this is the time between groups, not between single tokens.
+    """
     emitting = run.steps[(run.steps["emitted"] > 0) & run.steps["request"].isin(run.finished["request"])]
     completed = run.spans.groupby("batch_id")["completed_s"].first()
     moments = emitting.assign(t=emitting["batch_id"].map(completed)).sort_values(["request", "t"])
@@ -37,9 +39,12 @@ def inter_token_latency(run: Run) -> pd.Series:
 
 
 def summary(run: Run) -> dict[str, float]:
-    """The run in numbers: mean and quantiles (linear interpolation) of TTFT, TPOT and latency in seconds,
-    throughput (output tokens and requests per second; of a closed loop also while all clients were served, in a
-    window of steady_s seconds), acceptance, batch sizes, busy time and utilisation."""
+    """Return the metrics of a run by name.
+
+    These are the mean and quantiles (linear interpolation) of TTFT, TPOT and latency in seconds; the throughput in
+    output tokens and requests per second, for a closed loop also within its steady window (of steady_s seconds);
+    acceptance, batch sizes, busy workers and utilisation.
+    """
     out: dict[str, float] = {}
     times = request_times(run)
     for column in times:
@@ -57,10 +62,12 @@ def summary(run: Run) -> dict[str, float]:
 
 
 def steady_window(run: Run) -> tuple[float, float]:
-    """When a closed loop was at its full load: from the moment at which the last of the first `concurrency` requests
-    had its first token, so that all clients were being served, to that at which the first client ran dry, because
-    no request was left to submit. Empty (start not before end) where there were too few requests; nan for an open
-    loop."""
+    """Return the start and end, in seconds, of the time during which all clients of a closed loop were being served.
+
+    It starts when the last of the first `concurrency` requests has its first token, and ends when the first client
+    has nothing more to send. It is empty (start not before end) if there were too few requests, and nan for an open
+    loop.
+    """
     clients = run.info.get("workload", {}).get("concurrency")
     if clients is None:
         return float("nan"), float("nan")
@@ -71,8 +78,10 @@ def steady_window(run: Run) -> tuple[float, float]:
 
 
 def steady_throughput(run: Run) -> float:
-    """Output tokens a second of a closed loop while its load was full (steady_window), those of unfinished requests
-    included; nan where it never was."""
+    """Return the output tokens per second within the steady window, including those of unfinished requests.
+
+    Returns nan if the steady window is empty or the loop is open.
+    """
     start_s, end_s = steady_window(run)
     if not start_s < end_s:
         return float("nan")
@@ -82,7 +91,10 @@ def steady_throughput(run: Run) -> float:
 
 
 def acceptance(run: Run) -> dict[str, float]:
-    """acceptance_rate: accepted / drafted. acceptance_length: tokens emitted per verify, own token included."""
+    """Return the acceptance rate and length.
+
+    acceptance_rate: accepted / drafted. acceptance_length: tokens emitted per verify, the target's own included.
+    """
     requests, verifies = run.requests, run.steps[run.steps["position"] > 0]
     verifies = verifies[verifies["emitted"] > 0]
     drafted = requests["drafted"].sum()
@@ -93,21 +105,23 @@ def acceptance(run: Run) -> dict[str, float]:
 
 
 def batch_sizes(run: Run) -> dict[str, float]:
-    """Mean batch size of each segment, over its batches."""
+    """Return the mean batch size per segment."""
     means = run.spans.groupby("segment")["batch_size"].mean()
     return {f"batch_size.{segment}": float(size) for segment, size in means.items()}
 
 
 def lane_busy(run: Run) -> dict[str, float]:
-    """How many of a lane's workers were running a step, on average over the run's duration."""
+    """Return how many workers of each lane were running a step, averaged over the run's duration."""
     busy = (run.spans["end_s"] - run.spans["start_s"]).groupby(run.spans["lane"]).sum()
     return {f"lane_busy.{lane}": _over_duration(float(seconds), run) for lane, seconds in busy.items()}
 
 
 def device_utilisation(run: Run) -> dict[str, float]:
-    """Fraction of the run's duration with at least one, two, three segments under way on a device, as
-    running_at_least_N. Where the run has several devices this is the mean over them, and each one's own is
-    running_at_least_N.device_D; one on which nothing ran counts as idle."""
+    """Return the fraction of the run's duration with at least N (1, 2, 3) segments running on a device.
+
+    running_at_least_N is the mean over devices. If there are several, running_at_least_N.device_D is the fraction for
+    device D. A device on which nothing ran counts as idle.
+    """
     lanes = run.info.get("architecture", {}).get("lanes", ())
     devices = sorted({lane.get("device", 0) for lane in lanes} | set(run.spans["device"].unique().tolist())) or [0]
     shares = {device: _running(run, run.spans[run.spans["device"] == device]) for device in devices}
@@ -120,7 +134,7 @@ def device_utilisation(run: Run) -> dict[str, float]:
 
 
 def _running(run: Run, spans: pd.DataFrame) -> list[float]:
-    """Fraction of the run's duration with at least as many of these spans under way as each of DEPTHS."""
+    """Return the fraction of the run's duration with at least N of these spans running, for each N in DEPTHS."""
     times = np.concatenate([spans["start_s"], spans["end_s"]])
     change = np.concatenate([np.ones(len(spans)), -np.ones(len(spans))])
     order = np.lexsort((change, times))
@@ -130,25 +144,26 @@ def _running(run: Run, spans: pd.DataFrame) -> list[float]:
 
 
 def goodput(run: Run, ttft_s: float, tpot_s: float) -> float:
-    """Requests a second that met both objectives."""
+    """Return the requests per second that met both objectives (seconds)."""
     times = request_times(run)
     met = (times["ttft_s"] <= ttft_s) & (times["tpot_s"].fillna(0) <= tpot_s)
     return _over_duration(float(met.sum()), run)
 
 
 def _over_duration(amount: float, run: Run) -> float:
-    """nan where nothing took any time, as when every request was refused."""
+    """Divide by the run's duration. Returns nan if that is 0, for instance because every request was rejected."""
     return amount / run.duration_s if run.duration_s > 0 else float("nan")
 
 
 def decompose(run: Run) -> pd.DataFrame:
-    """Where each finished request's latency went, seconds; the columns PARTS sum to latency_s.
+    """Return where each finished request's latency went, in seconds. The columns PARTS add up to latency_s.
 
-    admission_wait: no slot was free. *_queue: the lane was busy. permit_wait: the lane was free, the device
-    had no permit. stream_wait: the step was decided, its stream still ran another worker's. dispatch_overhead: the
-    rest of the time between decision and device, and back. prefill, draft, verify: on the device. contention:
-    longer than alone, because others ran too (0 where the record does not know the solo time). wasted_drafts: the
-    share of draft that went into drafts which were not accepted.
+    admission_wait: no slot was free. *_queue: the lane was busy. permit_wait: the lane was free, but the device had
+    no permit. stream_wait: the batch was dispatched, but its stream was still running another worker's.
+    dispatch_overhead: the rest of the time from dispatch to completion that was not spent on the device.
+    prefill, draft, verify: solo duration on the device. contention: how much longer the segments took because other
+    streams ran at the same time (0 if the record has no solo durations). wasted_drafts: the share of draft that was
+    spent on drafts that were not accepted.
     """
     spans = run.spans
     length = spans["end_s"] - spans["start_s"]
@@ -192,7 +207,7 @@ def decompose(run: Run) -> pd.DataFrame:
 
 
 def _stream_wait(spans: pd.DataFrame) -> pd.Series:
-    """Seconds, by batch, between a step's dispatch and the end of what its stream ran before it."""
+    """Return, per batch, the seconds from its dispatch to the end of what its stream ran before it."""
     batches = spans.groupby("batch_id").agg(
         stream=("stream", "first"), device=("device", "first"), dispatched_s=("dispatched_s", "first"),
         start_s=("start_s", "min"), end_s=("end_s", "max"),
@@ -202,8 +217,10 @@ def _stream_wait(spans: pd.DataFrame) -> pd.Series:
 
 
 def _wasted_share(steps: pd.DataFrame) -> pd.Series:
-    """Share of each row's drafts that came to nothing. A separate draft step learns it from the verify step of
-    the same request that follows it."""
+    """Return the share of each row's drafts that were not accepted.
+
+    For a separate draft step, it is that of the request's next verify step.
+    """
     lost = (steps["rejected"] + steps["discarded"]).astype(float)
     settled = steps["emitted"] > 0
     following = lost.where(settled & (steps["draft_length"] > 0)).groupby(steps["request"]).bfill()

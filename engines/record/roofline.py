@@ -1,9 +1,9 @@
-"""Bytes and operations of each segment: what a device cannot avoid moving and computing.
+"""Count the bytes that each segment must move and the operations that it must compute.
 
-Counted are a model's weights once a pass, the keys and values that attention reads and those that are written, and
-the multiplications and additions of the matrices and of attention. Activations, embedding rows and logits are left
-out: a percent or so at real sizes. So bytes over the copy bandwidth, or operations over the matrix rate, is a floor
-of a segment's time, and bytes over its time is the bandwidth that it achieved.
+This counts a model's weights once per pass, the keys and values that attention reads and writes, and the
+multiplications and additions of matrix products and attention. It leaves out activations, embedding rows and logits:
+about a percent at real sizes. Bytes over the copy bandwidth, or operations over the matrix rate, is therefore a lower
+bound on a segment's time, and bytes over its time is the bandwidth that it achieved.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Number = int | float | np.ndarray | pd.Series
 
 @dataclass(frozen=True)
 class ModelCounts:
-    """A decoder in numbers.
+    """The size of a decoder.
 
-    layer_parameters: weights that every token goes through (all but embeddings and output matrix).
-    head_parameters: the output matrix. layers, heads, kv_heads, head_dim: of attention. value_bytes: bytes of one
-    weight, key or value.
+    layer_parameters: number of weights that every token goes through (all but embeddings and output matrix).
+    head_parameters: number of weights of the output matrix. layers, heads, kv_heads, head_dim: shape of attention.
+    value_bytes: bytes per weight, key or value.
     """
 
     layer_parameters: int
@@ -41,27 +41,27 @@ class ModelCounts:
 
     @property
     def weight_bytes(self) -> int:
-        """What one pass reads of the weights."""
+        """Bytes of weights that one pass reads."""
         return (self.layer_parameters + self.head_parameters) * self.value_bytes
 
     @property
     def token_bytes(self) -> int:
-        """Keys and values of one token, all layers."""
+        """Bytes of the keys and values of one token, over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.value_bytes
 
 
 class PairCounts(NamedTuple):
-    """Both models of a pair."""
+    """The sizes of both models of a pair."""
 
     target: ModelCounts
     draft: ModelCounts
 
 
 class WorkCounts(NamedTuple):
-    """What a segment moves and computes; numbers, or arrays where the inputs were.
+    """Bytes moved and operations computed by a segment: numbers, or arrays if the inputs were arrays.
 
-    weight_bytes and matrix_operations are the matrix products', cache_bytes and attention_operations are
-    attention's.
+    weight_bytes and matrix_operations belong to the matrix products, cache_bytes and attention_operations to
+    attention.
     """
 
     weight_bytes: Number
@@ -80,15 +80,17 @@ class WorkCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device reached on the simplest work: a copy, in bytes/s (read and written bytes both count), and a
-    matrix product, in operations/s."""
+    """Rates that a device reached on a plain copy (bytes/s, read and written both counted) and a plain matrix product
+    (operations/s)."""
 
     copy_bytes_per_s: float
     matrix_operations_per_s: float
 
     def floor_s(self, work: WorkCounts) -> Number:
-        """The least seconds that the work takes. Matrix products and attention run one after the other; each is
-        bound by what it moves or by what it computes."""
+        """Return the least time in seconds for some work.
+
+        Matrix products and attention run one after the other. Each is bound by bytes or by operations.
+        """
         matrices = self._bound(work.weight_bytes, work.matrix_operations)
         return matrices + self._bound(work.cache_bytes, work.attention_operations)
 
@@ -99,10 +101,12 @@ class Ceilings:
 def count_work(
     segment: Segment, pair: PairCounts, columns: Mapping[str, Any] | pd.Series | pd.DataFrame
 ) -> WorkCounts:
-    """Work of a segment, for the columns of a SegmentShape, numbers or arrays. Packed prompts count as equally
-    long."""
+    """Count the work of a segment.
+
+    columns: those of a SegmentShape, as numbers or arrays. Packed prompts count as equally long.
+    """
     batch, k, tokens, context_tokens = (columns[name] for name in SegmentShape._fields[1:])
-    if segment is Segment.DRAFT:  # k passes; the first feeds two tokens of each, so k + 1 are fed
+    if segment is Segment.DRAFT:  # k passes; the first feeds two tokens per request, so k + 1 are fed
         keys_read = k * context_tokens + k * (k - 1) / 2
         pairs = (k + 1) * context_tokens - 1 + k * (k - 1) / 2
         return _count(pair.draft, k, batch * (k + 1), batch * (k + 1), batch * keys_read, batch * pairs)
@@ -118,7 +122,7 @@ def count_work(
 def _count(
     model: ModelCounts, passes: Number, tokens: Number, rows: Number, keys_read: Number, pairs: Number
 ) -> WorkCounts:
-    """tokens: fed, and so written to the pool; rows: of logits; pairs: of a query and a key that it looks at."""
+    """tokens: fed, and so written to the pool. rows: of logits. pairs: (query, key) pairs that attention scores."""
     return WorkCounts(
         weight_bytes=passes * model.weight_bytes,
         cache_bytes=(keys_read + tokens) * model.token_bytes,
@@ -128,7 +132,7 @@ def _count(
 
 
 def count_spans(spans: pd.DataFrame, pair: PairCounts) -> pd.DataFrame:
-    """The WorkCounts of each row of a run's spans, on its index."""
+    """Return the WorkCounts of each row of a run's spans, with the same index."""
     out = pd.DataFrame(0.0, index=spans.index, columns=list(WorkCounts._fields))
     for name, rows in spans.groupby("segment"):
         columns = rows[list(SegmentShape._fields[1:])].astype(float)
@@ -139,10 +143,11 @@ def count_spans(spans: pd.DataFrame, pair: PairCounts) -> pd.DataFrame:
 
 
 def achieved(run: Run, pair: PairCounts, ceilings: Ceilings | None = None) -> dict[str, float]:
-    """What a run moved and computed, over its duration and (per segment) over that segment's time on the device:
-    achieved TB/s and TFLOP/s, with ceilings also as shares of them, and floor_share, the least time that the
-    work takes over the time that it took. Rates of overlapping segments share the device, so they are not what a
-    segment reaches alone."""
+    """Return the TB/s and TFLOP/s that a run achieved, over its duration and per segment over its time on the device.
+
+    With ceilings, also return these rates as shares of the ceilings, and floor_share: the least time for the work
+    over the time that it took. Overlapping segments share the device, so their rates are lower than alone.
+    """
     counts = count_spans(run.spans, pair)
     held = run.spans["end_s"] - run.spans["start_s"]
     out = _rates("", WorkCounts(*(counts[field] for field in counts)), run.duration_s, ceilings)

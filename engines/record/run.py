@@ -1,8 +1,9 @@
-"""The record of a run, live or simulated alike.
+"""The record of a live or simulated run.
 
-A folder holds `run.toml` (what ran, where, with which resolved settings) and four tables: `requests` (one row a
-request), `steps` (one row a request and batch), `spans` (one row a batch and segment) and `tapes` (the acceptance
-tape of each request). Times are seconds after the start of the run; a simulated run has the same columns.
+It is a folder with `run.toml` (what ran, where, and with which resolved settings) and four tables: `requests` (one
+row per request), `steps` (one row per request and batch), `spans` (one row per batch and segment) and `tapes` (the
+acceptance tape of each request). Times are seconds after the start of the run. Live and simulated runs have the same
+columns.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from engines.storage.files import finish, replace_files
 SCHEMA_VERSION = 3
 TABLES = ("requests", "steps", "spans", "tapes")
 RUN_FILES = ("run.toml", *(f"{name}.parquet" for name in TABLES))
-DIGEST = "tables_sha256"  # in run.toml, of all tables: they are one record, and not parts of two
+DIGEST = "tables_sha256"  # in run.toml, over all tables, so that tables of different records are not mixed
 REQUEST_COLUMNS, STEP_COLUMNS, SPAN_COLUMNS = list(REQUESTS), list(STEPS), list(SPANS)
 
 
 class SegmentTime(NamedTuple):
-    """When a segment ran on the device, and how long it would have taken alone (nan: not known)."""
+    """When a segment ran on the device, and its solo duration (nan if unknown), in seconds."""
 
     segment: Segment
     start_s: float
@@ -44,11 +45,12 @@ class SegmentTime(NamedTuple):
 
 @dataclass
 class Run:
-    """What happened.
+    """A live or simulated run.
 
     info: plain values for run.toml: kind ("live" or "simulated"), architecture, workload, seed, versions, ...
-    requests, steps, spans: tables with the columns above. tapes: request id -> int8 array, one entry an output
-    token: 1 if the draft model would have proposed it, 0 if not, -1 if unknown; entry 0 (prefill) is -1.
+    requests, steps, spans: tables with the columns above.
+    tapes: request id -> int8 array with one entry per output token: 1 if the draft model would have proposed it, 0 if
+    not, -1 if unknown. Entry 0 (prefill) is -1.
     """
 
     info: dict[str, Any]
@@ -63,17 +65,20 @@ class Run:
 
     @property
     def finished(self) -> pd.DataFrame:
-        """The requests that got all their tokens."""
+        """The requests that finished."""
         return self.requests[self.requests["status"] == Status.FINISHED]
 
     @property
     def duration_s(self) -> float:
-        """First arrival to last finish."""
+        """Seconds from the first arrival to the last finish."""
         return float(self.requests["finish_s"].max() - self.requests["arrival_s"].min())
 
     def save(self, folder: Path) -> Path:
-        """Write the record. One that is in the folder is replaced, as a whole or, if this fails or is killed, not at
-        all; other files there stay. Raises InputError if another process writes there."""
+        """Write the record and return the folder.
+
+        A record that is already there is replaced as a whole or, if this fails or is killed, not at all. Other files
+        are kept. Raises InputError if another process writes to the folder.
+        """
         tapes = pd.DataFrame({"request": list(self.tapes), "bits": [t.tolist() for t in self.tapes.values()]})
         tables = {"requests": self.requests, "steps": self.steps, "spans": self.spans, "tapes": tapes}
         contents = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
@@ -83,8 +88,11 @@ class Run:
 
     @staticmethod
     def load(folder: Path) -> Run:
-        """Read a record. Raises InputError if it is not there, is damaged or incomplete, contradicts itself, has
-        another schema version, or has tables that are not those that it was saved with."""
+        """Read a record.
+
+        Raises InputError if it is missing, damaged, incomplete or inconsistent, has a schema version that cannot be
+        read, or has tables other than those that it was saved with.
+        """
         finish(folder, RUN_FILES)
         path = folder / "run.toml"
         if not path.is_file():
@@ -96,7 +104,7 @@ class Run:
         longest = dict(zip(requests["request"].tolist(), requests["output_tokens"].tolist(), strict=True))
         tapes = read_tapes("run", folder / "tapes.parquet", AGAIN, longest)
         if digest is not None and digest != _digest({n: (folder / n).read_bytes() for n in RUN_FILES[1:]}):
-            remedy = "the tables are not those that run.toml was saved with; record the run again"
+            remedy = "the tables do not belong to this run.toml; record the run again"
             raise InputError("run", str(folder), remedy)
         return Run(info, **tables, tapes=tapes)
 
@@ -108,19 +116,19 @@ def _parquet(table: pd.DataFrame) -> bytes:
 
 
 def _digest(contents: Mapping[str, bytes]) -> str:
-    """Of the files' contents, in the order of their names."""
+    """Return a digest of the files' contents, in order of their names."""
     digests = [hashlib.sha256(content).digest() for _, content in sorted(contents.items())]
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _recordable(value: Any) -> int:
-    """A whole number that a table can hold; -1 for anything else (the error of the request says what it was)."""
+    """Return a whole number that fits a table, and -1 for anything else (which the request's error names)."""
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_WHOLE
     return value if whole else -1
 
 
 class Recorder:
-    """Collects what the driver of a scheduler reports and makes the Run of it."""
+    """Collect what the driver of a scheduler reports, and build the Run."""
 
     def __init__(self) -> None:
         self._requests: list[tuple[Any, ...]] = []
@@ -128,8 +136,10 @@ class Recorder:
         self._spans: list[tuple[Any, ...]] = []
 
     def completed(self, batch: Batch, segments: Iterable[SegmentTime], completed_s: float) -> None:
-        """A completed batch (after Scheduler.complete) and its segments in order; none where it failed, and those of
-        each member in turn where members were run one by one."""
+        """Record a batch (after Scheduler.complete) and its segments in order.
+
+        There are no segments if the batch failed, and those of each member in turn if members were run one by one.
+        """
         members = zip(batch.members, batch.settlements, batch.waits, batch.draft_lengths, strict=True)
         for state, settlement, wait, k in members:
             emitted = settlement.emitted if settlement else 0
@@ -144,7 +154,7 @@ class Recorder:
             )  # fmt: skip
 
     def ended(self, state: RequestState) -> None:
-        """A request that has left the scheduler."""
+        """Record a request that has ended."""
         self._requests.append(
             (state.id, state.arrival_s, state.prefill_start_s, state.prefill_end_s, state.finish_s,
              state.request.prompt_tokens, state.max_tokens, state.emitted, state.verifications, state.drafted,
@@ -152,8 +162,7 @@ class Recorder:
         )  # fmt: skip
 
     def rejected(self, request: Request, now: float, error: Exception) -> None:
-        """A request that was refused at the door, perhaps because of what it asked for. One whose id is no such thing
-        has no row."""
+        """Record a request that was rejected on submission. If its id is not valid, it gets no row."""
         if _recordable(request.id) != request.id or request.id < 0:
             return
         id_, prompt, limit = (_recordable(n) for n in (request.id, request.prompt_tokens, request.max_tokens))
@@ -162,7 +171,7 @@ class Recorder:
         )
 
     def run(self, info: Mapping[str, Any], tapes: Mapping[int, np.ndarray] | None = None) -> Run:
-        """The record, ordered by request and by batch."""
+        """Return the record, with requests in order of id."""
         requests = pd.DataFrame(self._requests, columns=REQUEST_COLUMNS).sort_values("request", ignore_index=True)
         for column in ("prefill_start_s", "first_token_s", "finish_s"):
             requests[column] = requests[column].astype(float)

@@ -1,5 +1,7 @@
-"""What the record of a run must hold, checked when it is read: its settings, its tables, and the tables against one
-another. engines.record.run says what they mean."""
+"""Validate the record of a run when it is read: its settings, its tables, and the tables against one another.
+
+engines.record.run describes their meaning.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,13 @@ from engines.workload.lengths import MOST_TOKENS
 
 AGAIN = "record the run again"
 FINAL = (Status.FINISHED, Status.CANCELLED, Status.FAILED, Status.REJECTED)
-MOST_S = 1e12  # of a time: the clock of a longer run would stand still
+MOST_S = 1e12  # of a time: the clock of a longer run would no longer advance
 
 _COUNT = Column("whole", least=0)
-_ANY = Column("whole")  # of a request that was refused: the numbers may be why
+_ANY = Column("whole")  # also of a rejected request, whose numbers may be the reason
 _TIME = Column("number", least=0, most=MOST_S)
 _TIME_IF_ANY = Column("number", least=0, most=MOST_S, empty=True)
-_WAIT = Column("number", least=-1e-6, most=MOST_S)  # a difference of times: not quite 0 where there was none
+_WAIT = Column("number", least=-1e-6, most=MOST_S)  # a difference of times: rounding can make 0 slightly negative
 _NAME = Column("text")
 REQUESTS = {
     "request": _COUNT, "arrival_s": _TIME, "prefill_start_s": _TIME_IF_ANY, "first_token_s": _TIME_IF_ANY,
@@ -49,7 +51,7 @@ SPANS = {
     "back_to_back": Column("flag"), "dispatched_s": _TIME, "start_s": _TIME, "end_s": _TIME, "completed_s": _TIME,
     "solo_s": _TIME_IF_ANY,
 }  # fmt: skip
-BEFORE_3 = {"batch_id": "work"}  # columns that had another name before schema 3
+BEFORE_3 = {"batch_id": "work"}  # former names of columns, before schema 3
 
 
 def _architecture(values: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def _architecture(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class WorkloadSettings(Record):
-    """The `workload` of run.toml: what is known of how it was made."""
+    """The `workload` table of run.toml: how the workload was made, as far as known."""
 
     kind: Text | None = None
     count: Whole | None = None
@@ -73,7 +75,7 @@ class WorkloadSettings(Record):
 
 
 class RunSettings(Record):
-    """run.toml without its schema version."""
+    """The contents of run.toml, without the schema version."""
 
     kind: Literal["live", "simulated"]
     architecture: Annotated[dict[str, Any], AfterValidator(_architecture)]
@@ -93,7 +95,10 @@ class RunSettings(Record):
 
 
 def read_settings(path: Path, newest: int) -> tuple[int, dict[str, Any]]:
-    """The schema version, `newest` at most, and the rest of run.toml as plain values, checked. Raises InputError."""
+    """Read run.toml. Returns the schema version and the other settings as plain values.
+
+    Raises InputError if a setting is not valid or the schema version is above `newest`.
+    """
     info = read_toml("run", path, AGAIN)
     found = info.pop("schema_version", None)
     if type(found) is not int or not 1 <= found <= newest:
@@ -103,8 +108,10 @@ def read_settings(path: Path, newest: int) -> tuple[int, dict[str, Any]]:
 
 
 def read_tables(folder: Path, version: int) -> dict[str, pd.DataFrame]:
-    """Read requests, steps and spans of a record of that schema version, and check them, each by itself and against
-    one another. Columns have their present names. Raises InputError."""
+    """Read the requests, steps and spans of a record with this schema version. Columns get their current names.
+
+    Raises InputError if a table is not valid or does not match the others.
+    """
     files = {name: Table("run", folder / f"{name}.parquet", AGAIN) for name in ("requests", "steps", "spans")}
     old = BEFORE_3 if version < 3 else {}
     spans = {name: kind for name, kind in SPANS.items() if version > 1 or name != "back_to_back"}
@@ -122,8 +129,10 @@ def read_tables(folder: Path, version: int) -> dict[str, pd.DataFrame]:
 
 
 def _with_back_to_back(spans: pd.DataFrame) -> pd.DataFrame:
-    """Records of version 1 do not say whether a worker came straight from the batch before; their times do, where
-    both moments are the same number."""
+    """Add the back_to_back column, which records of version 1 lack.
+
+    A batch was back-to-back if it was dispatched at exactly the time at which its worker's last one was completed.
+    """
     batches = spans.drop_duplicates("batch_id").sort_values("dispatched_s", kind="stable")
     before_s = batches.groupby(["lane", "worker"])["completed_s"].shift()
     known = pd.Series((batches["dispatched_s"] == before_s).to_numpy(), index=batches["batch_id"])
@@ -131,20 +140,20 @@ def _with_back_to_back(spans: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_requests(file: Table, requests: pd.DataFrame) -> None:
-    file.refuse(requests, "request", first(requests["request"].duplicated()), "is there twice")
+    file.refuse(requests, "request", first(requests["request"].duplicated()), "is a duplicate")
     finished = (requests["status"] == Status.FINISHED).to_numpy()
     for column in ("prefill_start_s", "first_token_s"):
-        file.refuse(requests, column, first(finished & requests[column].isna()), "a finished request has one")
+        file.refuse(requests, column, first(finished & requests[column].isna()), "a finished request needs one")
     before = requests["arrival_s"]
     for column in ("prefill_start_s", "first_token_s", "finish_s"):
         moment = requests[column]
-        file.refuse(requests, column, first(moment < before), "is before what comes first in the life of a request")
+        file.refuse(requests, column, first(moment < before), "is before an earlier event of the request")
         before = moment.fillna(before)
     taken = (requests["status"] != Status.REJECTED).to_numpy()
     for column, least in (("prompt_tokens", 0), ("max_tokens", 1)):
         wrong = first(taken & ~requests[column].between(least, MOST_TOKENS))
         file.refuse(requests, column, wrong, f"needs {least} to {MOST_TOKENS} tokens")
-    file.refuse(requests, "output_tokens", first(finished & (requests["output_tokens"] < 1)), "it has none")
+    file.refuse(requests, "output_tokens", first(finished & (requests["output_tokens"] < 1)), "is less than 1")
     too_many = taken & (requests["output_tokens"] > requests["max_tokens"])
     file.refuse(requests, "output_tokens", first(too_many), "is more than max_tokens")
 
@@ -158,7 +167,7 @@ def _check_steps(file: Table, requests: pd.DataFrame, steps: pd.DataFrame, spans
     unknown = ~steps["request"].isin(requests["request"])
     file.refuse(steps, "request", first(unknown), "requests.parquet has no such request")
     finished = requests.loc[requests["status"] == Status.FINISHED, "request"]
-    # A batch that failed may have no spans; then its requests did not finish.
+    # A failed batch may have no spans, and its requests did not finish.
     needed = (steps["emitted"] > 0) | steps["request"].isin(finished)
     file.refuse(
         steps,
@@ -171,15 +180,17 @@ def _check_steps(file: Table, requests: pd.DataFrame, steps: pd.DataFrame, spans
 def read_tapes(
     field: str, path: Path, remedy: str, longest: Mapping[int, int] | None = None
 ) -> dict[int, np.ndarray]:
-    """Acceptance tapes: request id -> int8 array of -1, 0 and 1. longest: how many entries each request's may have,
-    where that is known. Raises InputError."""
+    """Read acceptance tapes: request id -> int8 array of -1, 0 and 1.
+
+    longest: the most entries that each request's tape may have, if known. Raises InputError.
+    """
     table = read_parquet(field, path, ("request", "bits"), remedy)
     file = Table(field, path, remedy)
     if not table.num_rows:
         return {}
     ids, bits = (table[column].combine_chunks() for column in ("request", "bits"))
     if not _COUNT.fits(ids.type) or ids.null_count or not _is_list_of_whole(bits.type) or bits.null_count:
-        raise InputError(field, str(path), f"needs a whole number and a list of -1, 0 and 1 in every row; {remedy}")
+        raise InputError(field, str(path), f"every row needs a whole number and a list of -1, 0 and 1; {remedy}")
     requests, lengths = ids.to_numpy(zero_copy_only=False), bits.value_lengths().to_numpy(zero_copy_only=False)
     flat = bits.flatten()
     rows = np.repeat(np.arange(len(requests)), lengths)
@@ -189,12 +200,12 @@ def read_tapes(
         raise file.error("bits", int(rows[wrong]), flat[wrong].as_py(), "a tape holds -1, 0 and 1")
     doubled = first(pd.Series(requests).duplicated())
     if doubled is not None:
-        raise file.error("request", doubled, int(requests[doubled]), "is there twice")
+        raise file.error("request", doubled, int(requests[doubled]), "is a duplicate")
     tapes = np.split(known.astype(np.int8), np.cumsum(lengths)[:-1])
     found = dict(zip(requests.tolist(), tapes, strict=True))
     for row, (request, tape) in enumerate(found.items()):
         if longest is not None and len(tape) > longest.get(request, 0):
-            reason = f"the request has {longest.get(request, 0)} output tokens, and its tape {len(tape)} entries"
+            reason = f"the request has {longest.get(request, 0)} output tokens, but its tape has {len(tape)} entries"
             raise file.error("request", row, request, reason)
     return found
 

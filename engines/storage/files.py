@@ -1,7 +1,7 @@
-"""Files that are whole or not there, however a save ends, and folders in which nothing is lost that is not ours.
+"""Replace files atomically, and never touch files of the user.
 
-A file, or the set of files of a record, is written beside what it replaces, synced, and renamed. Nothing here deletes
-a tree: what is removed is removed by name, and a folder only once it is empty.
+A file, or the set of files of a record, is written next to what it replaces, synced, and renamed. Nothing here
+deletes a tree: files are removed by name, and a folder only once it is empty.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from pathlib import Path
 from engines.errors import InputError
 from engines.storage.locks import locked
 
-UNFINISHED = ".pdv-unfinished"  # new files of a folder that are still being written
-FINISHED = ".pdv-finished"  # new files that are whole and synced, on their way to their places
-REMOVED = "removed"  # in these: names of files that the folder is to have no longer, one a line
-SAVE_WAIT_S = 10.0  # how long a save waits for another one into the same folder
+UNFINISHED = ".pdv-unfinished"  # folder of new files that are still being written
+FINISHED = ".pdv-finished"  # folder of new files that are complete and synced, to be moved to their places
+REMOVED = "removed"  # file in these folders: names of files to remove, one per line
+SAVE_WAIT_S = 10.0  # how long a save waits for another one to the same folder
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A new path beside `path` to write to, with the same suffix. After the block it takes the place of `path`; if
-    the block raises, `path` is as it was. Makes the parent folders; a link is followed. Raises OSError with a file
-    name."""
+    """Yield a new path next to `path`, with the same suffix, to write to.
+
+    After the block it replaces `path`. If the block raises, `path` is unchanged. Parent folders are created, and
+    links are followed. Raises OSError with a file name.
+    """
     real = Path(os.path.realpath(path))
     beside = real.with_name(f".pdv-{secrets.token_hex(8)}{real.suffix}")
     with _named(path):
@@ -43,16 +45,18 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def replace_files(folder: Path, contents: Mapping[str, bytes], names: Collection[str]) -> None:
-    """Write files into a folder, all of them or none: killed at any moment, it has the old set or the new one.
+    """Write files to a folder, all or none: if killed at any moment, the folder has the old set or the new one.
 
-    names: what such a set can consist of; those that `contents` leaves out are removed. Whatever else is in the
-    folder stays. The new files are written into a folder inside; renaming that is the moment from which on they
-    count, and `finish` moves them to their places, now or after a kill. Raises InputError if another process writes
-    there, and OSError with a file name.
+    names: all files that such a set can contain. Those that are not in `contents` are removed. Other files in the
+    folder are kept.
+
+    The new files are written to a folder inside. Renaming that folder commits them, and `finish` moves them to their
+    places, now or after a kill. Raises InputError if another process writes to the folder, and OSError with a file
+    name.
     """
     for name in names:
         if (folder / name).is_dir():
-            raise InputError("folder", str(folder), f"{name} is a folder in it; give another, or move that away")
+            raise InputError("folder", str(folder), f"it contains a folder {name}; give another, or move that away")
     with locked(folder, wait_s=SAVE_WAIT_S):
         _finish(folder, names)
         unfinished = folder / UNFINISHED
@@ -71,24 +75,24 @@ def replace_files(folder: Path, contents: Mapping[str, bytes], names: Collection
 
 
 def finish(folder: Path, names: Collection[str]) -> None:
-    """Complete a `replace_files` that was killed after its files were whole. Raises InputError if it cannot be."""
+    """Complete a `replace_files` that was killed after it committed. Raises InputError if that fails."""
     if not (folder / FINISHED).is_dir():
         return
     try:
         with locked(folder, wait_s=SAVE_WAIT_S):
             _finish(folder, names)
     except OSError as error:
-        remedy = f"a save was interrupted here and cannot be completed ({error.strerror}); make it writable"
+        remedy = f"an interrupted save cannot be completed ({error.strerror}); make the folder writable"
         raise InputError("folder", str(folder), remedy) from error
 
 
 def holds(folder: Path, name: str) -> bool:
-    """Whether a file is in its place in the folder, or on its way there after a save that was killed."""
+    """Return whether a folder has a file, in its place or still to be moved there after a save was killed."""
     return (folder / name).is_file() or (folder / FINISHED / name).is_file()
 
 
 def foreign_files(folder: Path, names: Collection[str]) -> Path | None:
-    """Something in the hidden folders of `replace_files` that it did not put there and that would be in its way."""
+    """Return a path that is in the way of `replace_files` in its hidden folders and is not its own, or None."""
     for hidden in (folder / UNFINISHED, folder / FINISHED):
         if os.path.lexists(hidden) and not hidden.is_dir():
             return hidden
@@ -99,7 +103,7 @@ def foreign_files(folder: Path, names: Collection[str]) -> Path | None:
 
 
 def remove_files(folder: Path, names: Collection[str]) -> None:
-    """Remove files by name, then the folder if it is empty. Whatever else is there stays."""
+    """Remove files by name, then the folder if it is empty. Other files are kept."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
@@ -135,7 +139,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk keep a file's content, or the names in a folder, before anything else is done."""
+    """Flush a file's content, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -145,7 +149,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An OSError of the block says which file: a full disk does not."""
+    """Add the file name to an OSError that has none, such as that of a full disk."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder."""
+"""A lock that lets one process at a time write to a folder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _held: set[tuple[str, int]] = set()  # folder and thread
 
 @contextmanager
 def locked(folder: Path, field: str = "out", wait_s: float = 0.0) -> Iterator[None]:
-    """Hold a folder while the block writes there; a thread that holds it already goes on. The folder is made where it
-    is missing, and removed again if it is empty after the block.
+    """Lock a folder while the block writes to it. A thread that already holds the lock may enter again.
 
-    The system itself ends the lock with the process, so a killed one blocks nobody; the hidden file that it lies on
-    goes with the block. Raises InputError if another process, or thread, still holds it after `wait_s` seconds.
+    Missing folders are created, and removed again if they are empty after the block. The operating system releases
+    the lock of a process that is killed. The hidden lock file is removed after the block. Raises InputError if
+    another process or thread still holds the lock after `wait_s` seconds.
     """
     key = os.path.realpath(folder), threading.get_ident()
     if key in _held:
@@ -40,8 +40,8 @@ def locked(folder: Path, field: str = "out", wait_s: float = 0.0) -> Iterator[No
             _held.discard(key)
             try:
                 with suppress(OSError):
-                    if os.fstat(descriptor).st_size == 0:  # else it is a file of the user's
-                        (folder / LOCK).unlink()  # while it is held, so that the file is never another's
+                    if os.fstat(descriptor).st_size == 0:  # otherwise it is a file of the user
+                        (folder / LOCK).unlink()  # while still locked, so that it is never another process's file
             finally:
                 os.close(descriptor)
     finally:
@@ -51,17 +51,17 @@ def locked(folder: Path, field: str = "out", wait_s: float = 0.0) -> Iterator[No
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder; those that were missing, the innermost first."""
+    """Create a folder. Returns the folders that were missing, innermost first."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
 
 def _acquire(folder: Path, field: str, wait_s: float) -> int:
-    """The descriptor that holds the lock. A file that was unlinked between opening and locking holds nothing."""
+    """Return the descriptor that holds the lock. A file that was unlinked before it was locked does not count."""
     path, end = folder / LOCK, time.monotonic() + wait_s
     while True:
-        folder.mkdir(parents=True, exist_ok=True)  # who held it may have removed it, empty
+        folder.mkdir(parents=True, exist_ok=True)  # the last holder may have removed it if it was empty
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:
@@ -72,7 +72,7 @@ def _acquire(folder: Path, field: str, wait_s: float) -> int:
                 return descriptor
         except OSError as error:
             os.close(descriptor)
-            remedy = f"no file can be locked there ({error.strerror}); give a folder on a local disk"
+            remedy = f"cannot lock a file there ({error.strerror}); give a folder on a local disk"
             raise InputError(field, str(folder), remedy) from error
         except BaseException:
             os.close(descriptor)

@@ -1,7 +1,6 @@
-"""Files that people give: read whole, or refused in one line that names the file and the remedy. Needs no torch.
+"""Read files that users give, or raise an InputError that names the file and the remedy. Needs no torch.
 
-Nothing is read that is no regular file (a device can be read for ever, a pipe blocks), and nothing larger than it can
-sensibly be.
+Only regular files of a sensible size are read: reading a device may never end, and a pipe blocks.
 """
 
 from __future__ import annotations
@@ -14,27 +13,29 @@ from typing import Any
 
 from engines.errors import MOST_WHOLE, InputError
 
-MOST_SETTINGS_BYTES = 4 << 20  # of a TOML file: a configuration of thousands of loads has a tenth of it
-MOST_DEPTH = 32  # of tables and lists in one another
+MOST_SETTINGS_BYTES = 4 << 20  # of a TOML file: a configuration of thousands of loads has a tenth of that
+MOST_DEPTH = 32  # of nested tables and lists
 REPAIR = "repair the file"
 
 
 def read_bytes(field: str, path: Path, most: int, remedy: str = "give another file") -> bytes:
-    """What a file holds, a byte order mark left out. Raises InputError for what is not there, cannot be read, is no
-    regular file or has more than `most` bytes."""
+    """Return the contents of a file, without a byte order mark.
+
+    Raises InputError if it is missing, cannot be read, is not a regular file or has more than `most` bytes.
+    """
     require_file(field, path, most, remedy)
     try:
         with path.open("rb") as file:
             content = file.read(most + 1)
     except OSError as error:
         raise InputError(field, str(path), f"cannot read the file ({error.strerror}); {remedy}") from error
-    if len(content) > most:  # of files that do not know their size, or that grow
+    if len(content) > most:  # files that report no size, or that grow
         raise _too_large(field, path, most)
     return content.removeprefix(b"\xef\xbb\xbf")
 
 
 def require_file(field: str, path: Path, most: int | None = None, remedy: str = "give another file") -> None:
-    """Raises InputError unless a regular file (of `most` bytes or fewer, if that is given) is there or linked to."""
+    """Raise InputError unless the path is, or links to, a regular file (of at most `most` bytes, if given)."""
     try:
         found = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
@@ -48,14 +49,17 @@ def require_file(field: str, path: Path, most: int | None = None, remedy: str = 
 
 
 def read_toml(field: str, path: Path, remedy: str = REPAIR) -> dict[str, Any]:
-    """What a TOML file says, as plain values. Raises InputError as read_bytes does, for what is not valid TOML, for
-    numbers that need more than 64 bits and for tables and lists nested more than MOST_DEPTH deep."""
+    """Read a TOML file as plain values.
+
+    Raises InputError as read_bytes does, for invalid TOML, for numbers that need more than 64 bits, and for tables
+    and lists nested more than MOST_DEPTH deep.
+    """
     content = read_bytes(field, path, MOST_SETTINGS_BYTES)
     try:
         values = tomllib.loads(content.decode(), parse_float=_number)
     except RecursionError as error:
         raise _too_deep(field, path, remedy) from error
-    except ValueError as error:  # also of Python's own conversions: bad dates, numbers of thousands of digits
+    except ValueError as error:  # also from Python's conversions: invalid dates, numbers of thousands of digits
         raise InputError(field, str(path), f"not valid TOML ({error}); {remedy}") from error
     _check_values(field, path, values, remedy)
     return values
@@ -69,7 +73,7 @@ def _number(text: str) -> float:
 
 
 def _check_values(field: str, path: Path, values: dict[str, Any], remedy: str) -> None:
-    """Numbers fit 64 bits, as TOML asks and tables need, and nothing is so deep that it cannot be walked through."""
+    """Check that numbers fit 64 bits, as TOML and tables require, and that nothing is nested too deeply."""
     level: list[tuple[str, Any]] = list(values.items())
     for _ in range(MOST_DEPTH):
         deeper: list[tuple[str, Any]] = []

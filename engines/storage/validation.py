@@ -1,4 +1,4 @@
-"""Plain values (parsed TOML, say) against a pydantic model, and what is wrong with them as one InputError."""
+"""Validate plain values, such as parsed TOML, with pydantic, and raise one InputError for what is wrong."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Settings(BaseModel):
-    """A table in which nothing is taken for something else: text is no number, true is no 1, infinity no number."""
+    """A table without conversions: text is not a number, true is not 1, and infinity is not allowed."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Record(Settings):
-    """Such a table of which only a part is checked: what else is there is kept as it is."""
+    """Settings of which only some are checked. Others are kept as they are."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -32,8 +32,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def checked(model: type[Model], values: Mapping[str, Any], where: str = "", remedy: str = "") -> Model:
-    """The values as the model has them. Raises InputError with `where` and the name of the first wrong field, its
-    value, what is wrong with it and the remedy."""
+    """Return the values as a model.
+
+    Raises InputError for the first invalid field, with `where` and its name, its value, the problem and the remedy.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -48,17 +50,17 @@ def _as_input_error(error: ValidationError, model: type[BaseModel], where: str, 
     if first["type"] == "missing":
         value, message = None, "it is missing"
     elif first["type"] == "extra_forbidden":
-        message = f"no such setting; there are {', '.join(_table_of(model, first['loc']).model_fields)}"
+        message = f"no such setting; use {', '.join(_table_of(model, first['loc']).model_fields)}"
     elif isinstance(inner := first.get("ctx", {}).get("error"), InputError):
         place, value, message = [*place, inner.field], inner.value, inner.remedy
     elif not place:
-        value = "all of it"
+        value = "the whole table"
     shown = " ".join(filter(None, (where, ".".join(map(str, place))))) or model.model_config.get("title")
     return InputError(shown or "settings", value, f"{message}; {remedy}" if remedy else message)
 
 
 def _table_of(model: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:
-    """The table, within the model, that the last part of a place is in."""
+    """Return the table of the model in which the last part of `place` lies."""
     for part in place[:-1]:
         inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):

@@ -1,4 +1,4 @@
-"""Who submits which request, and when: the clients of a workload, for the live and the simulated engine alike."""
+"""The clients of a workload, which submit its requests to a live or simulated engine."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from engines.workload.workload import Workload
 
 
 class Clients:
-    """Submit the requests of a workload when they are due. Holds no clock: the engine says what time it is.
+    """Submit the requests of a workload when they are due. The engine supplies the time.
 
-    In an open loop every request is due at its arrival. In a closed loop each of `concurrency` clients submits a
-    request at time 0; whenever a request ends or is refused, its client thinks and then submits the next unsent one.
-    Requests that are due at the same moment are submitted in workload order.
+    In an open loop, every request is due at its arrival. In a closed loop, each of `concurrency` clients submits a
+    request at time 0. When a request ends or is rejected, its client thinks and then submits the next unsent one.
+    Requests that are due at the same time are submitted in workload order.
 
-    submit: called with each request. It may call `ended` before it returns, for a request that is refused.
+    submit: called with each request. If the request is rejected, it may call `ended` before it returns.
     """
 
     def __init__(self, workload: Workload, submit: Callable[[Request], object]) -> None:
@@ -29,21 +29,21 @@ class Clients:
         self._due = [
             (0.0 if closed else request.arrival_s or 0.0, index)
             for index, request in enumerate(self._requests[: self._sent])
-        ]  # (seconds, index of the request): a heap, because it is sorted
+        ]  # (seconds, index of the request); sorted, so already a heap
 
     @property
     def total(self) -> int:
-        """Requests of the workload."""
+        """Number of requests in the workload."""
         return len(self._requests)
 
     @property
     def done(self) -> int:
-        """Requests that have ended or were refused."""
+        """Number of requests that have ended or were rejected."""
         return self._ended
 
     def submit_due(self, now: float) -> float | None:
-        """Submit every request that is due. Returns when the next one is, or None if none is planned."""
-        if self._submitting:  # a request was refused: the call below goes on with its client's next one
+        """Submit every request that is due. Returns the time at which the next one is due, or None."""
+        if self._submitting:  # a request was rejected within submit; the outer call submits its client's next one
             return None
         self._submitting = True
         while self._due and self._due[0][0] <= now:
@@ -52,9 +52,9 @@ class Clients:
         return self._due[0][0] if self._due else None
 
     def ended(self, now: float) -> float | None:
-        """Count a request that has ended or was refused, and plan its client's next one.
+        """Count a request that has ended or was rejected, and schedule its client's next one.
 
-        Returns how long the client thinks, in seconds, or None if it has nothing left to submit.
+        Returns the client's think time in seconds, or None if no request is left to submit.
         """
         self._ended += 1
         if self._sent == self.total:

@@ -1,7 +1,7 @@
-"""The text that the embedded pair is trained on and prompted with: Python's own standard library.
+"""The text that the embedded pair is trained on and prompted with: Python's standard library.
 
-Every interpreter carries it, so neither training nor a workload downloads anything. A file is held out of
-training by a checksum of its relative path: the same split on every machine and for every Python version.
+Every interpreter ships with it, so neither training nor a workload downloads anything. A checksum of a file's
+relative path decides whether it is held out of training, so the split is the same for every machine and Python.
 """
 
 import random
@@ -12,28 +12,28 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
-# Installed packages are not the standard library; the rest is generated tables or Python 2 grammar work.
+# Installed packages are not the standard library. The rest is generated tables or tools for Python 2 grammar.
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3"})
-# Linux distributions ship these apart from the library, or not at all.
+# Linux distributions ship these separately or not at all.
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 HELD_OUT_ONE_IN = 20
 
 
 def stdlib_root() -> Path:
-    """Folder of the running interpreter's standard library."""
+    """Return the folder of the running interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def is_held_out(path: str) -> bool:
-    """Whether training leaves out the file at `path`, relative to the library's root with forward slashes."""
+    """Return whether a file is held out of training. path: relative to the library's root, with forward slashes."""
     return zlib.crc32(path.encode()) % HELD_OUT_ONE_IN == 0
 
 
 def stdlib_files(root: Path | None = None, *, tests: bool = False) -> dict[str, Path]:
-    """Python files of the library under `root` (default: the running interpreter's), sorted by relative path.
+    """Return the library's Python files, sorted by relative path (with forward slashes, as in `is_held_out`).
 
-    `tests` adds the library's test suites where they are installed; training takes them, prompts are never
-    drawn from them. Keys are relative paths with forward slashes, as `is_held_out` takes them.
+    root: the library's folder, by default the running interpreter's. tests: include the library's test suites
+    where they are installed. Training uses them, but prompts are never drawn from them.
     """
     root = stdlib_root() if root is None else root
     unwanted = SKIPPED_FOLDERS if tests else SKIPPED_FOLDERS | TEST_FOLDERS
@@ -42,7 +42,7 @@ def stdlib_files(root: Path | None = None, *, tests: bool = False) -> dict[str, 
 
 
 def read_utf8(path: Path) -> bytes:
-    """The file's bytes with newlines as `\\n`, or nothing where it is not UTF-8 (a few encoding tests)."""
+    """Return a file's bytes with newlines as `\\n`, or b"" if it is not UTF-8 (a few encoding tests)."""
     try:
         return path.read_bytes().decode().replace("\r\n", "\n").encode()
     except UnicodeDecodeError:
@@ -51,10 +51,10 @@ def read_utf8(path: Path) -> bytes:
 
 @cache
 def held_out_files(root: Path | None = None) -> dict[str, bytes]:
-    """Contents of the held-out library files (test suites excluded) by relative path, empty files left out.
+    """Return the contents of the held-out files by relative path, without test suites and empty files.
 
-    Raises FileNotFoundError where the library has no readable held-out source, as in an embedded distribution
-    that keeps it in a zip archive.
+    Raises FileNotFoundError if the library has no readable held-out source, as in an embedded distribution that
+    keeps it in a zip archive.
     """
     files = {name: read_utf8(path) for name, path in stdlib_files(root).items() if is_held_out(name)}
     files = {name: content for name, content in files.items() if content}
@@ -64,15 +64,15 @@ def held_out_files(root: Path | None = None) -> dict[str, bytes]:
 
 
 def held_out_text(min_bytes: int = 0, root: Path | None = None) -> bytes:
-    """All held-out source, file after file in path order, repeated until it has at least `min_bytes`."""
+    """Return all held-out source in path order, repeated until it has at least `min_bytes`."""
     text = b"".join(held_out_files(root).values())
     return text * max(1, -(-min_bytes // len(text)))
 
 
 def held_out_prompt(seed: int, index: int, length: int, root: Path | None = None) -> bytes:
-    """Prompt number `index` of a workload: `length` ASCII bytes of a held-out file, from the start of a line.
+    """Return prompt number `index` of a workload: `length` ASCII bytes of a held-out file, from the start of a line.
 
-    The draw depends on (seed, index, length) and the library alone, never on how many prompts are asked for.
+    It depends only on (seed, index, length) and the library, never on the number of prompts.
     Raises ValueError if no held-out file is long enough.
     """
     files = [content for content in held_out_files(root).values() if len(content) >= length]

@@ -1,4 +1,4 @@
-"""How long prompts and outputs are: fixed, uniform, lognormal, or as listed in a trace."""
+"""Lengths of prompts and outputs: fixed, uniform, lognormal, or as listed in a trace."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from engines.errors import InputError, require_whole
 from engines.policy.request import MOST_TOKENS
 from engines.texts import range_in, whole_in
 
-MOST_SIGMA = 10.0  # of a logarithm: one such step is a factor of 22,000
+MOST_SIGMA = 10.0  # of a logarithm: one such standard deviation is a factor of 22,000
 _DECIMAL = r"(\d{1,18}(?:\.\d{1,18})?)"
 _LOGNORMAL = re.compile(rf"{_DECIMAL}~{_DECIMAL}\[(\d{{1,18}})-(\d{{1,18}})\]")
 
 
 class Lengths(Protocol):
-    """Token counts as a function of uniform numbers in [0, 1), one a request in order of id."""
+    """Token counts as a function of uniform numbers in [0, 1), one per request in order of id."""
 
     def tokens(self, uniform: np.ndarray) -> np.ndarray: ...
 
@@ -62,8 +62,10 @@ class UniformLength:
 
 @dataclass(frozen=True)
 class LogNormalLength:
-    """Lognormal around a median (tokens); sigma, from 0 to MOST_SIGMA, is the standard deviation of the logarithm.
-    Rounded, and what falls outside low..high is set to the bound."""
+    """Lognormal lengths, rounded and clipped to low..high.
+
+    median: tokens. sigma: standard deviation of the logarithm, from 0 to MOST_SIGMA.
+    """
 
     median: float
     sigma: float
@@ -85,7 +87,7 @@ class LogNormalLength:
 
 @dataclass(frozen=True)
 class ListedLength:
-    """The lengths of a trace: request i has the i-th, starting over where the list is shorter."""
+    """Listed lengths: request i has the i-th. A list with fewer entries than requests is repeated."""
 
     values: tuple[int, ...]
 
@@ -103,8 +105,11 @@ class ListedLength:
 
 
 def parse_lengths(field: str, text: str) -> Lengths:
-    """ "64": always 64 tokens. "16-96": uniform. "64~0.5[16-256]": lognormal with median 64 and sigma 0.5, cut to
-    16..256. Raises InputError."""
+    """Parse lengths in tokens.
+
+    "64" is fixed, "16-96" uniform, and "64~0.5[16-256]" lognormal with median 64 and sigma 0.5, clipped to 16..256.
+    Raises InputError.
+    """
     if tokens := whole_in(text):
         return FixedLength(tokens)
     if bounds := range_in(text):

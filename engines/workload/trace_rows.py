@@ -1,4 +1,4 @@
-"""The rows of a trace file: CSV or JSON lines, plain or compressed by gzip, a line in memory at a time."""
+"""Read the rows of a trace file, CSV or JSON lines, plain or gzipped, with one line in memory at a time."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import Any, TextIO
 from engines.errors import InputError
 from engines.storage.reading import require_file
 
-LONGEST_LINE = 1_000_000  # characters; lines of the known traces have some hundreds
-GZIP = b"\x1f\x8b"  # what such files begin with
+LONGEST_LINE = 1_000_000  # characters; lines of the known traces have a few hundred
+GZIP = b"\x1f\x8b"  # first bytes of a gzip file
 
 Row = tuple[int, Mapping[str, Any]]
-"""The number of a row's last line, from 1, and its values by column: text from CSV."""
+"""Number of a row's last line, from 1, and its values by column (text if the file is CSV)."""
 
 
 def trace_rows(path: Path) -> Iterator[Row]:
-    """Read a file row by row; every row of a CSV file has all its columns.
+    """Read a file row by row. Every row of a CSV file has all columns.
 
-    Raises InputError, with the line where there is one, for what is no regular file, is not text or cannot be
-    decompressed, for lines that are not CSV or JSON, and for columns and keys that are there twice.
+    Raises InputError, with the line where known, if the path is not a regular file, if the file is not text or cannot
+    be decompressed, for lines that are not valid CSV or JSON, and for duplicate columns or keys.
     """
     field = "trace"
-    require_file(field, path)  # a device can be read for ever, a pipe blocks
+    require_file(field, path)  # reading a device may never end, and a pipe blocks
     try:
         with _open(path) as file:
             lines = _lines(path, file)
@@ -62,10 +62,10 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
         if not line:
             return
         if len(line) > LONGEST_LINE:
-            remedy = f"the line has more than {LONGEST_LINE} characters; give a CSV or JSON-lines trace"
+            remedy = f"the line is longer than {LONGEST_LINE} characters; give a CSV or JSON-lines trace"
             raise InputError(f"trace {path.name}, line {number}", shortened(line), remedy)
         if "\0" in line:
-            remedy = "it holds a NUL, as text does not; give a CSV or JSON-lines trace"
+            remedy = "the line contains a NUL, so it is not text; give a CSV or JSON-lines trace"
             raise InputError(f"trace {path.name}, line {number}", shortened(line), remedy)
         yield line
 
@@ -78,19 +78,19 @@ def _json_rows(path: Path, lines: Iterable[str], before: int) -> Iterator[Row]:
         try:
             row = json.loads(line, object_pairs_hook=_object)
         except RecursionError as error:
-            raise InputError(where, shortened(line), "it is nested too deep; repair the line") from error
-        except ValueError as error:  # also a key twice, and numbers of thousands of digits
+            raise InputError(where, shortened(line), "it is nested too deeply; repair the line") from error
+        except ValueError as error:  # also for duplicate keys and numbers of thousands of digits
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
             raise InputError(where, shortened(line), f"not valid JSON ({reason}); repair the line") from error
         if not isinstance(row, dict):
-            raise InputError(where, shortened(line), "write one JSON object a line")
+            raise InputError(where, shortened(line), "write one JSON object per line")
         yield number, row
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise ValueError(f"{_twice(name for name, _ in pairs)} is there twice")
+        raise ValueError(f"duplicate key {_twice(name for name, _ in pairs)}")
     return made
 
 
@@ -115,7 +115,7 @@ def _csv_rows(path: Path, lines: Iterable[str], before: int) -> Iterator[Row]:
 def _check_columns(path: Path, columns: list[str]) -> None:
     named = [column for column in columns if column]
     if len(set(named)) < len(named):
-        raise InputError("trace", str(path), f"column {_twice(named)} is there twice; remove one")
+        raise InputError("trace", str(path), f"duplicate column {_twice(named)}; remove one")
 
 
 def _check_cells(where: str, columns: list[str], cells: list[str]) -> None:
@@ -130,6 +130,6 @@ def _twice(names: Iterable[str]) -> str:
 
 
 def shortened(text: str) -> str:
-    """A line or a list of names, as much of it as a message needs."""
+    """Shorten a line or a list of names to fit a message."""
     text = text.rstrip("\n")
     return text if len(text) <= 80 else f"{text[:77]}..."

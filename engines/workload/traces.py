@@ -1,7 +1,7 @@
-"""Recorded request traces of other systems, read as open-loop workloads.
+"""Read request traces of other systems as open-loop workloads.
 
-Formats, told apart by their columns: the Azure LLM inference traces, BurstGPT, Mooncake and a generic form. Each
-may be a CSV file or JSON lines, compressed by gzip or not.
+The formats are the Azure LLM inference traces, BurstGPT, Mooncake and a generic one, told apart by their columns.
+Each may be CSV or JSON lines, plain or gzipped.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from engines.workload.workload import MOST_REQUESTS, Workload
 
 @dataclass(frozen=True)
 class _Format:
-    """Columns of a trace format. seconds: turns a value of the time column into seconds, or raises ValueError.
+    """Columns of a trace format.
 
-    zero_output_is_failure: rows without output tokens are responses that failed, and are left out.
+    seconds: converts a value of the time column to seconds, or raises ValueError.
+    zero_output_is_failure: rows with 0 output tokens are failed responses and are left out.
     """
 
     name: str
@@ -42,7 +43,7 @@ class _Format:
 
 
 def _clock(value: Any) -> float:
-    """Seconds since 1970 of a date and time; one without a zone counts as UTC."""
+    """Convert a date and time to seconds since 1970. Without a time zone, it counts as UTC."""
     moment = datetime.fromisoformat(str(value))
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
@@ -59,12 +60,14 @@ KNOWN = "; ".join(f"{f.name} ({', '.join(f.columns)})" for f in FORMATS)
 def read_trace(
     path: str | Path, limit: int | None = None, max_prompt: int | None = None, max_output: int | None = None
 ) -> Workload:
-    """Read a trace as an open loop whose first arrival is at 0 and whose ids follow the arrivals.
+    """Read a trace as an open loop. The first arrival is at 0, and ids are in order of arrival.
 
-    Rows need not be in order of time; the first `limit` requests by arrival are kept. Longer prompts and outputs
-    are cut to max_prompt and max_output tokens. BurstGPT rows with 0 response tokens are failed responses: they
-    are left out and counted in info["failed_left_out"]. Raises InputError with the file, line and column, also for
-    times beyond LATEST_S, counts beyond MOST_TOKENS and, without a limit, more than MOST_REQUESTS requests.
+    Rows may be in any order. The first `limit` requests by arrival are kept. Longer prompts and outputs are cut to
+    max_prompt and max_output tokens. BurstGPT rows with 0 response tokens are failed responses: they are left out and
+    counted in info["failed_left_out"].
+
+    Raises InputError with the file, line and column, also for times beyond LATEST_S, for counts beyond MOST_TOKENS
+    and, without a limit, for more than MOST_REQUESTS requests.
     """
     path = Path(path)
     for name, value in (("limit", limit), ("max_prompt", max_prompt), ("max_output", max_output)):
@@ -89,14 +92,15 @@ def read_trace(
     if not arrivals:
         raise _nothing_in(path)
     first = arrivals[0][0]
-    requests = tuple(  # to the microsecond: a date in seconds has no finer digits
+    requests = tuple(  # to the microsecond: seconds since 1970 are no more precise than that
         Request(i, _capped(prompt, max_prompt), _capped(output, max_output), round(at - first, 6))
         for i, (at, prompt, output) in enumerate(arrivals)
     )
     info: dict[str, Any] = {"kind": "trace", "trace": path.name, "format": kind.name, "count": len(requests)}
     given = {"max_prompt": max_prompt, "max_output": max_output, "failed_left_out": failed or None}
     asked = [(request.prompt_tokens, request.max_tokens, request.arrival_s) for request in requests]
-    info["trace_digest"] = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]  # a name alone tells no two apart
+    # Different traces may have the same name.
+    info["trace_digest"] = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
     return Workload(requests, info=info | {name: value for name, value in given.items() if value is not None})
 
 
@@ -105,23 +109,23 @@ def _capped(tokens: int, limit: int | None) -> int:
 
 
 def _nothing_in(path: Path) -> InputError:
-    return InputError("trace", str(path), "it holds no usable request; give a trace with at least one")
+    return InputError("trace", str(path), "it contains no usable request; give a trace with at least one")
 
 
 def _earliest(
     path: Path, arrivals: Iterator[tuple[float, int, int]], limit: int | None
 ) -> list[tuple[float, int, int]]:
-    """The first `limit` of them by time, or all. No more than are kept are in memory."""
+    """Return the first `limit` arrivals by time, or all. Only those that are kept are held in memory."""
     if limit is not None:
         return heapq.nsmallest(min(limit, MOST_REQUESTS), arrivals, key=lambda arrival: arrival[0])
     kept = sorted(itertools.islice(arrivals, MOST_REQUESTS + 1), key=lambda arrival: arrival[0])
     if len(kept) > MOST_REQUESTS:
-        raise InputError("trace", str(path), f"more than {MOST_REQUESTS} requests; keep the first by a limit")
+        raise InputError("trace", str(path), f"more than {MOST_REQUESTS} requests; give a limit to keep the first")
     return kept
 
 
 def _detect(path: Path, row: Mapping[str, Any]) -> _Format:
-    """The format that shares most columns with the file, all of which must be there."""
+    """Return the format that shares the most columns with the file. Raises InputError if it lacks one of them."""
     shared = [sum(column in row for column in kind.columns) for kind in FORMATS]
     if max(shared) == 0 or shared.count(max(shared)) > 1:
         found = shortened(", ".join(row))
@@ -135,7 +139,7 @@ def _detect(path: Path, row: Mapping[str, Any]) -> _Format:
 
 
 def _read_row(kind: _Format, row: Mapping[str, Any], where: str) -> tuple[float, int, int]:
-    """Time in seconds, prompt tokens and output tokens of a row."""
+    """Return the time in seconds, prompt tokens and output tokens of a row."""
     for column in kind.columns:
         if row.get(column) is None:
             raise InputError(f"{where}, {column}", None, "the value is missing; complete or remove the line")
@@ -144,7 +148,7 @@ def _read_row(kind: _Format, row: Mapping[str, Any], where: str) -> tuple[float,
     except (TypeError, ValueError, OverflowError, RecursionError):
         at = math.nan
     if not 0 <= at <= LATEST_S:
-        remedy = f"not a time of this format, from 0 to {LATEST_S:g} s; repair or remove the line"
+        remedy = f"not a valid time for this format, from 0 to {LATEST_S:g} s; repair or remove the line"
         raise InputError(f"{where}, {kind.time}", row[kind.time], remedy)
     return at, _tokens(row, kind.prompt, where, 1), _tokens(row, kind.output, where, 1 - kind.zero_output_is_failure)
 

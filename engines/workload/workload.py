@@ -1,8 +1,8 @@
-"""What is asked of an engine: which requests, how long, and when.
+"""Workloads: which requests an engine is given, how long they are, and when they arrive.
 
-Randomness is keyed by (seed, request id, purpose): each purpose has a stream of uniform numbers of its own and
-request i takes the i-th, so adding requests never changes earlier ones and every length or gap is a quantile
-function of its number.
+Random numbers are keyed by (seed, request id, purpose). Each purpose has its own stream of uniform numbers, of which
+request i takes the i-th. Lengths and gaps are quantile functions of these numbers, so adding requests never changes
+earlier ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engines.record.run import Run
 from engines.workload.corpus import held_out_prompt
 from engines.workload.lengths import FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
 
-MOST_REQUESTS = 10_000_000  # of a workload, and so of its clients
+MOST_REQUESTS = 10_000_000  # per workload; also the limit on its clients
 
 __all__ = [
     "PROCESSES", "FixedLength", "Lengths", "ListedLength", "LogNormalLength", "UniformLength", "Workload",
@@ -30,20 +30,20 @@ __all__ = [
 ]  # fmt: skip
 
 PROCESSES = ("poisson", "gamma", "fixed")
-LEAST_CV, MOST_CV = 1e-3, 100.0  # below, gaps are all but fixed; above, nearly all of them are 0
+LEAST_CV, MOST_CV = 1e-3, 100.0  # below, gaps are practically fixed; above, nearly all are 0
 
 
 @dataclass(frozen=True)
 class Workload:
     """Requests in submission order.
 
-    Open loop (concurrency None): every request has an arrival_s. Closed loop: `concurrency` clients; the first
-    requests are submitted at time 0 in order, and whenever a request ends (whatever its status) its client submits
-    the next unsent one, think_s[i] seconds later for request i (at once where think_s is empty).
-    info: how it was made, plain values for run.toml.
+    Open loop (concurrency None): every request has an arrival_s. Closed loop: `concurrency` clients submit the first
+    requests at time 0, in order. When a request ends, whatever its status, its client submits the next unsent
+    request i after think_s[i] seconds (at once if think_s is empty).
+    info: how the workload was made, as plain values for run.toml.
 
-    Raises InputError for requests that no engine serves (Request.check), and for arrivals or pauses so far off that
-    a clock has no microseconds there.
+    Raises InputError for requests that no engine can serve (Request.check), and for arrivals or think times so large
+    that a clock no longer resolves a microsecond.
     """
 
     requests: tuple[Request, ...]
@@ -57,11 +57,11 @@ class Workload:
         for request in self.requests:
             request.check()
         if len({request.id for request in self.requests}) < len(self.requests):
-            raise InputError("requests", f"{len(self.requests)} requests", "give every request an id of its own")
+            raise InputError("requests", f"{len(self.requests)} requests", "give every request a different id")
         if self.concurrency is not None:
             require_whole("concurrency", self.concurrency, 1, MOST_REQUESTS)
             if self.think_s and len(self.think_s) != len(self.requests):
-                raise InputError("think_s", f"{len(self.think_s)} values", "give one think time a request, or none")
+                raise InputError("think_s", f"{len(self.think_s)} values", "give one think time per request, or none")
             for seconds in self.think_s:
                 check_moment("think_s", seconds)
             check_moment("think_s of a client, in all", sum(self.think_s) / self.concurrency)
@@ -71,13 +71,13 @@ class Workload:
         arrivals = [request.arrival_s for request in self.requests]
         known = [arrival for arrival in arrivals if arrival is not None]
         if len(known) < len(arrivals):
-            raise InputError("arrival_s", None, "every request of an open loop needs one; or give a concurrency")
+            raise InputError("arrival_s", None, "an open loop needs one for every request; or give a concurrency")
         if known != sorted(known):
             raise InputError("arrival_s", "out of order", "sort the requests of an open loop by arrival")
 
 
 def lengths_of(workload: Workload) -> tuple[ListedLength, ListedLength]:
-    """Prompt and output lengths of a workload (a trace, say), for another one with the same pairs."""
+    """Return the prompt and output lengths of a workload (such as a trace), for another one with the same pairs."""
     requests = workload.requests
     return (
         ListedLength(tuple(request.prompt_tokens for request in requests)),
@@ -102,9 +102,11 @@ def make_workload(
     """Draw `count` requests, without prompts.
 
     Give either `concurrency` (closed loop, with exponential think times of mean `mean_think_s` seconds) or `rate`
-    (open loop, requests per second, the first at 0). process, of an open loop only: "poisson" (where none is given),
-    "gamma" with coefficient of variation `cv` of the gaps (LEAST_CV to MOST_CV; above 1 is burstier than Poisson; 1
-    where none is given), or "fixed" gaps. Raises InputError.
+    (open loop, requests per second, the first at 0).
+    process, for an open loop only: "poisson" (default), "gamma" or "fixed" gaps.
+    cv, for "gamma" only: coefficient of variation of the gaps, LEAST_CV to MOST_CV (default 1; above 1 is burstier
+    than Poisson).
+    Raises InputError.
     """
     require_whole("count", count, 1, MOST_REQUESTS)
     require_whole("seed", seed, 0)
@@ -123,7 +125,7 @@ def make_workload(
         require_whole("concurrency", concurrency, 1, MOST_REQUESTS)
         for name, value in (("process", process), ("cv", cv)):
             if value is not None:
-                raise InputError(name, value, "only an open loop (a rate) has arrivals to choose; leave it out")
+                raise InputError(name, value, "this is for an open loop (with a rate) only; leave it out")
         think = _think_times(_uniform(seed, _Purpose.THINK, count), mean_think_s, concurrency)
         info |= {"concurrency": concurrency, "mean_think_s": mean_think_s}
     elif rate is not None:
@@ -140,8 +142,10 @@ def make_workload(
 
 
 def with_sampling(workload: Workload, temperature: float = 0.0, seed: int = 0) -> Workload:
-    """The workload (a trace, say) with every request at this temperature and seed, from which its prompts are keyed
-    too. Raises InputError."""
+    """Return the workload (such as a trace) with every request at this temperature and seed.
+
+    Its prompts are keyed by this seed too. Raises InputError.
+    """
     check_temperature(temperature)
     require_whole("seed", seed, 0)
     requests = tuple(
@@ -152,10 +156,10 @@ def with_sampling(workload: Workload, temperature: float = 0.0, seed: int = 0) -
 
 
 def with_prompts(workload: Workload, encode: Callable[[str], Sequence[int]], seed: int = 0) -> Workload:
-    """The workload with real text as prompts: held-out standard library source, keyed by (seed, request id).
+    """Return the workload with real text as prompts: held-out standard library source, keyed by (seed, request id).
 
-    encode turns text into token ids; each prompt is cut to exactly its request's prompt_tokens. Raises InputError
-    where no held-out file is long enough.
+    encode: turns text into token ids. Each prompt is cut to its request's prompt_tokens. Raises InputError if no
+    held-out file is long enough.
     """
     requests = tuple(
         dataclasses.replace(request, prompt=_prompt(request, encode, seed)) for request in workload.requests
@@ -164,8 +168,10 @@ def with_prompts(workload: Workload, encode: Callable[[str], Sequence[int]], see
 
 
 def with_random_prompts(workload: Workload, vocabulary: int, seed: int = 0) -> Workload:
-    """The workload with prompts of random tokens below `vocabulary`; a request has the same one however many follow
-    it."""
+    """Return the workload with prompts of random token ids below `vocabulary`.
+
+    Adding requests at the end does not change the prompts of earlier ones.
+    """
     rng = np.random.default_rng(seed)
     requests = tuple(
         dataclasses.replace(request, prompt=tuple(rng.integers(0, vocabulary, request.prompt_tokens).tolist()))
@@ -175,12 +181,12 @@ def with_random_prompts(workload: Workload, vocabulary: int, seed: int = 0) -> W
 
 
 def _prompt(request: Request, encode: Callable[[str], Sequence[int]], seed: int) -> tuple[int, ...]:
-    size = request.prompt_tokens  # bytes: at least one a token, doubled until there are enough tokens
+    size = request.prompt_tokens  # bytes: one per token at first, doubled until there are enough tokens
     while True:
         try:
             text = held_out_prompt(seed, request.id, size).decode()
         except ValueError as error:
-            remedy = f"no held-out file has {size} bytes for such a prompt; use shorter prompts"
+            remedy = f"no held-out file has a prompt of {size} bytes; use shorter prompts"
             raise InputError(f"request {request.id}.prompt_tokens", request.prompt_tokens, remedy) from error
         tokens = encode(text)
         if len(tokens) >= request.prompt_tokens:
@@ -189,10 +195,10 @@ def _prompt(request: Request, encode: Callable[[str], Sequence[int]], seed: int)
 
 
 def replay(run: Run) -> Workload:
-    """The recorded run's requests as an open loop: ids, arrivals, prompt lengths and resolved limits as recorded.
+    """Return a recorded run's requests as an open loop, with the recorded ids, arrivals, prompt lengths and limits.
 
-    Requests that were cancelled, failed or rejected are asked again too. Without prompts: `with_prompts` with the
-    recorded prompt seed makes the same ones.
+    This includes requests that were cancelled, failed or rejected. There are no prompts: `with_prompts` with the
+    recorded prompt seed makes the same ones again.
     """
     made = run.info.get("workload", {})
     rows = run.requests.sort_values(["arrival_s", "request"])
@@ -209,7 +215,7 @@ def replay(run: Run) -> Workload:
 
 
 class _Purpose(IntEnum):
-    """What a stream of random numbers is for."""
+    """What a stream of random numbers is used for."""
 
     PROMPT_LENGTH = 0
     OUTPUT_LENGTH = 1
@@ -222,7 +228,7 @@ def _uniform(seed: int, purpose: _Purpose, count: int) -> np.ndarray:
 
 
 def _arrivals(uniform: np.ndarray, rate: float, process: str, cv: float) -> list[float | None]:
-    """Seconds after the start, the first at 0."""
+    """Return the arrivals in seconds after the start, the first at 0."""
     require_positive("rate", rate)
     if rate * LATEST_S < 1:
         raise InputError("rate", rate, f"use at least {1 / LATEST_S:g} requests per second")
@@ -230,17 +236,17 @@ def _arrivals(uniform: np.ndarray, rate: float, process: str, cv: float) -> list
     gaps[0] = 0.0
     arrivals = np.cumsum(gaps)
     if arrivals[-1] > LATEST_S:
-        remedy = f"the last of {len(arrivals)} requests would arrive after {arrivals[-1]:.3g} s, at most {LATEST_S:g}"
-        raise InputError("rate", rate, f"{remedy} can be told apart; use a higher rate or fewer requests")
+        remedy = f"the last of {len(arrivals)} requests would arrive after {arrivals[-1]:.3g} s, and the limit is"
+        raise InputError("rate", rate, f"{remedy} {LATEST_S:g} s; use a higher rate or fewer requests")
     return arrivals.tolist()
 
 
 def _gaps(uniform: np.ndarray, rate: float, process: str, cv: float) -> np.ndarray:
-    """Seconds between arrivals, one a request."""
+    """Return the seconds before each arrival, one gap per request."""
     if process not in PROCESSES:
         raise InputError("process", process, f"use {', '.join(PROCESSES)}")
     if process != "gamma" and cv != 1.0:
-        raise InputError("cv", cv, 'only process = "gamma" has one to choose')
+        raise InputError("cv", cv, 'this is for process = "gamma" only; leave it out')
     if process == "fixed":
         return np.full(len(uniform), 1 / rate)
     if process == "poisson":
@@ -252,7 +258,7 @@ def _gaps(uniform: np.ndarray, rate: float, process: str, cv: float) -> np.ndarr
 
 
 def _think_times(uniform: np.ndarray, mean_s: float, concurrency: int) -> tuple[float, ...]:
-    """Exponential pauses; none before a client's first request."""
+    """Return exponential think times in seconds, with 0 before each client's first request."""
     check_moment("mean_think_s", mean_s)
     if mean_s == 0:
         return ()

@@ -114,7 +114,7 @@ def test_files_on_their_way_count_as_there(tmp_path: Path) -> None:
 def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     replace_files(tmp_path, NEW, NAMES)
     (tmp_path / "tapes").mkdir()
-    with pytest.raises(InputError, match="tapes is a folder in it"):
+    with pytest.raises(InputError, match="contains a folder tapes"):
         replace_files(tmp_path, OLD, NAMES)
     assert (tmp_path / "about.toml").read_bytes() == b"new"
 

@@ -105,9 +105,9 @@ def test_a_name_reads_back(spec: PermutationSpec) -> None:
         ("permutation:tiny+tiny-draft:seed=-1", "0 or more"),
         ("permutation:tiny+tiny-draft:layers=0", "use 1 to 2"),
         ("permutation:llama2-7b+tinyllama-1.1b:layers=23", "use 1 to 22"),
-        ("permutation:tiny+tiny-draft:layers=two", "layers and seed whole ones"),
+        ("permutation:tiny+tiny-draft:layers=two", "layers and seed whole numbers"),
         ("permutation:tiny+tiny-draft:beta=1", '"beta" is no option'),
-        ("permutation:tiny+tiny-draft:layers=1:layers=2", "every option once"),
+        ("permutation:tiny+tiny-draft:layers=1:layers=2", "every option only once"),
     ],
 )
 def test_a_bad_name_is_refused(name: str, message: str) -> None:
@@ -118,7 +118,7 @@ def test_a_bad_name_is_refused(name: str, message: str) -> None:
 def test_where_layers_say_too_much_nothing_is_claimed() -> None:
     spec = parse_pair("permutation:tiny+tiny-draft:scale=1")
     for claim in (expected_output, expected_tape):
-        with pytest.raises(InputError, match="outvote the permutation"):
+        with pytest.raises(InputError, match="override the permutation"):
             claim(spec, [5], 1)
 
 

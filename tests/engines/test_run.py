@@ -197,8 +197,8 @@ def _with(table: pd.DataFrame, column: str, row: int, value: object) -> pd.DataF
         ("requests", "arrival_s", 1e300, "= 1e+300: needs a number"),
         ("requests", "arrival_s", None, "= None: needs a number"),
         ("requests", "finish_s", 0.1, "= 0.1: is before"),
-        ("requests", "first_token_s", None, "= nan: a finished request has one"),
-        ("requests", "request", 0, "= 0: is there twice"),
+        ("requests", "first_token_s", None, "= nan: a finished request needs one"),
+        ("requests", "request", 0, "= 0: is a duplicate"),
         ("requests", "status", "fine", "= 'fine': needs one of"),
         ("requests", "status", "running", "= 'running': needs one of"),
         ("requests", "output_tokens", 300, "= 300: is more than max_tokens"),
@@ -246,8 +246,8 @@ def test_a_column_of_another_type_is_named(run: Run, folder: Path, name: str, co
     [
         ([-1, 300], "row 0 column bits = 300: a tape holds -1, 0 and 1"),
         ([-1, None], "row 0 column bits = None: a tape holds -1, 0 and 1"),
-        ([-1, 1, 1, 1, 1, 1, 1], "row 0 column request = 0: the request has 6 output tokens, and its tape 7 entries"),
-        (None, "needs a whole number and a list of -1, 0 and 1 in every row"),
+        ([-1, 1, 1, 1, 1, 1, 1], "row 0 column request = 0: the request has 6 output tokens, but its tape has 7"),
+        (None, "every row needs a whole number and a list of -1, 0 and 1"),
         (["a"], "needs a whole number and a list"),
         ([0.5], "needs a whole number and a list"),
         ([[1]], "needs a whole number and a list"),
@@ -264,14 +264,14 @@ def test_a_tape_that_is_none_is_refused(folder: Path, bits: object, says: str) -
 
 def test_two_tapes_of_one_request_are_refused(folder: Path) -> None:
     pd.DataFrame({"request": [0, 0], "bits": [[-1], [-1]]}).to_parquet(folder / "tapes.parquet")
-    with pytest.raises(InputError, match="row 1 column request = 0: is there twice"):
+    with pytest.raises(InputError, match="row 1 column request = 0: is a duplicate"):
         Run.load(folder)
 
 
 def test_a_column_that_is_there_twice_is_refused(folder: Path) -> None:
     table = parquet.read_table(folder / "steps.parquet")
     parquet.write_table(table.append_column("batch_id", table["batch_id"]), folder / "steps.parquet")
-    with pytest.raises(InputError, match="column batch_id is there twice"):
+    with pytest.raises(InputError, match="column batch_id is a duplicate"):
         Run.load(folder)
 
 
@@ -288,7 +288,7 @@ def test_tables_of_two_records_are_no_record(run: Run, folder: Path, tmp_path: P
     run.steps["queue_s"] += 0.001  # sound by itself, and beside the other tables
     other = run.save(tmp_path / "other")
     (folder / "steps.parquet").write_bytes((other / "steps.parquet").read_bytes())
-    with pytest.raises(InputError, match=r"the tables are not those that run\.toml was saved with"):
+    with pytest.raises(InputError, match=r"the tables do not belong to this run\.toml"):
         Run.load(folder)
 
 

@@ -237,7 +237,7 @@ def test_an_end_of_sequence_stops_a_request_and_a_context_limit_is_named() -> No
 def test_an_id_that_is_here_is_refused_and_comes_free_again() -> None:
     scheduler = Scheduler(PD)
     scheduler.submit(Request(0, 10, 9), 0.0)
-    with pytest.raises(ValueError, match="request 0 is here already"):
+    with pytest.raises(ValueError, match="request 0 has not ended"):
         scheduler.submit(Request(0, 10, 9), 0.0)
     ended = scheduler.cancel(0, 1.0)
     assert ended is not None

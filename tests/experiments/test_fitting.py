@@ -87,8 +87,8 @@ def test_weights_that_fit_are_read(large: Path, free: Free, capsys: pytest.Captu
     ("options", "expected"),
     [
         ("--slots 1000000", r"slots = 1000000: \d+ fit (weights need "),
-        ("--max-context 508", "max_context = 508: use 2 to 507: the models position 512 tokens, drafts take 5"),
-        ("--draft-length 510", "draft_length = 510: the models position 512 tokens"),
+        ("--max-context 508", "max_context = 508: use 2 to 507: the models have 512 positions, drafts take 5"),
+        ("--draft-length 510", "draft_length = 510: the models have 512 positions"),
         ("--reserve-gib 1e6", "reserve 1000000.00 GiB; "),
         ("--slots auto --reserve-gib 1e6", "use a smaller pair or reserve"),
         ("--slots auto --reserve-gib 1e300", "use a smaller pair or reserve"),

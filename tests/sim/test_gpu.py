@@ -81,7 +81,7 @@ def test_without_contention_streams_do_not_feel_each_other() -> None:
 
 @pytest.mark.parametrize(("at", "duration_s"), [(1e9, 1e-9), (1e15, 0.01), (0.0, float("nan"))])
 def test_a_clock_that_would_stand_still_is_an_error(at: float, duration_s: float) -> None:
-    with pytest.raises(InputError, match=r"duration of draft .* does not move a clock"):
+    with pytest.raises(InputError, match=r"duration of draft .* does not advance the clock"):
         play([(at, 0, [(DRAFT, duration_s)])], Fixed())
 
 

@@ -1,4 +1,4 @@
-"""The host's side of a device: its settings while lanes run, and numbers on their way there and back."""
+"""Host settings while lanes run, and copies of numbers between host and device."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Numbers = Sequence[int] | np.ndarray  # whole ones
-SWITCH_INTERVAL_S = 2e-4  # Python's own, 5 ms, is as long as a stage
+Numbers = Sequence[int] | np.ndarray  # whole numbers
+SWITCH_INTERVAL_S = 2e-4  # Python's default of 5 ms is as long as a stage
 
-_guard, _contexts = threading.Lock(), 0  # contexts of `lane_settings` that are open
+_guard, _contexts = threading.Lock(), 0  # number of open contexts of `lane_settings`
 
 
 @contextmanager
 def lane_settings(device: torch.device) -> Iterator[None]:
-    """Let threads take turns quickly. On a CPU a lane computes with one thread, as a stream is one queue.
+    """Let threads switch quickly and, on a CPU, let each lane compute with one thread, as a stream is one queue.
 
-    cuBLAS keeps a workspace of 32 MiB per stream on a Hopper GPU, which captured graphs use. All are freed when the
-    last context of the process is left.
+    On a Hopper GPU, cuBLAS keeps a workspace of 32 MiB per stream, which captured graphs use. All workspaces are
+    freed when the last context of the process exits.
     """
     global _contexts
     with _guard:
@@ -43,19 +43,19 @@ def lane_settings(device: torch.device) -> Iterator[None]:
 
 
 def staged(values: Numbers, device: torch.device) -> Tensor:
-    """Numbers as int64 on the host, where a device can fetch them by itself."""
+    """Return numbers as int64 on the host, in pinned memory if they are for a GPU."""
     host = torch.empty(len(values), dtype=torch.int64, pin_memory=device.type == "cuda")
-    host.numpy()[:] = values  # Tensor.pin_memory() asks the driver about the memory first, which takes longer
+    host.numpy()[:] = values  # Tensor.pin_memory() is slower: it first asks the driver about the memory
     return host
 
 
 def to_device(values: Numbers, device: torch.device) -> Tensor:
-    """Host numbers as int64 on the device, in the stream's order and without waiting for it."""
+    """Copy numbers to the device as int64, in stream order and without waiting for the stream."""
     return staged(values, device).to(device, non_blocking=True)
 
 
 def to_host(result: Tensor) -> Tensor:
-    """A copy on the host, complete once the stream has passed this point."""
+    """Copy a tensor to the host. The copy is complete once the stream has passed this point."""
     if not result.is_cuda:
         return result.clone()
     host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)

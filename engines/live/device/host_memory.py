@@ -1,4 +1,4 @@
-"""Memory that a process can still take on the host: of the system, and of the container that it may be in."""
+"""How much host memory a process can still take, within the limits of its container."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Files of a control group by its version: what it may take, what it has, what of that is cache that can go
+# Files of a control group by version: limit, usage, and the part of the usage that is reclaimable cache
 # (Linux documentation, admin-guide/cgroup-v1/memory.rst and admin-guide/cgroup-v2.rst).
 FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -16,8 +16,10 @@ MOUNTS = {1: ("sys/fs/cgroup/memory",), 2: ("sys/fs/cgroup", "sys/fs/cgroup/unif
 
 
 def free_host_bytes(root: Path = Path("/")) -> int | None:
-    """The smallest of what the system has available and what each control group leaves, bytes; None where nothing
-    tells. root: of the file system that says so."""
+    """Return the smallest of what the system has available and what each control group leaves, in bytes.
+
+    Returns None if neither is known. root: root of the file system to read from.
+    """
     available = _number(root / "proc/meminfo", "MemAvailable:")
     known = [] if available is None else [available * 1024]
     for version, group in _groups(root):
@@ -29,7 +31,7 @@ def free_host_bytes(root: Path = Path("/")) -> int | None:
 
 
 def all_host_bytes() -> int | None:
-    """All memory of the system, free or not, bytes; None where nothing tells."""
+    """Return all memory of the system, free or not, in bytes, or None if unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -37,8 +39,10 @@ def all_host_bytes() -> int | None:
 
 
 def _groups(root: Path) -> Iterator[tuple[int, Path]]:
-    """(version, folder) of each control group that limits this process's memory: its own and those around it. In a
-    container a path may be the host's, and only the mount itself be there."""
+    """Yield (version, folder) of each control group that limits this process: its own and those around it.
+
+    In a container, the path may be that of the host, so that only the mount itself exists.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -54,7 +58,7 @@ def _groups(root: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _number(path: Path, name: str | None = None) -> int | None:
-    """The number in a file or, with a name, on the line that begins with it; None if there is none."""
+    """Return the number in a file or, given a name, on the line that begins with it. None if there is none."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:

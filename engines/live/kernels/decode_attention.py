@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class Sequences(Protocol):
-    """The sequences of one model call; engines.live.model.attention.PackedBatch has the shapes."""
+    """The sequences of one model call. For shapes see engines.live.model.attention.PackedBatch."""
 
     slots: Tensor
     layout: Any
@@ -26,10 +26,10 @@ class Sequences(Protocol):
 
 
 def attend_gathered(query: Tensor, keys: Tensor, values: Tensor, batch: Sequences, scale: float) -> Tensor:
-    """Gather each sequence's keys and values, pad the queries to one length, mask: right anywhere, fast on CPUs.
+    """Attend by gathering each sequence's keys and values, padding the queries to one length, and masking.
 
-    query: [tokens, heads, head_dim]; keys, values: [slots + 1, row_length, kv_heads, head_dim]. Returns
-    [tokens, heads, head_dim].
+    Works on every device, and is fast on CPUs. query: [tokens, heads, head_dim]. keys, values: [slots + 1,
+    row_length, kv_heads, head_dim]. Returns [tokens, heads, head_dim].
     """
     size, longest, length = len(batch.slots), batch.longest, batch.key_length
     q = query.view(size, longest, *query.shape[1:]) if batch.layout is None else query[batch.padded]

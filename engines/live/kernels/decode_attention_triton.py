@@ -1,10 +1,10 @@
-"""Attention of few new tokens a sequence over the slot pool, as one Triton kernel.
+"""Attention of a few new tokens per sequence over the slot pool, as one Triton kernel.
 
-Drafting and verifying read a whole context for 1 to 9 new tokens, so the time is that of reading keys and values
-once. The query heads that share a key-value head are stacked with the new tokens into one small matrix, and each
-program walks a part of one sequence's context for one key-value head. With few sequences the context is split
-over several programs (flash-decoding: Dao, Haziza, Massa and Sizov, 2023); the last of them to finish merges
-what all found, so that it stays one launch.
+Draft and verify read a whole context for 1 to 9 new tokens, so they take as long as reading keys and values once. The
+query heads that share a key-value head are stacked with the new tokens into one small matrix. Each program handles a
+part of one sequence's context for one key-value head. If there are few sequences, the context is split over several
+programs (flash-decoding: Dao, Haziza, Massa and Sizov, 2023). The last program to finish merges the partial results,
+so a single launch is enough.
 """
 
 from dataclasses import dataclass, replace
@@ -16,16 +16,19 @@ from torch import Tensor
 
 from engines.live.kernels.dependent_launch import LINE, prefetch_l2, processors_of, supports_dependent_launch
 
-MOST_ROWS = 128  # new tokens times heads of a group that one program can hold
+MOST_ROWS = 128  # most new tokens times query heads per key-value head that fit one program
 MOST_SPLITS = 16
-LEAST_SHARED_BYTES = 160 * 1024  # of a device for which the launches below are made
+LEAST_SHARED_BYTES = 160 * 1024  # per program, on a device for which the launches below are made
 LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How the kernel is launched. keys: how many a program takes at a time. splits: programs that share a context,
-    a power of two up to 16; None: as many as fill the device."""
+    """How the kernel is launched.
+
+    keys: how many a program loads at a time. splits: how many programs share a context, a power of two up to 16; None
+    for as many as fill the device.
+    """
 
     keys: int
     warps: int
@@ -33,8 +36,8 @@ class LaunchConfig:
     splits: int | None = None
 
 
-# By (head dimension, rows of the query matrix), for numbers of two bytes; to be tuned by `pdv check kernels` on a
-# new kind of GPU.
+# By (head dimension, rows of the query matrix), for values of two bytes. On a new kind of GPU, tune them with
+# `pdv check kernels`.
 CONFIGS = {
     (64, 16): LaunchConfig(keys=64, warps=4, stages=3),
     (64, 32): LaunchConfig(keys=64, warps=4, stages=3),
@@ -46,12 +49,12 @@ CONFIGS = {
     (128, 128): LaunchConfig(keys=64, warps=8, stages=2),
 }
 OTHER = LaunchConfig(keys=32, warps=4, stages=2)
-SPLIT = {  # of a split context, with 16 or 32 rows, by head dimension
+SPLIT = {  # for a split context, with 16 or 32 rows, by head dimension
     64: LaunchConfig(keys=128, warps=4, stages=2),
     128: LaunchConfig(keys=128, warps=4, stages=3),
 }
 SPLIT_KEYS = 128
-TOGETHER = {64: 4, 128: 1}  # programs of a split context that a processor has at the same time, by head dimension
+TOGETHER = {64: 4, 128: 1}  # programs of a split context that run on a processor at once, by head dimension
 
 
 @triton.jit
@@ -59,8 +62,10 @@ def _merge(
     parts, part_logs, part_row, real, used_splits, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr,
     SPLITS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Sum what the programs of one context found, each by its share of the softmax. Loads pass by the first-level
-    cache, which need not show what other processors have stored."""
+    """Merge the partial results of one context, each weighted by its share of the softmax.
+
+    Loads bypass the first-level cache, which may not show what other processors have stored.
+    """
     dim = tl.arange(0, HEAD_DIM)
     split = tl.arange(0, SPLITS)
     there = real[:, None] & (split < used_splits)[None, :]
@@ -98,7 +103,7 @@ def _attend(
     begin = split * blocks_each * KEYS
     end = tl.minimum(begin + blocks_each * KEYS, known + QUERIES)
 
-    # Row r is new token r // GROUP of the sequence, head r % GROUP of those that share this key-value head.
+    # Row r is new token r // GROUP of the sequence, and head r % GROUP of those that share this key-value head.
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, HEAD_DIM)
     token = row // GROUP
@@ -107,12 +112,12 @@ def _attend(
     place = ((sequence.to(tl.int64) * QUERIES + token) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + dim[None, :]
     last_seen = known + token
 
-    offset = tl.load(slots + sequence).to(tl.int64) * slot_stride  # int64: a pool may hold more than 2^31 numbers
+    offset = tl.load(slots + sequence).to(tl.int64) * slot_stride  # int64: a pool may have more than 2^31 elements
     offset += begin.to(tl.int64) * (KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM
     key_row = tl.arange(0, KEYS)
     if DEPENDENT:
         tl.extra.cuda.gdc_launch_dependents()
-        # Slots and lengths are older than the kernel before this one, and so are all keys but the newest.
+        # Slots, lengths and all keys but the newest were written before the previous kernel started.
         line = tl.minimum(key_row, end - begin - 1)[:, None] * (KV_HEADS * HEAD_DIM)
         line += tl.arange(0, LINES)[None, :] * (HEAD_DIM // LINES)
         prefetch_l2(keys + offset + line)
@@ -130,7 +135,7 @@ def _attend(
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where((at + key_row)[None, :] <= last_seen[:, None], scores, -float("inf"))
         new_top = tl.maximum(top, tl.max(scores, axis=1))
-        anchor = tl.where(new_top == -float("inf"), 0.0, new_top)  # a row that has seen no key yet
+        anchor = tl.where(new_top == -float("inf"), 0.0, new_top)  # for rows without a visible key so far
         weights = tl.exp2(scores - anchor[:, None])
         fade = tl.exp2(top - anchor)
         total = total * fade + tl.sum(weights, axis=1)
@@ -146,7 +151,7 @@ def _attend(
         mine = part_row + split * (QUERIES * GROUP)
         tl.store(parts + mine[:, None] * HEAD_DIM + dim[None, :], found, mask=real[:, None])
         tl.store(part_logs + mine, tl.where(total > 0.0, top + tl.log2(total), -float("inf")), mask=real)
-        tl.debug_barrier()  # all threads have stored before one of them says so
+        tl.debug_barrier()  # all threads must have stored before one of them counts the arrival
         if tl.atomic_add(arrivals + group, 1, sem="acq_rel") == used_splits - 1:
             merged = _merge(parts, part_logs, part_row, real, used_splits, QUERIES * GROUP, HEAD_DIM, SPLITS, ROWS)
             tl.store(out + place, merged.to(out.dtype.element_ty), mask=real[:, None])
@@ -154,17 +159,17 @@ def _attend(
 
 
 def fits(query_tokens: int, heads: int, kv_heads: int, head_dim: int) -> bool:
-    """Whether the kernel takes so many new tokens a sequence at this shape."""
+    """Return whether the kernel supports this many new tokens per sequence at this shape."""
     power_of_two = head_dim & (head_dim - 1) == 0
     return power_of_two and 16 <= head_dim <= 256 and query_tokens * (heads // kv_heads) <= MOST_ROWS
 
 
 class DecodeAttention:
-    """The attention of one model pass: its launch, and the scratch memory that its layers use in turn.
+    """The attention of one model pass, with scratch memory that its layers use in turn.
 
-    slots, first: [batch] int64, see PackedBatch; query_tokens: new tokens of each sequence; scale: what scores are
-    multiplied with. The launch depends on shapes only, so a pass can be captured as a CUDA graph. Make one for
-    each pass: two passes that run at the same time must not share scratch memory.
+    slots, first: [batch] int64, see PackedBatch. query_tokens: new tokens per sequence. scale: factor on the scores.
+    The launch depends only on shapes, so a pass can be captured as a CUDA graph. Make a new one for each pass: passes
+    that run at the same time must not share scratch memory.
     """
 
     def __init__(
@@ -180,15 +185,17 @@ class DecodeAttention:
         self.splits = config.splits or _splits(batch * kv_heads, triton.cdiv(row_length, SPLIT_KEYS), pool)
         chosen = config.splits is None and self.splits > 1 and self._rows <= 32
         config = SPLIT.get(head_dim, config) if chosen else config
-        self.config = replace(config, keys=max(16, config.keys * 2 // pool.element_size()))  # they share the memory
+        self.config = replace(config, keys=max(16, config.keys * 2 // pool.element_size()))  # wide dtypes fit fewer
         size = (batch, kv_heads, self.splits, query_tokens * group) if self.splits > 1 else (0,)
         self._parts = torch.empty(*size, head_dim, dtype=torch.float32, device=pool.device)
         self._part_logs = torch.empty(size, dtype=torch.float32, device=pool.device)
         self._arrivals = torch.zeros(size[0] * kv_heads, dtype=torch.int32, device=pool.device)
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """query: [batch * query_tokens, heads, head_dim]; keys, values: the pool of one layer, in which the new
-        tokens' are written. Returns the shape of the query."""
+        """Attend over the pool of one layer, which must already contain the new tokens' keys and values.
+
+        query: [batch * query_tokens, heads, head_dim]. Returns the same shape.
+        """
         _, row_length, kv_heads, head_dim = keys.shape
         group, out, config = query.shape[1] // kv_heads, torch.empty_like(query), self.config
         _attend[(kv_heads, self.splits, len(self.slots))](
@@ -201,7 +208,9 @@ class DecodeAttention:
 
 
 def _splits(groups: int, blocks: int, pool: Tensor) -> int:
-    """Programs that share a context: as few as fill the device, and no more than it has blocks; a power of two. Those
-    of one launch all run at the same time."""
+    """Return how many programs share a context: a power of two, and at most the blocks of a context.
+
+    They fill the device, but are few enough for all programs of a launch to run at once.
+    """
     wanted = min(TOGETHER.get(pool.shape[-1], 1) * processors_of(pool.device) // groups, blocks, MOST_SPLITS)
     return 1 << (max(wanted, 1).bit_length() - 1)

@@ -1,7 +1,7 @@
-"""Kernels that overlap the one before them on their stream: programmatic dependent launch (CUDA programming guide).
+"""Programmatic dependent launch: kernels that overlap the previous one on their stream (CUDA programming guide).
 
-Such a kernel starts while its predecessor still runs, and waits before it touches what that one makes. Every kernel
-that is launched so must wait, since only that makes the order of all kernels that of the stream.
+Such a kernel starts while its predecessor is still running, and waits before it reads what the predecessor writes.
+Every kernel that is launched this way must wait, because nothing else keeps the kernels in stream order.
 """
 
 from functools import cache
@@ -10,13 +10,13 @@ import torch
 import triton
 import triton.language as tl
 
-LINE = 128  # bytes of a line of the second-level cache
-HOPPER_SHARED_BYTES = 227 * 1024  # that one program may have
+LINE = 128  # bytes per line of the second-level cache
+HOPPER_SHARED_BYTES = 227 * 1024  # limit per program
 
 
 @triton.jit
 def launch_dependents_and_wait(DEPENDENT: tl.constexpr):
-    """Let the next kernel start, and wait for the one before."""
+    """Let the next kernel start, and wait for the previous one."""
     if DEPENDENT:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -24,8 +24,10 @@ def launch_dependents_and_wait(DEPENDENT: tl.constexpr):
 
 @triton.jit
 def fence(DEPENDENT: tl.constexpr):
-    """Let all that this thread has stored be seen everywhere, for kernels that start when this one ends and read it
-    before they wait."""
+    """Make all stores of this thread visible to the whole device.
+
+    Needed if a later kernel, which starts when this one ends, reads them before it waits.
+    """
     if DEPENDENT:
         tl.inline_asm_elementwise(
             "fence.acq_rel.gpu; mov.u32 $0, $1;", "=r,r", [tl.program_id(0)], tl.int32, False, 1
@@ -34,7 +36,7 @@ def fence(DEPENDENT: tl.constexpr):
 
 @triton.jit
 def prefetch_l2(pointers):
-    """Bring the lines that these point to into the second-level cache. A hint: nothing waits for it."""
+    """Prefetch the lines at these addresses into the second-level cache. This is a hint, and nothing waits for it."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32, False, 1
     )
@@ -42,14 +44,17 @@ def prefetch_l2(pointers):
 
 @cache
 def supports_dependent_launch(device: torch.device) -> bool:
-    """Whether kernels on a device can be launched so: Hopper and later."""
+    """Return whether a device supports programmatic dependent launch (Hopper and later)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @cache
 def shared_bytes_of(device: torch.device) -> int:
-    """Shared memory that one program may have, bytes; 0 where a device has none. PyTorch does not always tell; then
-    what a Hopper or its successor for servers has, or what others have at least."""
+    """Return the shared memory that one program may use, in bytes; 0 on a CPU.
+
+    PyTorch does not always report it. Then assume that of Hopper for Hopper and its successor for servers, and the
+    least of all others for other devices.
+    """
     if device.type != "cuda":
         return 0
     server = torch.cuda.get_device_capability(device)[0] in (9, 10)
@@ -59,5 +64,5 @@ def shared_bytes_of(device: torch.device) -> int:
 
 @cache
 def processors_of(device: torch.device) -> int:
-    """Streaming multiprocessors; 1 where a device has none."""
+    """Return the number of streaming multiprocessors; 1 for a CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,8 +1,8 @@
-"""What a fused decoder does between its matrix products, in a pass of any number of tokens.
+"""Operations of a fused decoder between its matrix products, for any number of tokens.
 
-The functions below are plain PyTorch, and the meaning of the Triton kernels of the same names, which take over for
-CUDA tensors. Rounding is where transformers has it, so that a fused pass differs from one of transformers by no
-more than the matrix products do.
+The functions are plain PyTorch, and define the Triton kernels of the same names, which replace them for CUDA tensors.
+They round where transformers does, so a fused pass differs from a pass of transformers only through its matrix
+products.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(hidden: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Add `hidden` to `residual` in place (None: nothing to add) and return the sum's root-mean-square norm.
+    """Add `hidden` (unless None) to `residual` in place, and return the root-mean-square norm of the sum.
 
     hidden, residual: [tokens, width], contiguous; weight: [width]. Returns [tokens, width].
     """
@@ -34,12 +34,12 @@ def add_rms_norm(hidden: Tensor | None, residual: Tensor, weight: Tensor, eps: f
 def rotate_and_store(
     qkv: Tensor, rotations: Tensor, head_norms: Tensor | None, eps: float, rows: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """Turn queries and keys by their positions, and write keys and values to their rows of the pool.
+    """Rotate queries and keys by their positions, and write keys and values to their rows of the pool.
 
     qkv: [tokens, (heads + 2 kv_heads) * head_dim], contiguous: all heads' queries, then keys, then values.
     rotations: [tokens, head_dim], the cosines of each position's angles, then their sines. head_norms:
-    [heads + kv_heads, head_dim], weights of a root-mean-square norm of each query and key head (None: no norm).
-    rows: [tokens] int64, where in the flattened pool. keys, values: [slots + 1, row_length, kv_heads, head_dim].
+    [heads + kv_heads, head_dim], weights of a root-mean-square norm per query and key head, None if there is none.
+    rows: [tokens] int64, rows of the flattened pool. keys, values: [slots + 1, row_length, kv_heads, head_dim].
     Returns the queries, [tokens, heads, head_dim], contiguous.
     """
     if qkv.is_cuda:
@@ -60,7 +60,7 @@ def rotate_and_store(
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up. gate_up: [tokens, 2 * width], contiguous: gate, then up. Returns [tokens, width]."""
+    """Return silu(gate) * up, [tokens, width]. gate_up: [tokens, 2 * width], contiguous: gate, then up."""
     if gate_up.is_cuda:
         from engines.live.kernels import elementwise_triton
 

@@ -1,8 +1,7 @@
-"""The element-wise work of a decoder layer as Triton kernels, one launch each.
+"""The element-wise operations of a decoder layer as Triton kernels for CUDA tensors, one launch each.
 
-engines.live.kernels.elementwise has the same functions in PyTorch and says what they compute; these are for CUDA
-tensors. Every rounding is where transformers has it: sums, norms and rotations in float32, each result cast as
-there.
+engines.live.kernels.elementwise documents the same functions in PyTorch. Sums, norms and rotations are computed in
+float32, and each result is rounded where transformers rounds it.
 """
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from engines.live.kernels.dependent_launch import launch_dependents_and_wait, supports_dependent_launch
 
-# Launch parameters, to be tuned by `pdv check kernels` on a new kind of GPU.
+# Launch parameters. On a new kind of GPU, tune them with `pdv check kernels`.
 NORM_WARPS = 16
 ROTATE_HEADS, ROTATE_WARPS = 16, 4  # heads that one program rotates
 GATE_COLUMNS, GATE_WARPS = 2048, 8
@@ -58,7 +57,7 @@ def _rotate_and_store(
 ):  # fmt: skip
     launch_dependents_and_wait(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # queries' heads, then the keys', then the values'
+    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # heads of queries, then of keys, then of values
     half = tl.arange(0, HALF)
     is_query = head < HEADS
     is_key = (head >= HEADS) & (head < HEADS + KV_HEADS)

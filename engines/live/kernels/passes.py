@@ -1,4 +1,4 @@
-"""One pass of a packed batch through a model: what becomes of the residual stream between embedding and logits."""
+"""One pass of a packed batch through a model, as operations on the residual stream from embedding to logits."""
 
 from __future__ import annotations
 
@@ -11,45 +11,47 @@ from engines.live.kernels.elementwise import add_rms_norm, rotate_and_store, sil
 
 
 class Product(NamedTuple):
-    """A linear layer, or several that read the same input. weight: [outputs, inputs]; bias: [outputs] or None."""
+    """One or more joined linear layers with the same input. weight: [outputs, inputs]. bias: [outputs] or None."""
 
     weight: Tensor
     bias: Tensor | None
 
 
 class Pass(Protocol):
-    """The residual stream of one pass, [tokens, width], and the products that read it and add to it.
+    """The residual stream of one pass, [tokens, width], and the matrix products that read it and add to it.
 
-    Made of ids ([tokens] int64), the embedding's table ([vocabulary, width]), and weights and epsilon of the first
-    root-mean-square norm. A norm's weights are known when the residual that it will read is made.
+    The constructor takes ids ([tokens] int64), the embedding table ([vocabulary, width]), and the weights and epsilon
+    of the first root-mean-square norm. The weights of each norm are given when the residual that it reads is made.
     """
 
     def queries(
         self, product: Product, head_norms: Tensor | None, rotations: Tensor, rows: Tensor,
         keys: Tensor, values: Tensor,
     ) -> Tensor:  # fmt: skip
-        """Queries, keys and values of the normed residual; see engines.live.kernels.elementwise.rotate_and_store.
-        Returns the queries, [tokens, heads, head_dim]."""
+        """Compute queries, keys and values of the normed residual, and store keys and values in the pool.
+
+        See engines.live.kernels.elementwise.rotate_and_store. Returns the queries, [tokens, heads, head_dim].
+        """
 
     def add(self, x: Tensor, product: Product, norm: Tensor) -> None:
-        """Add the product of x, [tokens, inputs]. norm: [width], the weights of the norm that comes next."""
+        """Add the product of x, [tokens, inputs], to the residual. norm: [width], weights of the next norm."""
 
     def gate(self, product: Product) -> Tensor:
-        """silu(gate) * up of the normed residual. product: gate's outputs, then up's. Returns [tokens, inner]."""
+        """Return silu(gate) * up of the normed residual, [tokens, inner]. product: gate's outputs, then up's."""
 
     def project(self, product: Product) -> Tensor:
-        """The product of the normed residual, [tokens, outputs]."""
+        """Return the product of the normed residual, [tokens, outputs]."""
 
     def keep(self, places: Tensor) -> None:
-        """Go on with the tokens at these places alone, [kept] int64; `add` comes next."""
+        """Keep only the tokens at these places, [kept] int64. Call `add` next."""
 
 
 class WidePass:
-    """A pass of any number of tokens: matrix products of the library, with a kernel for each thing between them."""
+    """A pass of any number of tokens, with library matrix products and one kernel per operation between them."""
 
     def __init__(self, ids: Tensor, table: Tensor, norm: Tensor, eps: float) -> None:
         self._residual, self._eps, self._norm = embedding(ids, table), eps, norm
-        self._added: Tensor | None = None  # by the last product; the next norm takes it along
+        self._added: Tensor | None = None  # output of the last product, added by the next norm
 
     def queries(
         self, product: Product, head_norms: Tensor | None, rotations: Tensor, rows: Tensor,

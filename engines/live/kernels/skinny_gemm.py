@@ -1,16 +1,20 @@
-"""Products of few tokens with large weights, as Triton kernels that do a decoder layer's other work on the way.
+"""Skinny GEMMs, products of few tokens with large weights, fused with the other work of a decoder layer.
 
-Drafting, and verifying small batches, read every weight once for a handful of tokens: the time is that of the bytes,
-and of whatever keeps the memory waiting between one kernel and the next. So a layer is five launches: queries, keys
-and values with norm, rotation and store (six where heads have norms: rotation and store are then one of their own);
-attention; its output, added to the residual; gate and up with norm and SiLU; down, added to the residual. And each
-launch overlaps its predecessor (programmatic dependent launch, CUDA programming guide): it starts when the one before
-has started everywhere, asks for its first weights, which nobody writes, and only then waits for its input.
+Draft, and verify of small batches, read every weight once for a handful of tokens. They take as long as reading the
+weights, plus the gaps between kernels in which memory is idle. A layer is therefore only five launches:
 
-A norm is taken apart, so that no kernel needs a whole row before it starts: whoever makes a residual also leaves it
-times the norm's weights (`scaled`) and each program's sum of its squares (`squares`); whoever multiplies it divides
-by the root of their mean at the end. Rounding differs from transformers' there: what is rounded is the residual times
-the weights, before the division.
+1. queries, keys and values, with norm, rotation and store (if heads have norms, rotation and store are a sixth
+launch) 2. attention 3. attention output, added to the residual 4. gate and up, with norm and SiLU 5. down, added to
+the residual
+
+Each launch overlaps its predecessor (programmatic dependent launch, CUDA programming guide). It starts once all
+programs of its predecessor have started, prefetches its first weights, which no kernel writes, and only then waits
+for its input.
+
+Norms are split in two, so that no kernel has to read a whole row before it starts. The kernel that makes a residual
+also stores it times the norm's weights (`scaled`), and each program's sums of its squares (`squares`). The kernel
+that multiplies it divides by the root of their mean at the end. Rounding differs from transformers here: the residual
+times the weights is rounded before the division.
 """
 
 import math
@@ -26,20 +30,23 @@ from engines.live.kernels.dependent_launch import LINE, processors_of, supports_
 from engines.live.kernels.elementwise import rotate_and_store
 from engines.live.kernels.passes import Product
 
-FEW, MOST_TOKENS = 16, 64  # rows of a product: the least that the matrix units take, and one instruction of Hopper's
-LEAST_COLUMNS, MOST_COLUMNS = 16, 256  # of a program's tile
+FEW, MOST_TOKENS = 16, 64  # rows of a product: the minimum of the matrix units, and those of one Hopper instruction
+LEAST_COLUMNS, MOST_COLUMNS = 16, 256  # per program's tile
 LEAST_STEP = 16
-MANY_INPUTS = 4096  # of a product of medium size: two programs a processor share them
-SHARED_BYTES = 224 * 1024  # of a Hopper processor, for programs that run at the same time
-COUNTERS = 4096  # more than any split product has blocks of columns
-NUMBERS = LINE // 2  # in a line
+MANY_INPUTS = 4096  # a medium-sized product with at least these is split over two programs per processor
+SHARED_BYTES = 224 * 1024  # of a Hopper processor, for all programs that run on it at once
+COUNTERS = 4096  # more than the blocks of columns of any split product
+NUMBERS = LINE // 2  # bfloat16 numbers per line of the cache
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is launched. columns: outputs of one program, an even number; splits: programs that share the
-    inputs of the same outputs; step: inputs that a program takes at a time; ahead: inputs of each column whose
-    weights it asks for before it waits (a multiple of NUMBERS, 0: none)."""
+    """How a kernel is launched.
+
+    columns: outputs per program, an even number. splits: programs that share the inputs of the same outputs. step:
+    inputs that a program loads at a time. ahead: inputs per column whose weights it prefetches before it waits (a
+    multiple of NUMBERS; 0 for none).
+    """
 
     columns: int
     splits: int
@@ -50,19 +57,21 @@ class Launch:
 
     @property
     def tile(self) -> int:
-        """Columns of the tile that a program computes, of which the last ones may be nobody's."""
+        """Columns of the tile that a program computes. The last ones may be unused."""
         return triton.next_power_of_2(self.columns)
 
 
 @cache
 def launch_for(outputs: int, inputs: int, rows: int, processors: int, power_of_two: bool = False) -> Launch:
-    """How a product of so many rows is launched: a rule drawn from tuning on an H200, and before on an H100, for
-    `pdv check products` to compare with others on a new kind of GPU.
+    """Return how to launch a product of this many rows.
 
-    Programs run at the same time and have as much to do, so that they end together, and share a processor's memory:
-    one program a processor, or a few where their tiles are filled better so. Of few outputs the inputs are split, and
-    with few rows, where they are many, of not so few.
-    power_of_two: columns have to be one.
+    The rule was tuned on an H200, and on an H100 before. On a new kind of GPU, `pdv check products`
+    compares it with other launches.
+
+    All programs run at once and have equal work, so that they end together. There is one program per processor, or a
+    few, which share its memory, if this fills their tiles better. Inputs are split if there are few outputs and, with
+    few rows and many inputs, also if there are somewhat more.
+    power_of_two: make `columns` a power of two.
     """
     share, few = triton.cdiv(outputs, processors), rows == FEW
     splits, together, warps, longest = 1, 1, 4, 128
@@ -84,24 +93,24 @@ def launch_for(outputs: int, inputs: int, rows: int, processors: int, power_of_t
     step, stages = _steps(2 * (tile + rows), SHARED_BYTES // together, math.gcd(longest, inputs), least)
     steps = inputs // step
     splits = min(splits, max(1, steps // 2))
-    splits = triton.cdiv(steps, triton.cdiv(steps, splits))  # none that would have nothing to do
+    splits = triton.cdiv(steps, triton.cdiv(steps, splits))  # no program without work
     early = min(256, triton.next_power_of_2(inputs // splits // 2 + 1) // 2)
     return Launch(columns, splits, step, warps, stages, early // NUMBERS * NUMBERS)
 
 
 def _divided(columns: int, programs: int) -> int:
-    """Columns of each of so many programs, an even number."""
+    """Return the columns per program if this many share them, an even number."""
     return 2 * triton.cdiv(columns, 2 * programs)
 
 
 def _filled(columns: int, programs: int) -> float:
-    """How much of their tiles such programs fill."""
+    """Return the share of their tiles that such programs fill."""
     each = _divided(columns, programs)
     return each / triton.next_power_of_2(each)
 
 
 def _steps(bytes_per_input: int, memory: int, longest: int, least: int) -> tuple[int, int]:
-    """The longest step of which at least so many stages fit into the memory, and how many do."""
+    """Return the longest step of which at least `least` stages fit into the memory, and how many stages fit."""
     step = longest
     while step > LEAST_STEP and memory // (bytes_per_input * step) < least:
         step //= 2
@@ -109,9 +118,9 @@ def _steps(bytes_per_input: int, memory: int, longest: int, least: int) -> tuple
 
 
 class SkinnyPass:
-    """One pass of few tokens through a model; engines.live.kernels.passes.Pass says what the methods do.
+    """One pass of few tokens through a model. For the methods see engines.live.kernels.passes.Pass.
 
-    residual: [tokens, width]; _scaled: the same times the next norm's weights; _squares: [parts, rows] float32.
+    residual: [tokens, width]. _scaled: the residual times the next norm's weights. _squares: [parts, rows] float32.
     """
 
     def __init__(self, ids: Tensor, table: Tensor, norm: Tensor, eps: float) -> None:
@@ -129,11 +138,11 @@ class SkinnyPass:
         self, product: Product, head_norms: Tensor | None, rotations: Tensor, rows: Tensor,
         keys: Tensor, values: Tensor,
     ) -> Tensor:  # fmt: skip
-        if head_norms is not None:  # a norm of a whole head is not a program's own matter
+        if head_norms is not None:  # a program may not have the whole head that the norm needs
             return rotate_and_store(self.project(product), rotations, head_norms, self._eps, rows, keys, values)
         (outputs, inputs), (kv_heads, head_dim) = product.weight.shape, keys.shape[-2:]
         launch = self._launch(outputs, inputs, power_of_two=True)
-        launch = replace(launch, columns=min(launch.columns, head_dim))  # a program turns pairs of one head
+        launch = replace(launch, columns=min(launch.columns, head_dim))  # a program rotates pairs of one head
         heads = outputs // head_dim - 2 * kv_heads
         query = self.residual.new_empty(self._tokens, heads, head_dim)
         skinny_gemm_triton.rotate[(outputs // launch.columns, launch.splits)](
@@ -196,7 +205,7 @@ class SkinnyPass:
         return product.weight, product.weight if product.bias is None else product.bias
 
     def _shared(self, outputs: int, launch: Launch) -> tuple[Tensor, Tensor]:
-        """Where programs that share inputs leave their parts, and count those that have."""
+        """Return the buffers for partial sums of programs that share inputs, and for their arrivals."""
         blocks = triton.cdiv(outputs, launch.columns) if launch.splits > 1 else 0
         size = blocks * launch.splits * self._rows * launch.tile
         return self._scaled.new_empty(size, dtype=torch.float32), self._arrivals

@@ -1,13 +1,13 @@
-"""The kernels of engines.live.kernels.skinny_gemm: a product of few tokens, with what a layer does before and after
-it.
+"""The kernels of engines.live.kernels.skinny_gemm: products of few tokens, fused with the operations around them.
 
 A program computes COLUMNS outputs of all tokens, in a tile whose sides are powers of two: [ROWS, TILE]. SPLITS
-programs may share the inputs of the same outputs; the last of them to end goes on for all. What a program needs in
-the end, such as residuals, it asks for at the beginning.
+programs may share the inputs of the same outputs; the last of them to end adds up the parts and continues. A program
+loads what it needs at the end, such as residuals, at the beginning.
 
 Tensors, all contiguous: x [tokens, INPUTS]; weight [outputs, INPUTS]; bias [outputs]; squares [parts, ROWS] float32,
-sums of squares of a residual's columns by the program that made them; parts [blocks, SPLITS, ROWS, TILE] float32,
-where programs that share inputs leave what they found, and arrivals [COUNTERS] int32, how many of a block's have.
+sums of squares of a residual's columns per program that made them; parts [blocks, SPLITS, ROWS, TILE] float32,
+partial sums of programs that share inputs; arrivals [COUNTERS] int32, how many programs of each block have stored
+theirs.
 """
 
 import triton
@@ -21,8 +21,10 @@ def _begin(
     weights, INPUTS: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr, AHEAD: tl.constexpr,
     NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Let the next kernel start, ask for the first weights of the rows that `weights` point to, and wait for the
-    kernel before. Returns where this program's inputs begin and end."""
+    """Let the next kernel start, prefetch the first weights of the rows at `weights`, and wait for the previous one.
+
+    Returns where this program's inputs begin and end.
+    """
     each = (INPUTS // STEP + SPLITS - 1) // SPLITS * STEP
     first = tl.program_id(1) * each
     if DEPENDENT:
@@ -36,7 +38,7 @@ def _begin(
 
 @triton.jit
 def _square_sums(squares, tokens, PARTS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """What each program of a residual's maker found of its squares, [BLOCK, ROWS]."""
+    """Load the sums of squares of a residual, one per program that made it, [BLOCK, ROWS]."""
     part, row = tl.arange(0, BLOCK), tl.arange(0, ROWS)
     there = (part < PARTS)[:, None] & (row < tokens)[None, :]
     return tl.load(squares + part[:, None] * ROWS + row[None, :], mask=there, other=0.0)
@@ -44,7 +46,7 @@ def _square_sums(squares, tokens, PARTS: tl.constexpr, BLOCK: tl.constexpr, ROWS
 
 @triton.jit
 def _normed(found, square_sums, eps, INPUTS: tl.constexpr):
-    """Products of a residual as those of its root-mean-square norm."""
+    """Turn products of a scaled residual into those of its root-mean-square norm."""
     return found * tl.rsqrt(tl.sum(square_sums, axis=0) / INPUTS + eps)[:, None]
 
 
@@ -54,8 +56,11 @@ def _multiply(
     INPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
     STEP: tl.constexpr,
 ):  # fmt: skip
-    """The tokens times the rows of weights that `weights` point to, [ROWS, TILE] float32, where `real`. Then whether
-    this program has it all: of those that share the inputs, the last to end."""
+    """Multiply the tokens by the rows of weights at `weights`, where `real`.
+
+    Returns the products, [ROWS, TILE] float32, and whether they are complete: if programs share the inputs, they are
+    for the last one to end.
+    """
     row, step = tl.arange(0, ROWS), tl.arange(0, STEP)
     there = (row < tokens)[:, None]
     found = tl.zeros([ROWS, TILE], tl.float32)
@@ -71,12 +76,12 @@ def _multiply(
         block, split = tl.program_id(0), tl.program_id(1)
         part = parts + block * (SPLITS * ROWS * TILE) + row[:, None] * TILE + tl.arange(0, TILE)[None, :]
         tl.store(part + split * (ROWS * TILE), found, mask=there)
-        tl.debug_barrier()  # all threads have stored before one of them says so
+        tl.debug_barrier()  # all threads must have stored before one of them counts the arrival
         last = tl.atomic_add(arrivals + block, 1, sem="acq_rel") == SPLITS - 1
         if last:
             tl.store(arrivals + block, 0)  # ready for the next product
             found = tl.zeros([ROWS, TILE], tl.float32)
-            for i in tl.static_range(SPLITS):  # past the first-level cache, which need not show what others store
+            for i in tl.static_range(SPLITS):  # bypass the first-level cache, which may be stale
                 found += tl.load(part + i * (ROWS * TILE), mask=there, other=0.0, cache_modifier=".cg")
     return found, last
 
@@ -86,8 +91,10 @@ def embed(
     ids, table, norm, residual, scaled, squares, arrivals,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, COUNTERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """The residual of each token's id, the same times the norm's weights, and its squares' sum; sets the counters of
-    arrivals to zero. One program a token."""
+    """Store the embedding of each token as residual, that times the norm's weights, and the sum of its squares.
+
+    One program per token. The first also sets the arrivals to zero.
+    """
     launch_dependents_and_wait(DEPENDENT)
     token = tl.program_id(0)
     if token == 0:
@@ -109,7 +116,7 @@ def project(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
     AHEAD: tl.constexpr, NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """out [tokens, OUTPUTS]: the normed residual times the weights."""
+    """Store the product of the normed residual in out, [tokens, OUTPUTS]."""
     row, place = tl.arange(0, ROWS), tl.arange(0, TILE)
     column = tl.program_id(0) * COLUMNS + place
     real = (place < COLUMNS) & (column < OUTPUTS)
@@ -139,8 +146,10 @@ def add(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
     AHEAD: tl.constexpr, NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Adds the product to the residual [tokens, OUTPUTS], and leaves it times the norm's weights (`scaled`), and the
-    squares of this program's columns."""
+    """Add the product to the residual, [tokens, OUTPUTS].
+
+    Also store the sum times the norm's weights (`scaled`), and the sums of squares of this program's columns.
+    """
     row, place = tl.arange(0, ROWS), tl.arange(0, TILE)
     column = tl.program_id(0) * COLUMNS + place
     real = (place < COLUMNS) & (column < OUTPUTS)
@@ -175,10 +184,10 @@ def gate(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
     AHEAD: tl.constexpr, NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """out [tokens, WIDTH]: the SiLU of the normed residual's gate, times its up; weight [gate's rows, up's rows]."""
+    """Store silu(gate) * up of the normed residual in out, [tokens, WIDTH]. weight: gate's rows, then up's."""
     row, place = tl.arange(0, ROWS), tl.arange(0, TILE)
     first = tl.program_id(0) * (COLUMNS // 2)
-    pair = first + place // 2  # gate and up take turns, so that the two of a pair end in one thread
+    pair = first + place // 2  # gate and up alternate, so that both of a pair end up in one thread
     known = tl.minimum(pair, WIDTH - 1).to(tl.int64) + (place % 2) * WIDTH
     weights = weight + known * INPUTS
     begin, end = _begin(weights, INPUTS, SPLITS, STEP, AHEAD, NUMBERS, DEPENDENT)
@@ -211,15 +220,18 @@ def rotate(
     PARTS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
     SPLITS: tl.constexpr, STEP: tl.constexpr, AHEAD: tl.constexpr, NUMBERS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Queries, keys and values of the normed residual; queries and keys turned by `rotations` [tokens, HEAD_DIM],
-    keys and values stored in the pool's `rows` [tokens]. query [tokens, HEADS, HEAD_DIM]; keys, values [places,
-    KV_HEADS, HEAD_DIM]; weight as in engines.live.kernels.elementwise.rotate_and_store."""
+    """Compute queries, keys and values of the normed residual.
+
+    Queries and keys are rotated by `rotations` [tokens, HEAD_DIM]. Keys and values are stored in `rows` [tokens] of
+    the pool. query: [tokens, HEADS, HEAD_DIM]. keys, values: [places, KV_HEADS, HEAD_DIM]. The order of the weights
+    is that of qkv in engines.live.kernels.elementwise.rotate_and_store.
+    """
     PAIRS: tl.constexpr = TILE // 2
     HALF: tl.constexpr = HEAD_DIM // 2
     row, place = tl.arange(0, ROWS), tl.arange(0, TILE)
     head = tl.program_id(0) // (HALF // PAIRS)
     first = tl.program_id(0) % (HALF // PAIRS) * PAIRS
-    known = (head * HEAD_DIM + first + place // 2 + (place % 2) * HALF).to(tl.int64)  # what one angle turns
+    known = (head * HEAD_DIM + first + place // 2 + (place % 2) * HALF).to(tl.int64)  # pairs that one angle rotates
     weights = weight + known * INPUTS
     begin, end = _begin(weights, INPUTS, SPLITS, STEP, AHEAD, NUMBERS, DEPENDENT)
     square_sums = _square_sums(squares, tokens, PARTS, BLOCK, ROWS)

@@ -1,8 +1,8 @@
-"""What a decode stage does around its pass of a model: which tokens are fed, and what becomes of those picked.
+"""Table updates around the model pass of a decode stage: gather the tokens to feed, and store those that are picked.
 
-The functions below are plain PyTorch, and the meaning of the Triton kernels of the same names, which take over for
-CUDA tensors: one launch before the pass and two after it, where PyTorch takes dozens that each last longer to start
-than to run. They change nothing but the tables' rows of the given slots and the scratch row.
+The functions are plain PyTorch, and define the Triton kernels of the same names, which replace them for CUDA tensors.
+These take one launch before the pass and two after it. PyTorch would take dozens, each of which takes longer to
+launch than to run. Only the rows of the given slots and the scratch row change.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from engines.live.kernels.tables import Candidates, Feed, Places, Tables
 
 
 def feed(tables: Tables, slots: Tensor, back: int, count: int, drafted: bool) -> Feed:
-    """`count` tokens of each sequence, from `back` before its end on; drafts follow what is known.
+    """Gather `count` tokens of each sequence, starting `back` tokens before its end. Drafts follow the known tokens.
 
-    slots: [batch] int64. drafted: the end is that of its drafts, not that of what is known.
+    slots: [batch] int64. drafted: count `back` from the end of the drafts instead of the end of the known tokens.
     """
     if slots.is_cuda:
         from engines.live.kernels import table_updates_triton
@@ -33,7 +33,7 @@ def feed(tables: Tables, slots: Tensor, back: int, count: int, drafted: bool) ->
 
 
 def candidates(logits: Tensor) -> Candidates:
-    """What is left to choose from when every row takes its largest logit. logits: [rows, vocabulary]."""
+    """Return the candidates for the largest logit of every row. logits: [rows, vocabulary]."""
     if logits.is_cuda:
         from engines.live.kernels import table_updates_triton
 
@@ -42,8 +42,11 @@ def candidates(logits: Tensor) -> Candidates:
 
 
 def keep_first_drafts(tables: Tables, slots: Tensor, offered: Candidates) -> Tensor:
-    """Each slot's first draft is what is picked after its last known token. offered: two rows a slot, after its last
-    two known tokens. Returns [batch] bool: whether the last known token is what is picked after the one before."""
+    """Store what is picked after each slot's last known token as its first draft.
+
+    offered: two rows per slot, for the tokens after its last but one and its last known token.
+    Returns [batch] bool: whether the last known token is the one picked after the token before it.
+    """
     if slots.is_cuda:
         from engines.live.kernels import table_updates_triton
 
@@ -55,7 +58,7 @@ def keep_first_drafts(tables: Tables, slots: Tensor, offered: Candidates) -> Ten
 
 
 def keep_next_drafts(tables: Tables, slots: Tensor, offered: Candidates) -> None:
-    """One more draft of each slot. offered: one row a slot. The scratch slot stays at its first draft."""
+    """Add one draft to each slot. offered: one row per slot. The scratch slot stays at one draft."""
     if slots.is_cuda:
         from engines.live.kernels import table_updates_triton
 
@@ -68,9 +71,12 @@ def keep_next_drafts(tables: Tables, slots: Tensor, offered: Candidates) -> None
 
 
 def keep_verified(tables: Tables, slots: Tensor, k: int, offered: Candidates) -> Tensor:
-    """Lengthen each sequence by its drafts that match and the pick after them. offered: k + 1 rows a slot, after
-    its last known token and after k drafts, real or not. The scratch slot keeps its two tokens.
-    Returns [batch, 2 + k] int64: how many drafts matched, then all that was picked."""
+    """Extend each sequence by its matched drafts and the pick after them.
+
+    offered: k + 1 rows per slot, for the tokens after its last known token and after each of k drafts, real or
+    padding. The scratch slot keeps its two tokens.
+    Returns [batch, 2 + k] int64: how many drafts matched, then all picks.
+    """
     if slots.is_cuda:
         from engines.live.kernels import table_updates_triton
 
@@ -85,10 +91,10 @@ def keep_verified(tables: Tables, slots: Tensor, k: int, offered: Candidates) ->
 
 
 def count_matches(drafts: Tensor, picked: Tensor, draft_lengths: Tensor) -> Tensor:
-    """Leading drafts that equal the target's picks, [batch] int64.
+    """Return how many leading drafts equal the target's picks, [batch] int64.
 
-    drafts: [batch, k]; picked: [batch, k] (the target's choice at each draft's place); draft_lengths: [batch],
-    how many of a row's drafts are real and not padding.
+    drafts: [batch, k]. picked: [batch, k], the target's pick at the position of each draft. draft_lengths: [batch],
+    how many of a row's drafts are real; the others are padding.
     """
     real = torch.arange(drafts.shape[1], device=drafts.device) < draft_lengths[:, None]
     return ((drafts == picked) & real).long().cumprod(1).sum(1)

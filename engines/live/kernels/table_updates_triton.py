@@ -1,8 +1,7 @@
-"""What a decode stage does around its pass of a model, as Triton kernels.
+"""Table updates around the model pass of a decode stage, as Triton kernels for CUDA tensors.
 
-engines.live.kernels.table_updates has the same functions in PyTorch and says what they compute; these are for CUDA
-tensors. Programs that share the scratch slot run into one another there: whatever they read of it lies within its
-rows, and all of them leave the same lengths.
+engines.live.kernels.table_updates documents the same functions in PyTorch. Programs that share the scratch slot race
+on it. This is harmless: whatever they read from it stays within its rows, and they all leave the same lengths.
 """
 
 import torch
@@ -13,9 +12,9 @@ from torch import Tensor
 from engines.live.kernels.dependent_launch import fence, launch_dependents_and_wait, supports_dependent_launch
 from engines.live.kernels.tables import Candidates, Feed, Places, Tables
 
-# Launch parameters, to be tuned on a new kind of GPU.
+# Launch parameters. Tune them on a new kind of GPU.
 FEED_TOKENS, FEED_WARPS = 128, 4
-COLUMNS, COLUMNS_WARPS = 4096, 8  # of the vocabulary that one program compares
+COLUMNS, COLUMNS_WARPS = 4096, 8  # COLUMNS: entries of the vocabulary that one program compares
 KEEP_WARPS = 4
 
 NO_TOKEN = tl.constexpr(2**31 - 1)
@@ -27,7 +26,7 @@ def _feed(
     BACK: tl.constexpr, COUNT: tl.constexpr, DRAFTED: tl.constexpr, MOST_DRAFTS: tl.constexpr, BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    # The kernel after this one starts only when it has ended: attention reads `first` before it waits.
+    # The next kernel must start only after this one has ended, because attention reads `first` before it waits.
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -69,7 +68,7 @@ def _candidates(
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = part * COLUMNS + tl.arange(0, COLUMNS)
     x = tl.load(logits + row * VOCABULARY + column, mask=column < VOCABULARY, other=-float("inf")).to(tl.float32)
-    x = tl.where(x == x, x, float("inf"))  # a NaN equals nothing, not even the largest
+    x = tl.where(x == x, x, float("inf"))  # a NaN would not equal any maximum
     top = tl.max(x, axis=0)
     place = row * tl.num_programs(1) + part
     tl.store(tokens + place, tl.min(tl.where(x == top, column, NO_TOKEN), axis=0))
@@ -89,7 +88,7 @@ def candidates(logits: Tensor) -> Candidates:
 
 @triton.jit
 def _picked(tokens, tops, row, there, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """The token that each row picks, int64: of the largest logit, the first of equals."""
+    """Return the token with the largest logit of each row, int64; the first if several are equal."""
     if PARTS == 1:
         picked = tl.load(tokens + row, mask=there, other=0)
     else:
@@ -112,7 +111,7 @@ def _keep_first_drafts(
     sequence = tl.program_id(0)
     slot = tl.load(slots + sequence)
     last = tl.load(table + slot * row_length + tl.load(lengths + slot) - 1)
-    after = tl.arange(0, 2)  # the last known token but one, and the last
+    after = tl.arange(0, 2)  # after the last known token but one, and after the last
     picked = _picked(offered, tops, sequence * 2 + after, after < 2, PARTS, BLOCK)
     tl.store(draft_agrees + sequence + after, picked == last, mask=after == 0)
     tl.store(drafts + slot * MOST_DRAFTS + after - 1, picked, mask=after == 1)
@@ -140,7 +139,7 @@ def _keep_next_drafts(
     row = sequence + tl.arange(0, 1)
     picked = _picked(offered, tops, row, row == sequence, PARTS, BLOCK)
     tl.store(drafts + slot * MOST_DRAFTS + drafted + tl.arange(0, 1), picked)
-    tl.debug_barrier()  # all threads have read how many there are
+    tl.debug_barrier()  # all threads must have read the number of drafts
     tl.store(draft_lengths + slot, tl.where(slot == scratch, 1, drafted + 1))
 
 
@@ -166,12 +165,12 @@ def _keep_verified(
     picked = _picked(offered, tops, sequence * (K + 1) + place, there, PARTS, BLOCK)
     real = (place < K) & (place < tl.load(draft_lengths + slot))
     draft = tl.load(drafts + slot * MOST_DRAFTS + place, mask=real, other=0)
-    matched = tl.min(tl.where(real & (draft == picked), ROWS, place), axis=0)  # where the first does not
+    matched = tl.min(tl.where(real & (draft == picked), ROWS, place), axis=0)  # the first place that does not match
     result = out + sequence * (K + 2) + place
     tl.store(result + 1, picked, mask=there)
     tl.store(result, matched.to(tl.int64) + tl.zeros([ROWS], tl.int64), mask=place == 0)
     tl.store(table + slot * row_length + length + place, picked, mask=there)
-    tl.debug_barrier()  # all threads have read the length
+    tl.debug_barrier()  # all threads must have read the length
     tl.store(lengths + slot, tl.where(slot == scratch, 2, length + matched + 1))
 
 

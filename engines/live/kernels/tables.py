@@ -1,4 +1,4 @@
-"""What a decode stage hands to the kernels around its pass of a model, and gets from them."""
+"""Arguments and results of the kernels that run before and after the model pass of a decode stage."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from torch import Tensor
 
 
 class Places(NamedTuple):
-    """Where new tokens are. positions, rows: [tokens] int64, in their sequences and in the flattened pool."""
+    """Positions of new tokens in their sequences, and their rows in the flattened pool; [tokens] int64 each."""
 
     positions: Tensor
     rows: Tensor
 
 
 class Tables(NamedTuple):
-    """What is known of every slot; engines.live.model.stages.Stages has the shapes. The last row is scratch: a
-    batch may name it many times, and what it then holds depends on who writes last, so it is put back after every
-    pass."""
+    """The tables of all slots. For shapes see engines.live.model.stages.Stages.
+
+    The last row is the scratch slot. A batch may name it several times, and the last write wins, so it is reset after
+    every pass.
+    """
 
     tokens: Tensor
     lengths: Tensor
@@ -26,8 +28,10 @@ class Tables(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """New tokens of a batch, the same number of every sequence. first: [batch] int64, position of each sequence's
-    first; tokens: [batch * count] int64."""
+    """New tokens of a batch, the same number per sequence.
+
+    first: [batch] int64, position of each sequence's first new token. tokens: [batch * count] int64.
+    """
 
     first: Tensor
     tokens: Tensor
@@ -35,10 +39,10 @@ class Feed(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The tokens among which each row picks the one of the largest logit, the first of equals.
+    """The candidates from which each row picks the token with the largest logit, the first if several are equal.
 
-    tokens: [rows, parts], the best of each part of the vocabulary, in its order; logits: [rows, parts] float32, or
-    None where there is but one part. Without NaNs that is the row's argmax; with them it is some token.
+    tokens: [rows, parts], the best token of each part of the vocabulary, in order. logits: [rows, parts] float32, or
+    None if there is only one part. The pick is the row's argmax. If there are NaNs, it may be any token.
     """
 
     tokens: Tensor
@@ -46,7 +50,7 @@ class Candidates(NamedTuple):
 
     @property
     def picked(self) -> Tensor:
-        """[rows] int64."""
+        """The picked tokens, [rows] int64."""
         if self.logits is None:
             return self.tokens[:, 0].long()
         return self.tokens.gather(1, self.logits.argmax(1, keepdim=True))[:, 0].long()

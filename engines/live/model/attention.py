@@ -1,8 +1,8 @@
-"""Attention over the slot pool, as an attention function of transformers.
+"""Attention over the slot pool, as an attention function for transformers.
 
-A model call carries the tokens of a whole batch as one packed row, [1, tokens]. The function below writes the
-new keys and values to their places in the pool and attends from there, so the transformers model itself is
-untouched: any decoder that asks `ALL_ATTENTION_FUNCTIONS` for its attention works.
+A model call takes the tokens of a whole batch as one packed row, [1, tokens]. `slot_pool_attention` writes the new
+keys and values to the pool and attends to the pool. The transformers model itself is unchanged: any decoder that
+looks up its attention in `ALL_ATTENTION_FUNCTIONS` works.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from engines.live.kernels.tables import Places
 from engines.live.model.kv_cache import SlotPool
 
 NAME = "slot_pool"
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # (query, keys, values of a layer's pool) -> like the query
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # (query, keys, values of a layer's pool) -> like query
 
 
 @dataclass(frozen=True)
 class Layout:
     """How sequences of different lengths are packed into one row, as tensors that a CUDA graph can be given anew.
 
-    owner, offset: [tokens] int64, each token's sequence and place in it. counts: [batch] int64, tokens of each
-    sequence, 0 where there is none. longest: no sequence has more tokens.
+    owner, offset: [tokens] int64, each token's sequence and its place in that sequence. counts: [batch] int64, tokens
+    per sequence, 0 for a sequence that is only padding. longest: no sequence has more tokens.
     """
 
     owner: Tensor
@@ -42,13 +42,13 @@ class Layout:
 
     @staticmethod
     def of(counts: Sequence[int], device: torch.device) -> Layout:
-        """Sequences of these lengths, one after another."""
+        """Return the layout of sequences of these lengths, one after another."""
         owner, offset = packed_places(counts)
         return Layout(to_device(owner, device), to_device(offset, device), to_device(counts, device), max(counts))
 
 
 def packed_places(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Owner and offset, [tokens] int64 each, as Layout has them, of sequences of these lengths."""
+    """Return owner and offset (see Layout) for sequences of these lengths, [tokens] int64 each."""
     sizes = np.asarray(counts, dtype=np.int64)
     owner = np.repeat(np.arange(len(sizes)), sizes)
     return owner, np.arange(len(owner)) - (np.cumsum(sizes) - sizes)[owner]
@@ -57,9 +57,9 @@ def packed_places(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 class PackedBatch:
     """The sequences of one model call.
 
-    slots: [batch] int64, each sequence's slot. first: [batch] int64, position of its first new token; all before
-    it are in the pool. layout: the new tokens, or how many there are of every sequence. places: theirs, where known
-    already. Made of device tensors alone, so that a call can be captured.
+    slots: [batch] int64, slot of each sequence. first: [batch] int64, position of its first new token; all earlier
+    ones are in the pool. layout: layout of the new tokens, or their number if all sequences have the same. places: of
+    the new tokens, if already known. Everything is in device tensors, so that a call can be captured.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PackedBatch:
         self.layout = layout if isinstance(layout, Layout) else None
         self.longest = layout.longest if isinstance(layout, Layout) else layout
         self.positions, self.rows = places or _places(pool, slots, first, layout)
-        self.attended: set[int] = set()  # layers of a model that calls slot_pool_attention
+        self.attended: set[int] = set()  # layers that have called slot_pool_attention
 
     @property
     def uniform(self) -> bool:
@@ -83,7 +83,7 @@ class PackedBatch:
 
     @cached_property
     def lengths(self) -> Tensor:
-        """[batch] int32: tokens of each sequence that the pool holds once the new ones are written."""
+        """[batch] int32: tokens of each sequence in the pool, including the new ones."""
         return (self.first + self.new_tokens).to(torch.int32)
 
     @cached_property
@@ -99,11 +99,11 @@ class PackedBatch:
 
     @cached_property
     def padded(self) -> Tensor:
-        """[batch, longest] int64: place of each new token in the packed row; beyond a sequence's end its last."""
+        """[batch, longest] int64: place of each new token in the packed row. Padding repeats the last token."""
         offsets = torch.arange(self.longest, device=self.first.device)
         last = (self.new_tokens[:, None] - 1).clamp(min=0)
         places = self.query_starts[:-1, None].long() + torch.minimum(offsets, last)
-        return places.clamp(max=len(self.positions) - 1)  # an empty sequence may stand at the row's end
+        return places.clamp(max=len(self.positions) - 1)  # an empty sequence may be at the end of the row
 
     @cached_property
     def last(self) -> Tensor:
@@ -112,11 +112,11 @@ class PackedBatch:
 
     @cached_property
     def key_length(self) -> int:
-        """No sequence is longer, tokens. Exact where reading it does not hold the device up."""
+        """Upper bound on the tokens per sequence. Exact on a CPU; on a GPU, reading the lengths would stall it."""
         return self.pool.row_length if self.lengths.is_cuda else int(self.lengths.max())
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """[batch, 1, longest, key_length]: 0 where a query may look (its own position and before), else -inf."""
+        """Return the mask, [batch, 1, longest, key_length]: 0 for keys up to the query's position, otherwise -inf."""
         if not hasattr(self, "_mask"):
             queries = self.positions[self.padded]
             keys = torch.arange(self.key_length, device=queries.device)
@@ -137,8 +137,11 @@ def _places(pool: SlotPool, slots: Tensor, first: Tensor, layout: int | Layout) 
 
 
 def _attend_in_place(query: Tensor, keys: Tensor, values: Tensor, batch: PackedBatch, scale: float) -> Tensor:
-    """The flash kernel straight over the pool: no gather, any slot order, grouped-query heads, causal from the
-    bottom right. With seqused_k given, cum_seq_k only says at which row each sequence starts. Shapes as above."""
+    """Run the flash kernel directly over the pool, without a gather. Shapes are as in attend_gathered.
+
+    Slots may be in any order, heads may be grouped-query, and the mask is causal from the bottom right. With
+    seqused_k given, cum_seq_k only gives the row at which each sequence starts.
+    """
     out, *_ = torch.ops.aten._flash_attention_forward(
         query, keys.flatten(0, 1), values.flatten(0, 1), batch.query_starts, batch.pool_starts, batch.longest,
         batch.pool.row_length, 0.0, True, False, scale=scale, seqused_k=batch.lengths,
@@ -147,7 +150,7 @@ def _attend_in_place(query: Tensor, keys: Tensor, values: Tensor, batch: PackedB
 
 
 def attention_over(batch: PackedBatch, heads: int, scale: float) -> Attend:
-    """The attention of one pass over a batch, for every layer in turn: the fastest for its device and shape."""
+    """Return the fastest attention for a batch's device and shape. One pass uses it for every layer in turn."""
     pool = batch.pool.keys[0]
     if not pool.is_cuda:
         return partial(attend_gathered, batch=batch, scale=scale)
@@ -174,11 +177,14 @@ def slot_pool_attention(
     scaling: float | None = None,
     **asked: Any,
 ) -> tuple[Tensor, None]:
-    """Write and attend. query: [1, heads, tokens, head_dim]; key, value: [1, kv_heads, tokens, head_dim].
-    Returns [1, tokens, heads, head_dim] and no weights. Raises UnservedAttentionError for a model that asks for more
-    than causal attention over the whole sequence, once a layer."""
+    """Write new keys and values to the pool, and attend to it.
+
+    query: [1, heads, tokens, head_dim]. key, value: [1, kv_heads, tokens, head_dim].
+    Returns [1, tokens, heads, head_dim] and no weights. Raises UnservedAttentionError for a model that needs anything
+    but causal attention over the whole sequence, once per layer.
+    """
     if packed_batch is None:
-        raise UnservedAttentionError("its layers do not hand on which sequences a call is about")
+        raise UnservedAttentionError("its layers do not pass on packed_batch")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     _refuse_unserved(packed_batch, layer, {**asked, "attention_mask": attention_mask})
     keys, values = packed_batch.pool.keys[layer], packed_batch.pool.values[layer]
@@ -190,11 +196,11 @@ def slot_pool_attention(
 
 
 class UnservedAttentionError(ValueError):
-    """A model wants of its attention what the slot pool does not do."""
+    """A model needs attention that the slot pool does not support."""
 
 
-# What may be handed to an attention function and changes nothing here: where tokens are is the batch's to say, and
-# the rest is about what else a model returns.
+# Arguments of an attention function that change nothing here: the batch gives the positions, and the others concern
+# what else a model returns.
 HARMLESS = frozenset(
     {"cache_position", "layer_idx", "logits_to_keep", "output_attentions", "output_hidden_states",
      "output_router_logits", "position_embeddings", "position_ids", "return_dict", "use_cache"}
@@ -213,7 +219,7 @@ def _refuse_unserved(batch: PackedBatch, layer: int, asked: dict[str, Any]) -> N
             "sliding_window": name == "sliding_window" and value >= batch.pool.positions,
         }.get(name, False)  # fmt: skip
         if not served:
-            raise UnservedAttentionError(f"its attention wants {name}")
+            raise UnservedAttentionError(f"its attention needs {name}")
 
 
 AttentionInterface.register(NAME, slot_pool_attention)
@@ -221,7 +227,7 @@ AttentionInterface.register(NAME, slot_pool_attention)
 
 @contextmanager
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model with transformers' own attention; captured graphs keep what they were captured with."""
+    """Use transformers' own attention meanwhile. Graphs captured before keep theirs."""
     before = model.config._attn_implementation
     if before == NAME:
         model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", True) else "eager")
@@ -232,17 +238,16 @@ def plain_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def attends_fully(config: PretrainedConfig) -> bool:
-    """Whether every layer of a decoder sees the whole context."""
+    """Return whether every layer of a decoder attends to the whole context."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return kinds == {"full_attention"} and not (window and window < config.max_position_embeddings)
 
 
 def forward(model: PreTrainedModel, tokens: Tensor, batch: PackedBatch, keep: Tensor | None) -> Tensor:
-    """One pass of a model over a packed batch.
+    """Run one pass of a model over a packed batch, and return the logits, [kept, vocabulary].
 
-    tokens: [tokens] int64. keep: places in the packed row whose logits are wanted; None: all.
-    Returns logits, [kept, vocabulary].
+    tokens: [tokens] int64. keep: places in the packed row whose logits are wanted, None for all.
     """
     out = model(
         input_ids=tokens[None],

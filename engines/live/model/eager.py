@@ -1,4 +1,4 @@
-"""Segments of work run as they are: every batch exactly as large as it is."""
+"""Run segments eagerly, with every batch at its exact size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines.policy.architecture import Segment
 
 
 class EagerRunner:
-    """Calls the stages. Used in a stream's turn; engines.live.model.graphs has the runner that replays instead."""
+    """Run segments by calling the stages, in a stream's turn. engines.live.model.graphs replays graphs instead."""
 
     def __init__(self, stages: Stages) -> None:
         self.stages = stages
@@ -21,11 +21,12 @@ class EagerRunner:
     def ready(
         self, segment: Segment, slots: Sequence[int], counts: Sequence[int], k: int, sampling: bool
     ) -> Callable[[], Tensor | None]:
-        """Do all of a segment that the host can do beforehand, and return the rest, to be called in the same turn.
+        """Prepare a segment on the host, and return the rest as a function to call in the same turn.
 
-        slots: the members' slots; counts: their prompt lengths (prefill); k: the largest draft length among them.
-        The call returns what the stage returns, [batch, ...], on the host and complete once the stream has passed
-        this point; None where it returns nothing."""
+        slots: the members' slots. counts: their prompt lengths (prefill). k: the largest draft length among them.
+        The function returns the stage's result, [batch, ...], as a tensor on the host that is complete once the
+        stream has passed this point, or None if the stage has no result.
+        """
         return lambda: self._run(segment, slots, counts, k, sampling)
 
     def _run(

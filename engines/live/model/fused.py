@@ -1,9 +1,8 @@
-"""A decoder of the Llama family as few, large kernels.
+"""Run a decoder of the Llama family as a few large kernels.
 
-The weights are those of a transformers model; what changes is how a pass over a packed batch is run: one matrix
-product for queries, keys and values, one for gate and up, and one kernel for each thing between the products
-(engines.live.kernels.passes); where a pass has few tokens, the products do these things too
-(engines.live.kernels.skinny_gemm).
+The weights are those of a transformers model. A pass over a packed batch uses one matrix product for queries, keys
+and values, one for gate and up, and one kernel for each operation between the products (engines.live.kernels.passes).
+If the pass has few tokens, the products do these operations as well (engines.live.kernels.skinny_gemm).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from engines.live.kernels.passes import Pass, Product, WidePass
 from engines.live.model.attention import PackedBatch, attends_fully, attention_over
 
 FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # frequencies that do not depend on the sequences' lengths
+STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # frequencies do not depend on sequence length
 
 
 class Layer(NamedTuple):
@@ -42,7 +41,7 @@ class Layer(NamedTuple):
 
 
 def supports(model: PreTrainedModel) -> bool:
-    """Whether FusedDecoder computes what this model does; if not, run the model itself."""
+    """Return whether FusedDecoder supports a model. If not, run the model itself."""
     if type(model) not in FAMILY or not attends_fully(model.config) or model.config.hidden_act != "silu":
         return False
     rotary, head_dim = model.model.rotary_emb, model.model.layers[0].self_attn.head_dim
@@ -54,10 +53,10 @@ def supports(model: PreTrainedModel) -> bool:
 
 
 class FusedDecoder:
-    """One pass of a model over a packed batch; equal to engines.live.model.attention.forward up to rounding.
+    """Run one pass of a model over a packed batch. Equals engines.live.model.attention.forward up to rounding.
 
-    The model's own parameters become parts of the joined weights: it goes on working, nothing is held twice, and
-    neither may be moved to another device or type afterwards.
+    The model's parameters become views of the joined weights. The model still works, and no weight is held twice, but
+    neither may be moved to another device or dtype afterwards.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -84,13 +83,15 @@ class FusedDecoder:
 
             device = self._embedding.device
             roomy = supports_dependent_launch(device) and shared_bytes_of(device) >= HOPPER_SHARED_BYTES
-            # float16 might not hold a residual that is not normed yet
+            # float16 might overflow with a residual before its norm
             self._narrow = shaped and roomy and self._embedding.dtype is torch.bfloat16
-            torch.cuda.empty_cache()  # the unjoined weights are gone; whoever sizes a pool should see that
+            torch.cuda.empty_cache()  # so that the memory of the separate weights counts as free when a pool is sized
 
     def __call__(self, tokens: Tensor, batch: PackedBatch, keep: Tensor | None) -> Tensor:
-        """tokens: [tokens] int64. keep: places in the packed row whose logits are wanted; None: all.
-        Returns logits, [kept, vocabulary]."""
+        """Return the logits of one pass, [kept, vocabulary].
+
+        tokens: [tokens] int64. keep: places in the packed row whose logits are wanted, None for all.
+        """
         pool, rotations = batch.pool, self._rotations[batch.positions]
         attend = attention_over(batch, self._heads, self._scale)
         flow = self._start(tokens)
@@ -98,7 +99,7 @@ class FusedDecoder:
         for layer, next_norm, keys, values in zip(self._layers, norms, pool.keys, pool.values, strict=True):
             query = flow.queries(layer.qkv, layer.head_norms, rotations, batch.rows, keys, values)
             attended = attend(query, keys, values).flatten(1)
-            if keep is not None and layer is self._layers[-1]:  # the pool is written; the rest is for the logits
+            if keep is not None and layer is self._layers[-1]:  # the pool is complete; what follows only makes logits
                 attended = attended[keep]
                 flow.keep(keep)
             flow.add(attended, layer.output, layer.mlp_norm)
@@ -134,14 +135,16 @@ def _layer(layer: Any) -> Layer:
 
 
 def _join(linears: Sequence[nn.Linear]) -> Product:
-    """Linear layers that read the same input as one product."""
+    """Join linear layers that read the same input into one product."""
     biases = [each.bias for each in linears if each.bias is not None]
     return Product(_stack([each.weight for each in linears]), _stack(biases) if biases else None)
 
 
 def _stack(parameters: Sequence[Tensor]) -> Tensor:
-    """One tensor of which the parameters become parts, along the first axis. If they are that already, as those of a
-    model that is fused twice, the tensor they are parts of."""
+    """Return one tensor, along the first axis, of which the parameters become views.
+
+    If they already are, as in a model that is fused twice, return the existing tensor.
+    """
     first, sizes = parameters[0], [len(parameter) for parameter in parameters]
     storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     if len(storages) == 1 and all(a.data_ptr() + a.nbytes == b.data_ptr() for a, b in pairwise(parameters)):
@@ -153,7 +156,7 @@ def _stack(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def _rotations(rotary: nn.Module, positions: int, like: Tensor) -> Tensor:
-    """[positions, head_dim]: the cosines of each position's angles, then their sines, as the model rounds them."""
+    """Return cosines, then sines, of each position's angles, [positions, head_dim], rounded as in the model."""
     cos, sin = rotary(like, torch.arange(positions, device=like.device)[None])
     half = cos.shape[-1] // 2
     return torch.cat([cos[0, :, :half], sin[0, :, :half]], dim=-1)

@@ -1,4 +1,4 @@
-"""Keys and values of one model for every slot, in one tensor a layer."""
+"""The slot pool: keys and values of one model for every slot, in one tensor each per layer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from engines.errors import InputError
 
 
 def layer_shape(config: PretrainedConfig) -> tuple[int, int, int]:
-    """(layers, key-value heads, head dimension) of a decoder. Raises InputError for a configuration that does not
-    say them, once for all layers."""
+    """Return (layers, key-value heads, head dimension) of a decoder.
+
+    Raises InputError for a configuration that does not give them as one number for all layers.
+    """
     heads = count_of(config, "num_attention_heads")
     kv_heads = count_of(config, "num_key_value_heads", heads)
     head_dim = getattr(config, "head_dim", None)
@@ -19,53 +21,60 @@ def layer_shape(config: PretrainedConfig) -> tuple[int, int, int]:
 
 
 def count_of(config: PretrainedConfig, name: str, default: int | None = None) -> int:
-    """A number of a model's configuration, or the default where there is none. Raises InputError unless it is a whole
-    number of at least 1."""
+    """Return a number from a model's configuration, or the default if it has none.
+
+    Raises InputError unless it is a whole number of at least 1.
+    """
     try:
         value = getattr(config, name, None)
-    except (NotImplementedError, TypeError):  # of configurations that work it out
+    except (NotImplementedError, TypeError):  # of configurations that compute it
         value = None
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        remedy = f"the config of {config.model_type} must have it, as a number for all layers; use another model"
+        remedy = f"the config of {config.model_type} must have this as one number for all layers; use another model"
         raise InputError(name, value, remedy)
     return value
 
 
 def bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """Memory that the keys and values of one token take, all layers."""
+    """Return the bytes of the keys and values of one token, over all layers."""
     layers, heads, head_dim = layer_shape(config)
     return 2 * layers * heads * head_dim * dtype.itemsize
 
 
 def positions_of(*configs: PretrainedConfig) -> int:
-    """Tokens that all of these models can position, each as it would alone. Raises InputError for a model that does
-    not say, or whose number is none of tokens."""
+    """Return how many tokens all of these models can position without changing how they position shorter sequences.
+
+    Raises InputError for a model whose configuration has no valid number.
+    """
     return min(_positions(config) for config in configs)
 
 
 def _positions(config: PretrainedConfig) -> int:
-    """max_position_embeddings, or what a model was first trained for where all its rotations change as soon as one
-    position lies beyond that ("longrope"): a pool holds keys that are rotated already, for short requests and long
-    ones."""
+    """Return max_position_embeddings or, with "longrope", the context of the original training.
+
+    A longrope model changes all rotations as soon as one position lies beyond that context. The pool holds rotated
+    keys of short and long requests alike, so it cannot follow.
+    """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
-        remedy = "its config has no max_position_embeddings, which tells how long a context can be"
+        remedy = "its config has no max_position_embeddings, which limits the context; add it"
         raise InputError("pair", config.model_type, remedy)
     if isinstance(positions, bool) or not isinstance(positions, int) or positions < 1:
-        remedy = f"not so many tokens can be positioned; put what the {config.model_type} model was trained for"
+        remedy = f"not a number of positions; put the context that the {config.model_type} model was trained for"
         raise InputError("max_position_embeddings", positions, f"{remedy} in its config.json")
     given = getattr(config, "rope_parameters", None) or {}
-    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]  # of each kind of layer
+    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]  # per kind of layer
     changing = [kind for kind in kinds if kind.get("rope_type") == "longrope"]
     return min([positions, *(int(kind["original_max_position_embeddings"]) for kind in changing)])
 
 
 class SlotPool:
-    """A row of `row_length` tokens for each slot, plus one scratch slot at the end.
+    """Keys and values for a row of `row_length` tokens per slot, plus one scratch slot at the end.
 
-    keys, values: one tensor a layer, [slots + 1, row_length, kv_heads, head_dim]. The scratch slot takes what
-    nobody reads: padding of a batch, and passes that only look. positions: no row of this model is ever longer.
+    keys, values: one tensor per layer, [slots + 1, row_length, kv_heads, head_dim]. The scratch slot takes what
+    nobody reads: the padding of a batch, and passes that only probe the model. positions: how many tokens the model
+    can position.
     """
 
     def __init__(

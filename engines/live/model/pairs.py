@@ -23,17 +23,18 @@ from engines.live.model.permutation import build_models, pair_configs
 from engines.pairs.origin import Origin, Origins, model_folders, origins_of, pair_name, spec_origins
 from engines.pairs.permutation import PREFIX, parse_pair
 
-logging.disable_progress_bar()  # a library does not draw on its user's terminal
-MOST_NAMED = 3  # weights in an error
+logging.disable_progress_bar()  # a library should not draw on the terminal
+MOST_NAMED = 3  # weights named in an error
 
 
 @dataclass
 class Pair:
     """Two decoders on one device, ready to serve.
 
-    target_forward, draft_forward: one pass of each over a packed batch, which is how the stages run them.
-    end_tokens: the tokens that end an output. origins: which models they are. encode, decode: text to token ids and
-    back, None if the pair came without a tokenizer. max_context: tokens that both models can position.
+    target_forward, draft_forward: run one pass of the model over a packed batch.
+    end_tokens: the tokens that end an output. origins: identify the models.
+    encode, decode: convert text to token ids and back, None if the pair has no tokenizer.
+    max_context: how many tokens both models can position.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Pair:
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of that name. Raises InputError if it is not there."""
+    """Return the device of this name. Raises InputError if the machine does not have it."""
     try:
         device = torch.device(name)
     except (RuntimeError, ValueError, OverflowError) as error:
@@ -74,8 +75,8 @@ def find_device(name: str | torch.device) -> torch.device:
     if device.type != "cuda":
         raise InputError("device", str(name), "use cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
-    if str(device) != str(name) or (device.index or 0) >= count:  # torch counts devices in a byte, which wraps
-        raise InputError("device", str(name), f"this machine has {count} CUDA devices; use cpu or one that is there")
+    if str(device) != str(name) or (device.index or 0) >= count:  # torch stores the index in a byte, which wraps
+        raise InputError("device", str(name), f"this machine has {count} CUDA devices; use cpu or one of them")
     return torch.device("cuda", device.index or 0)
 
 
@@ -87,11 +88,12 @@ def load_pair(
     trust_remote_code: bool = False,
     fused: bool = True,
 ) -> Pair:
-    """Load a pair from Hugging Face folders; "embedded" is the one that ships with the project. A name that
-    engines.pairs.permutation.parse_pair reads is a permutation pair, which is made and not loaded.
+    """Load a pair from Hugging Face folders, or build a permutation pair.
 
-    target: folder of the target model, or of a pair (with the subfolders target/ and draft/). Weights are read
-    from safetensors only. dtype: default_dtype(device) unless given. fused: see make_pair.
+    target: folder of the target model, or of a pair (with subfolders target/ and draft/), "embedded" for the pair
+    that ships with the project, or the name of a permutation pair (engines.pairs.permutation.parse_pair). Weights are
+    read from safetensors only.
+    dtype: default_dtype(device) unless given. fused: see make_pair.
     Raises InputError for a folder that is missing or incomplete, and for models that do not fit each other.
     """
     device = find_device(device)
@@ -109,8 +111,10 @@ def load_pair(
 def load_configs(
     target: str | Path, draft: str | Path | None = None, trust_remote_code: bool = False
 ) -> tuple[PretrainedConfig, PretrainedConfig]:
-    """Configurations of the target and the draft that load_pair would load, without their weights. Raises
-    InputError as load_pair does."""
+    """Return the configurations of the target and the draft that load_pair would load. Weights are not read.
+
+    Raises InputError as load_pair does.
+    """
     if str(target).startswith(PREFIX):
         return pair_configs(parse_pair(str(target)))
     configs = [_config(role, folder, trust_remote_code) for role, folder in model_folders(target, draft).items()]
@@ -118,7 +122,7 @@ def load_configs(
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """float32 on a CPU and bfloat16 on a GPU."""
+    """Return float32 for a CPU and bfloat16 for a GPU."""
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
@@ -129,12 +133,12 @@ def make_pair(
     fused: bool = True,
     origins: Origins | None = None,
 ) -> Pair:
-    """A pair of models that are in memory; both are switched to attend through the slot pool.
+    """Make a pair of two models that are in memory. Both are switched to attention over the slot pool.
 
-    fused: run the passes of models that FusedDecoder supports with it; the others, or with False all, run as
-    transformers has them. origins: where they come from; by default they are named after their family.
+    fused: run the models that FusedDecoder supports with it, and others with transformers. False runs all with
+    transformers. origins: where the models come from; by default they are named after their family.
 
-    Raises InputError when the vocabularies differ or a model, served from the pool, would not say what it says by
+    Raises InputError if the vocabularies differ, or if a model gives other logits through the slot pool than by
     itself (engines.live.model.load_check).
     """
     sizes = [count_of(model.config, "vocab_size") for model in (target, draft)]
@@ -150,7 +154,7 @@ def make_pair(
 
 
 def _serving(role: str, model: PreTrainedModel, fused: bool) -> Forward:
-    """The model's pass over a packed batch, after it was seen to be right."""
+    """Return the function that runs a pass of a model over a packed batch, after checking its logits."""
     _check_attention(role, model)
     model.eval().requires_grad_(False)
     expected = expected_logits(role, model)
@@ -162,8 +166,10 @@ def _serving(role: str, model: PreTrainedModel, fused: bool) -> Forward:
 
 
 def origin_of(model: PreTrainedModel) -> Origin:
-    """The origin of a model that was not loaded from a folder: its family, and a digest of its configuration and the
-    middle of every parameter."""
+    """Return the origin of a model that was not loaded from a folder.
+
+    It has the name of the model's family, and a digest of its configuration and the middle of every parameter.
+    """
     digest = hashlib.sha256(model.config.to_json_string().encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())
@@ -204,8 +210,10 @@ def _load(role: str, folder: Path, device: torch.device, dtype: torch.dtype, tru
 
 
 def _check_weights(role: str, folder: Path, found: Mapping[str, Any]) -> None:
-    """Raise InputError unless the files had all weights of the model, of the right shapes, and no others:
-    transformers takes random ones for those that are missing."""
+    """Raise InputError unless the files had exactly the weights of the model, with the right shapes.
+
+    transformers would use random weights for those that are missing.
+    """
     mismatched = [each if isinstance(each, str) else each[0] for each in found.get("mismatched_keys", ())]
     kinds = {
         "missing": found.get("missing_keys", ()), "of another shape": mismatched,
@@ -220,7 +228,7 @@ def _check_weights(role: str, folder: Path, found: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers says nothing meanwhile: what matters is in the error that is raised."""
+    """Silence transformers meanwhile. What matters is in the error that is raised."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
@@ -255,10 +263,10 @@ def _add_tokenizer(pair: Pair, folder: Path, trust: bool) -> None:
     except Exception as error:  # transformers and tokenizers raise a dozen kinds for damaged files
         raise InputError("tokenizer", str(folder), f"cannot be used ({_first_line(error)}); {remedy}") from error
     if not tokens:
-        raise InputError("tokenizer", str(folder), f"makes no tokens of text; {remedy}")
+        raise InputError("tokenizer", str(folder), f"turns text into no tokens; {remedy}")
     if largest >= pair.vocabulary:
-        said = f"knows a token {largest}, and the models have {pair.vocabulary}"
+        said = f"has a token {largest}, but the models' vocabulary has {pair.vocabulary} tokens"
         raise InputError("tokenizer", str(folder), f"{said}; {remedy}")
-    # verbose=False: a text longer than the context is no mistake, as prompts are jobs of one
+    # verbose=False: no warning about text longer than the context, which is cut into prompts
     pair.encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
     pair.decode = lambda tokens: str(tokenizer.decode(tokens))

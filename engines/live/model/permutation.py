@@ -1,18 +1,21 @@
-"""Builds the models of a permutation pair on the device, in their dtype, with nothing to load.
+"""Build the models of a permutation pair on the device, in their dtype, without loading anything.
 
-Embeddings are standard normal and row pi(i) of the output matrix is token i's embedding (over sqrt(hidden size),
-which keeps logits small and moves no argmax). So after token t the last hidden state, norm(e_t + r) with r what
-the layers add, meets row pi(t) at a logit of about sqrt(hidden) / sqrt(1 + |r|^2 / |e_t|^2), and every other row
-at a standard normal one, since random directions are nearly orthogonal.
+Embeddings are standard normal, and row pi(i) of the output matrix is the embedding of token i over sqrt(hidden size),
+which keeps logits small and changes no argmax. After token t, the last hidden state is norm(e_t + r), where r is what
+the layers add. Its logit for token pi(t) is about sqrt(hidden) / sqrt(1 + |r|^2 / |e_t|^2). All other logits are
+about standard normal, since random directions are nearly orthogonal.
 
-How much the layers may add: linear weights are normal with variance 1 / fan-in, so that a layer's gated MLP adds
-about 0.6 of an embedding's length and its attention, which averages over the context, somewhat less, both times
-the layer scale s: |r| / |e_t| is about 0.7 s sqrt(layers). At s = 0.05 and 32 layers that is a fifth: small, and
-far from zero. The winner then has a logit of 60 at a hidden size of 4096 (30 at 1024) while the largest of all
-pairs among 151,936 tokens is about sqrt(4 ln 151,936) = 7; bfloat16 rounds these by less than one part in a hundred.
-At full scale (s = 1) wide models still follow the permutation: of 4096 and 32 layers, the winner has 15. The worst
-token, early in a sequence where attention averages little, has about half of the mean; hence LEAST_MARGIN. Measured
-for hidden sizes of 256 to 1536: the mean is within a tenth of this estimate up to s = 0.3, and 12% below it at 1.
+How large is r? Linear weights are normal with variance 1 / fan-in. A layer's gated MLP then adds about 0.6 of an
+embedding's length, and its attention, which averages over the context, somewhat less. Both are multiplied by the
+layer scale s, so |r| / |e_t| is about 0.7 s sqrt(layers). At s = 0.05 and 32 layers this is a fifth: small, but far
+from zero. The right token then has a logit of 60 at a hidden size of 4096 (30 at 1024), while the largest wrong one
+over all pairs of 151,936 tokens is about sqrt(4 ln 151,936) = 7. bfloat16 rounds these by less than one part in a
+hundred.
+
+At full scale (s = 1), wide models still follow the permutation: with a hidden size of 4096 and 32 layers, the right
+token has a logit of 15. The worst token, early in a sequence where attention averages over few tokens, has about half
+of the mean logit; hence LEAST_MARGIN. Measured at hidden sizes of 256 to 1536, the mean is within a tenth of this
+estimate up to s = 0.3, and 12% below it at s = 1.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ OUTPUT_PROJECTIONS = ("o_proj", "down_proj")
 
 
 def shape_config(shape: ModelShape, tie_word_embeddings: bool | None = None) -> PretrainedConfig:
-    """transformers' configuration of a shape; `tie_word_embeddings` overrides the published one."""
+    """Return the transformers configuration of a shape. `tie_word_embeddings` overrides the published setting."""
     settings = {"tie_word_embeddings": False, **shape.settings}
     if tie_word_embeddings is not None:
         settings["tie_word_embeddings"] = tie_word_embeddings
@@ -39,14 +42,14 @@ def shape_config(shape: ModelShape, tie_word_embeddings: bool | None = None) -> 
 
 
 def pair_configs(spec: PermutationSpec) -> tuple[PretrainedConfig, PretrainedConfig]:
-    """Configurations of the target and the draft, embeddings untied (the output matrix is the permutation)."""
+    """Return the configurations of target and draft, with untied embeddings: the output matrix is the permutation."""
     return shape_config(spec.target_shape, False), shape_config(spec.draft_shape, False)
 
 
 def build_models(
     spec: PermutationSpec, device: torch.device, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The target and the draft of a spec, made on the device."""
+    """Build the target and the draft of a spec on the device."""
     cycle = make_cycle(spec)
     target, draft = pair_configs(spec)
     return (
@@ -56,7 +59,7 @@ def build_models(
 
 
 def embedding_weights(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """The input embeddings and the output matrix, [vocabulary, hidden] each; the same tensor if they are tied."""
+    """Return input embeddings and output matrix, [vocabulary, hidden] each; the same tensor if they are tied."""
     weights = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return cast("tuple[torch.Tensor, torch.Tensor]", weights)
 
@@ -80,7 +83,7 @@ def _build(
 def _permute(
     model: PreTrainedModel, tokens: torch.Tensor, following: torch.Tensor, generator: torch.Generator
 ) -> None:
-    """Make the model say following[i] after tokens[i]; special tokens continue as tokens[0] and are never said."""
+    """Make the model pick following[i] after tokens[i]. Special tokens act like tokens[0] and are never picked."""
     embeddings, rows = embedding_weights(model)
     embeddings.normal_(generator=generator)
     special = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.device)

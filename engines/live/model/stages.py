@@ -1,8 +1,8 @@
-"""Prefill, draft and verify: what the device does for a batch of slots.
+"""Prefill, draft and verify for a batch of slots on the device.
 
-All state lives in tables indexed by slot, so a lane hands another lane nothing but slot numbers. A sequence of
-`length` known tokens (prompt and output) has its first length - 1 in the target's pool and at least its first
-length - 2 in the draft's.
+All state is in tables indexed by slot, so lanes pass only slot numbers to one another. Of a sequence of `length`
+known tokens (prompt and output), the target's pool holds the first length - 1, and the draft's pool at least the
+first length - 2.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from engines.policy.context import context_of
 
 
 class Stages:
-    """The tables of one engine and the functions over them.
+    """The tables of one engine, and the stages that work on them.
 
     tokens: [slots + 1, row_length]; lengths, draft_lengths, keys: [slots + 1] int64; drafts: [slots + 1, k];
-    temperatures: [slots + 1] float32. The last row is scratch. Rows of the pools hold `max_context` tokens and
-    the drafts that may run past them.
+    temperatures: [slots + 1] float32. The last row is the scratch slot. Rows of the pools hold `max_context` tokens
+    and the drafts that may run past them.
     """
 
     def __init__(self, pair: Pair, slots: int, max_draft_length: int, max_context: int | None = None) -> None:
@@ -47,7 +47,7 @@ class Stages:
         self.temperatures = torch.zeros(slots + 1, dtype=torch.float32, device=device)
         self._tables = Tables(self.tokens, self.lengths, self.drafts, self.draft_lengths)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the streams that read all this do not wait for the one that made it
+            torch.cuda.synchronize(device)  # streams that read the tables do not wait for the one that made them
 
     def load(
         self,
@@ -56,7 +56,7 @@ class Stages:
         keys: Sequence[int] | np.ndarray,
         temperatures: Sequence[float],
     ) -> None:
-        """Give slots to requests: their prompts and their randomness, in one copy to the device."""
+        """Load prompts, keys and temperatures of requests into their slots, with one copy to the device."""
         counts = [len(prompt) for prompt in prompts]
         owner, offset = packed_places(counts)
         rows = np.asarray(slots)[owner] * self.row_length + offset
@@ -69,22 +69,22 @@ class Stages:
         self.temperatures.index_copy_(0, given, bits_.view(torch.float64).float())
 
     def fill_randomly(self, slots: slice) -> None:
-        """Random tokens and drafts, for measurements of which only the sizes matter."""
+        """Fill slots with random tokens and drafts, for measurements that depend on sizes alone."""
         for table in (self.tokens, self.drafts):
             table[slots].random_(0, self.pair.vocabulary)
 
     def set_lengths(self, slots: Tensor, lengths: Tensor, draft_length: int) -> None:
-        """Put sequences back to before a step with `draft_length` drafts each. slots, lengths: [batch]."""
+        """Reset sequences to these lengths and to `draft_length` drafts each. slots, lengths: [batch] int64."""
         self.lengths.index_copy_(0, slots, lengths)
         self.draft_lengths.index_fill_(0, slots, draft_length)
 
     def prefill_draft(self, slots: Tensor, layout: Layout) -> None:
-        """Fill the draft's pool from the prompts. slots: [batch]; layout: how the prompts are packed."""
+        """Fill the draft's pool from the prompts. slots: [batch] int64; layout: how the prompts are packed."""
         batch, tokens = self._prompts(self.draft_pool, slots, layout)
         self.pair.draft_forward(tokens, batch, batch.last[:1])
 
     def prefill_target(self, slots: Tensor, layout: Layout, sampling: bool = False) -> Tensor:
-        """Fill the target's pool and pick the first output tokens, [batch]."""
+        """Fill the target's pool from the prompts, and return the first output tokens, [batch] int64."""
         batch, tokens = self._prompts(self.target_pool, slots, layout)
         logits = self.pair.target_forward(tokens, batch, batch.last)
         lengths = self.lengths[slots]
@@ -95,40 +95,42 @@ class Stages:
         return first
 
     def draft(self, slots: Tensor, k: int, sampling: bool = False) -> Tensor:
-        """Propose k tokens for each slot. Returns what draft_first does."""
+        """Draft k tokens for each slot. Returns the result of draft_first."""
         draft_agrees = self.draft_first(slots, sampling)
         for _ in range(k - 1):
             self.draft_next(slots, sampling)
         return draft_agrees
 
     def draft_first(self, slots: Tensor, sampling: bool = False) -> Tensor:
-        """The first draft of each slot. Returns [batch] bool: whether the draft model would have proposed the last
-        token that is known already, which the tape of acceptance needs and this pass tells for nothing.
+        """Draft the first token for each slot.
 
-        The pass feeds the last two tokens, so the pool is right whether or not the last step accepted everything.
+        Returns [batch] bool: whether the draft model would have proposed the last known token. The acceptance tape
+        needs this, and here it costs nothing extra.
+
+        The pass feeds the last two tokens, so that the pool is complete even if the last step accepted all drafts.
         """
         batch, tokens = self._feed(self.draft_pool, slots, back=2, count=2)
         logits = self.pair.draft_forward(tokens, batch, None)
         return table_updates.keep_first_drafts(self._tables, slots, self._offer(logits, batch, sampling))
 
     def draft_next(self, slots: Tensor, sampling: bool = False) -> None:
-        """One more draft of each slot, after those that it has."""
+        """Draft one more token for each slot, after its present drafts."""
         batch, tokens = self._feed(self.draft_pool, slots, back=1, count=1, drafted=True)
         logits = self.pair.draft_forward(tokens, batch, None)
         table_updates.keep_next_drafts(self._tables, slots, self._offer(logits, batch, sampling))
 
     def verify(self, slots: Tensor, k: int, sampling: bool = False) -> Tensor:
-        """Check each slot's drafts with the target; k is the largest draft length among them.
+        """Verify each slot's drafts with the target. k: the largest draft length among them.
 
-        Returns [batch, 2 + k] int64: how many drafts matched, then the target's own picks, of which the first
-        matched + 1 are the step's output.
+        Returns [batch, 2 + k] int64: how many drafts matched, then the target's picks. The first matched + 1 picks
+        are the step's output.
         """
         batch, tokens = self._feed(self.target_pool, slots, back=1, count=k + 1)
         logits = self.pair.target_forward(tokens, batch, None)
         return table_updates.keep_verified(self._tables, slots, k, self._offer(logits, batch, sampling))
 
     def draft_agrees_on_last(self, tokens: Sequence[int], key: int = 0, temperature: float = 0.0) -> bool:
-        """Whether the draft model proposes the last of these tokens after the others (uses the scratch slot)."""
+        """Return whether the draft model proposes the last of these tokens after the others, in the scratch slot."""
         self.load([self.scratch], [tokens[:-1]], [key], [temperature])
         slots = torch.tensor([self.scratch], device=self.device)
         batch, prompt = self._prompts(self.draft_pool, slots, Layout.of([len(tokens) - 1], self.device))
@@ -144,19 +146,19 @@ class Stages:
     def _feed(
         self, pool: SlotPool, slots: Tensor, back: int, count: int, drafted: bool = False
     ) -> tuple[PackedBatch, Tensor]:
-        """The batch of a decode stage and its tokens; engines.live.kernels.table_updates.feed says which."""
+        """Return the batch of a decode stage and its tokens; see engines.live.kernels.table_updates.feed."""
         first, tokens, places = table_updates.feed(self._tables, slots, back, count, drafted)
         return PackedBatch(pool, slots, first, count, places), tokens
 
     def _offer(self, logits: Tensor, batch: PackedBatch, sampling: bool) -> Candidates:
-        """The tokens that a decode stage has left to choose from. logits: of all the batch's tokens."""
+        """Return the candidates for each token of the batch. logits: [tokens, vocabulary]."""
         if not sampling:
             return table_updates.candidates(logits)
         slots = batch.slots.repeat_interleave(batch.longest)
         return Candidates(self._pick(logits, slots, batch.positions + 1, sampling)[:, None], None)
 
     def _reset_scratch(self) -> None:
-        """Padding lives in the scratch slot; its sequence must not grow past the end of the row."""
+        """Reset the scratch slot: it holds padding, and its sequence must not grow past the end of the row."""
         self.lengths[self.scratch :].fill_(2)
 
     def _pick(self, logits: Tensor, slots: Tensor, positions: Tensor, sampling: bool) -> Tensor:

@@ -1,10 +1,11 @@
-"""Which token a model picks, and how many drafts the target agrees with.
+"""Pick tokens from logits, greedily or by sampling.
 
-Greedy picks the largest logit. Sampling picks the largest of logit / temperature + Gumbel noise, which is a
-sample of the softmax; the noise depends only on (seed, position, token). Draft and target share it, and a draft
-is accepted where both pick the same token. So the output is, token by token, what the target alone would have
-sampled with that noise: exactly the target's distribution, whatever k, lane or batch (the coupling of Daliri,
-Musco and Suresh, "Coupling without Communication and Drafter-Invariant Speculative Decoding", 2024).
+Greedy decoding picks the largest logit. Sampling picks the largest of logit / temperature + Gumbel noise, which is a
+sample from the softmax. The noise depends only on (key of the request, position, token). Draft and target share it,
+and a draft is accepted if both pick the same token. The output is therefore, token by token, what the target alone
+would have sampled with that noise. It follows the target's distribution exactly, whatever k, lane or batch (the
+coupling of Daliri, Musco and Suresh, "Coupling without Communication and Drafter-Invariant Speculative Decoding",
+2024).
 """
 
 from __future__ import annotations
@@ -39,18 +40,20 @@ def _mix(value: _Integers) -> _Integers:
 
 
 def request_keys(seeds: Sequence[int], requests: Sequence[int]) -> np.ndarray:
-    """[requests] int64: a key of each request's randomness, mixed, so that no two streams are shifts of one another.
-    seeds: of the requests."""
+    """Return the key of each request's random numbers, [requests] int64.
+
+    seeds, requests: seed and id of each request. They are mixed so that no two streams are shifts of one another.
+    """
     return _mix(_mix(np.asarray(seeds, dtype=np.int64)) + np.asarray(requests, dtype=np.int64))
 
 
 def request_key(seed: int, request: int) -> int:
-    """The key of one request."""
+    """Return the key of one request."""
     return int(request_keys([seed], [request])[0])
 
 
 def gumbel(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
-    """Noise for each row and token, [rows, vocabulary] float32. keys, positions: [rows] int64."""
+    """Return Gumbel noise for each row and token, [rows, vocabulary] float32. keys, positions: [rows] int64."""
     row = _mix(keys + positions * _GAMMA)
     token = torch.arange(1, vocabulary + 1, device=keys.device) * _GAMMA
     uniform = (_shift(_mix(row[:, None] + token), 41).float() + 0.5) * 2.0**-23  # exact in float32: never 0, never 1
@@ -58,10 +61,10 @@ def gumbel(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
 
 
 def pick(logits: Tensor, temperatures: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
-    """The token that each row picks, [rows] int64.
+    """Return the token that each row picks, [rows] int64.
 
-    logits: [rows, vocabulary]. temperatures: [rows] float32, 0 is greedy. keys: [rows] int64, of the requests.
-    positions: [rows] int64, where in its sequence the picked token goes.
+    logits: [rows, vocabulary]. temperatures: [rows] float32, 0 is greedy. keys: [rows] int64, those of the requests.
+    positions: [rows] int64, position of the picked token in its sequence.
     """
     greedy = logits.argmax(-1)
     safe = temperatures.clamp(min=1e-6)[:, None]

@@ -47,7 +47,7 @@ def engine(request: pytest.FixtureRequest, llama: Pair) -> Iterator[LiveEngine]:
         (Request(7, 0, 4, prompt=()), "prompt_tokens = 0"),
         (Request(7, 1, 0, prompt=(5,)), "max_tokens = 0"),
         (Request(7, 1, 4, prompt=(5,), temperature=-1.0), "temperature = -1.0"),
-        (good(0), "request 0 is here already"),
+        (good(0), "request 0 has not ended"),
     ],
     ids=["too long", "unknown token", "negative token", "wrong count", "empty", "no output", "temperature", "twice"],
 )
@@ -84,7 +84,7 @@ def test_odd_requests_are_rejected_alone_and_recorded(engine: LiveEngine, tmp_pa
     for request in odd:
         with pytest.raises(RequestError, match=" = "):  # says what was wrong
             engine.submit(request).result(TIMEOUT_S)
-    with pytest.raises(RequestError, match="is here already"):
+    with pytest.raises(RequestError, match="has not ended"):
         engine.submit(sound[0].request).result(TIMEOUT_S)
     assert all(handle.result(TIMEOUT_S) for handle in sound)
     info = {"kind": "live", "architecture": engine.architecture.to_dict(), "workload": {}}

@@ -160,5 +160,5 @@ def test_a_damaged_tokenizer_is_refused(embedded: Path) -> None:
     name, _ = max(tokens["model"]["vocab"].items(), key=lambda item: item[1])
     tokens["model"]["vocab"][name] = 5000
     path.write_text(json.dumps(tokens))
-    with pytest.raises(InputError, match="knows a token 5000, and the models have 264"):
+    with pytest.raises(InputError, match="has a token 5000, but the models' vocabulary has 264 tokens"):
         load_pair(embedded)

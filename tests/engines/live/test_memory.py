@@ -84,7 +84,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
 
 def test_what_no_engine_could_serve_is_refused_by_its_plan() -> None:
     configs = load_configs(LLAMA)
-    with pytest.raises(InputError, match="max_context = 2044: use 2 to 2043: the models position 2048 tokens"):
+    with pytest.raises(InputError, match="max_context = 2044: use 2 to 2043: the models have 2048 positions"):
         plan_slots(PD, configs, CUDA, torch.bfloat16, 2044, free=GIB)
     lanes = (replace(PD.lanes[0], device=1), PD.lanes[1])
     with pytest.raises(InputError, match=r"lanes\.device"):
@@ -105,7 +105,7 @@ def test_positions_that_cannot_be_are_refused_by_name(positions: object) -> None
     config = shape_config(SHAPES["tiny"])
     wrong = copy(config)
     wrong.__dict__["max_position_embeddings"] = positions  # as a file may say; transformers checks what is assigned
-    remedy = f"put what the {config.model_type} model was trained for in its config"
+    remedy = f"put the context that the {config.model_type} model was trained for in its config"
     with pytest.raises(InputError, match=f"max_position_embeddings = {positions}: .*{remedy}"):
         plan_slots(PD, (config, wrong), CPU, torch.float32, free=GIB)
 
