@@ -1,4 +1,4 @@
-"""The folder of an experiment: what lies where, and that nothing in it is replaced that no experiment has made."""
+"""The folder of an experiment: its files, and checks that it replaces only what an experiment wrote."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ FOLDERS = ("live", "simulated", "profile", "figures", "traces")
 
 
 def check_folder(folder: Path, names: Iterable[str]) -> None:
-    """Raises InputError if something is in the way of the files, or of the records of these names, that no experiment
-    wrote."""
+    """Raise InputError if the files, or records of these names, would replace something that no experiment wrote."""
     for name in FILES:
         check_file("out", folder / name)
     for name in FOLDERS:
@@ -27,7 +26,7 @@ def check_folder(folder: Path, names: Iterable[str]) -> None:
     settings = folder / SETTINGS
     present = [name for name in (*FILES, *FOLDERS) if (folder / name).exists()]
     if present and not (settings.is_file() and "architectures" in read_toml("out", settings, MOVE)):
-        raise InputError("out", str(folder), f"{present[0]} is there and no experiment wrote it; {MOVE}")
+        raise InputError("out", str(folder), f"{present[0]} exists and was not written by an experiment; {MOVE}")
     for name in names:
         cell_folder(folder / "live", name)
         cell_folder(folder / "simulated", name)
@@ -35,8 +34,7 @@ def check_folder(folder: Path, names: Iterable[str]) -> None:
 
 
 def check_profile_folder(folder: Path) -> None:
-    """Raises InputError if something is in the way of a profile, or of its unfinished parts, that no experiment
-    wrote."""
+    """Raise InputError if a profile or its unfinished parts would replace something that no experiment wrote."""
     check_output("out", folder, PROFILE_FILES)
     check_ours("out", folder, PROFILE_FILES, mark="fingerprint")
     check_parts(folder / UNFINISHED)
