@@ -168,7 +168,7 @@ def source(runs: Sequence[Run] = (), profile_info: dict[str, Any] | None = None)
         f"pair: {said('pair')}" if said("pair") else "",
         " to ".join(_first_and_last(str(info["date"])[:10] for info in infos if info.get("date"))),
         f"k = {', '.join(lengths)}" if lengths else "",
-        f"simulated otherwise than live: {', '.join(_differing(runs))}" if _differing(runs) else "",
+        f"simulated with other settings than live: {', '.join(_differing(runs))}" if _differing(runs) else "",
     ]
     return " · ".join(part for part in parts if part)
 

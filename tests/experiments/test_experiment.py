@@ -300,7 +300,7 @@ def test_a_record_of_the_users_in_the_place_of_a_cell_stays(tmp_path: Path) -> N
     mine = tmp_path / "simulated" / "pdv-c3-k4-r1"
     synthetic.simulated(name="mine").save(mine)
     laboratory = Laboratory()
-    with pytest.raises(InputError, match=r"pdv-c3-k4-r1'.*not written by this command; move what is there"):
+    with pytest.raises(InputError, match=r"pdv-c3-k4-r1'.*not written by this command; move it"):
         perform(tmp_path, laboratory)
     assert (Run.load(mine).name, laboratory.served) == ("mine", [])
 

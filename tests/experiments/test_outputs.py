@@ -41,16 +41,16 @@ def output(path: Path) -> None:
     [
         (output, "file", "x", "x is a file"),
         (output, "file", "x/deep/er", "x is a file"),
-        (output, "dangling link", "x", "a link to something that is not there"),
-        (output, "dangling link", "x/deep", "a link to something that is not there"),
+        (output, "dangling link", "x", "a link to something that does not exist"),
+        (output, "dangling link", "x/deep", "a link to something that does not exist"),
         (output, "loop of links", "x", "a link that leads back to itself"),
         (output, "loop of links", "x/deep", "Too many levels of symbolic links"),
         (output, "", "y" * 256, "File name too long"),
         (check_file, "folder", "x", "this is a folder"),
         (check_file, "file", "x/table.csv", "x is a file"),
-        (check_file, "dangling link", "x", "a link to something that is not there"),
+        (check_file, "dangling link", "x", "a link to something that does not exist"),
         (check_file, "loop of links", "x", "a link that leads back to itself"),
-        (check_file, "dangling link", "x/table.csv", "a link to something that is not there"),
+        (check_file, "dangling link", "x/table.csv", "a link to something that does not exist"),
         (check_file, "pipe", "x", "a device or a pipe"),
         (check_file, "", "y" * 256, "File name too long"),
         (check_file, "", "/dev/full", "a device or a pipe"),
@@ -108,7 +108,7 @@ def test_a_record_is_replaced_and_other_files_of_its_names_are_not(tmp_path: Pat
         folder = tmp_path / f"{name}{len(text)}"
         folder.mkdir()
         (folder / name).write_text(text)
-        with pytest.raises(InputError, match=f"{name}.* was not written by pdv; move what is there"):
+        with pytest.raises(InputError, match=f"{name}.* was not written by pdv; move it"):
             check_record("out", folder)
 
 
@@ -120,7 +120,7 @@ def test_a_cell_is_replaced_only_where_it_was_made(tmp_path: Path) -> None:
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     synthetic.simulated().save(tmp_path / "recorded")
     for name in ("notes", "recorded"):
-        with pytest.raises(InputError, match=rf"out = '{tmp_path}/{name}'.*not written by .*move what is there"):
+        with pytest.raises(InputError, match=rf"out = '{tmp_path}/{name}'.*not written by .*move it"):
             cell_folder(tmp_path, name)
 
 

@@ -53,9 +53,9 @@ def test_a_replay_finds_its_live_run_under_another_name(namesakes: Namesakes, tm
 
 def test_a_replay_whose_live_run_is_not_there_is_refused(namesakes: Namesakes) -> None:
     (first, second), (replay, _) = namesakes
-    assert "pdv replays another run than the live one of this name" in refused([second], [replay])
+    assert "pdv replays a different live run of this name" in refused([second], [replay])
     other = dataclasses.replace(second, info={**second.info, "name": "other"})
-    assert "pdv replays a run that is not among the live ones" in refused([other], [replay])
+    assert "pdv replays a run that is not among the live runs" in refused([other], [replay])
     assert identity(first) != identity(second)
 
 
