@@ -1,13 +1,13 @@
-"""Train the embedded pair: two byte-level Llama models that know Python's standard library, and nothing else.
+"""Train the embedded pair: two byte-level Llama models of Python's standard library.
 
-The target learns the text. The draft learns the text, then the target's own greedy continuations of training
-prompts (sequence-level distillation, Kim and Rush 2016, with the target's distribution as soft labels): what a
-draft is for is to agree with its target in free-running generation. Every phase runs for a number of seconds
-instead of steps, so that one command takes a known time on any device:
+The target is trained on the text. The draft is trained on the text, then on the target's greedy continuations of
+training prompts (sequence-level distillation, Kim and Rush 2016, with the target's distribution as soft labels),
+because it has to agree with the target in free-running generation. Every phase runs for a number of seconds instead
+of steps, so that one command takes a known time on any device:
 
     python -m experiments.embedded_pair.train --target-seconds 210
 
-It writes `target/` and `draft/` in Hugging Face format and `training.toml`, which says how good the pair is.
+It writes `target/` and `draft/` in Hugging Face format, and `training.toml` with the quality of the pair.
 """
 
 import argparse
@@ -36,7 +36,7 @@ OUTPUT_FOLDER = Path(__file__).resolve().parents[2] / "engines" / "live" / "embe
 
 
 def load_tokens(root: Path | None, *, held_out: bool, device: torch.device) -> torch.Tensor:
-    """The training or the held-out files as one int16 tensor [tokens]: <bos>, the file's bytes, <eos>, ..."""
+    """Return the training or held-out files as one int16 tensor [tokens]: <bos>, the file's bytes, <eos>, ..."""
     jobs = []
     for name, path in stdlib_files(root, tests=True).items():
         if is_held_out(name) == held_out and (content := read_utf8(path)):
@@ -45,13 +45,13 @@ def load_tokens(root: Path | None, *, held_out: bool, device: torch.device) -> t
 
 
 def draw_windows(tokens: torch.Tensor, count: int, length: int) -> torch.Tensor:
-    """`count` windows of `length` tokens at uniformly drawn places of `tokens`: int64 [count, length]."""
+    """Return `count` windows of `length` tokens at uniformly drawn positions of `tokens`: int64 [count, length]."""
     starts = torch.randint(len(tokens) - length, (count, 1), device=tokens.device)
     return tokens[starts + torch.arange(length, device=tokens.device)].long()
 
 
 def train(model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], seconds: float, peak: float) -> int:
-    """AdamW for `seconds`, linear warm-up to learning rate `peak`, then cosine decay; returns the steps taken."""
+    """Train with AdamW for `seconds`, with linear warm-up to rate `peak`, then cosine decay. Returns the steps."""
     device = model.device
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1, fused=device.type == "cuda"
@@ -59,10 +59,10 @@ def train(model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], sec
     model.train()
     if device.type == "cuda":
         torch.compiler.reset()
-        for layer in model.model.layers:  # alone, so that the causal mask stays implicit and attention fused
+        for layer in model.model.layers:  # layer by layer, so that the causal mask stays implicit, attention fused
             layer.compile(dynamic=False)
     with torch.autocast(device.type, torch.bfloat16):
-        loss_of_step().backward()  # compiles, outside the clock
+        loss_of_step().backward()  # compile before the clock starts
     optimizer.zero_grad()
     started = time.monotonic()
     steps, progress = 0, 0.0
@@ -80,16 +80,16 @@ def train(model: LlamaForCausalLM, loss_of_step: Callable[[], torch.Tensor], sec
         if steps % 500 == 0 or steps == 1:
             print(f"  step {steps}: {loss.item() / math.log(2):.3f} bits, {time.monotonic() - started:.0f} s")
         if device.type == "cuda" and steps % 8 == 0:
-            torch.cuda.synchronize()  # else the host runs ahead and the clock says too little
+            torch.cuda.synchronize()  # otherwise the host runs ahead of the device and the clock reads too little
         progress = (time.monotonic() - started) / seconds
     model.eval()
     return steps
 
 
 def distil_pool(target: LlamaForCausalLM, tokens: torch.Tensor, requests: int, seconds: float) -> torch.Tensor:
-    """Training prompts with the target's greedy continuations, made for `seconds`, `requests` at a time.
+    """Generate greedy continuations of training prompts for `seconds`, `requests` at a time.
 
-    Returns int16 [rows, POOL_TOKENS + 1]; the last column is the row's prompt length in tokens, 64 to 256.
+    Returns int16 [rows, POOL_TOKENS + 1]; the last column is the prompt length of the row in tokens, 64 to 256.
     """
     rows: list[torch.Tensor] = []
     started = time.monotonic()
@@ -102,9 +102,9 @@ def distil_pool(target: LlamaForCausalLM, tokens: torch.Tensor, requests: int, s
 
 
 def distillation_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
-    """How far the draft is from the target on rows of the pool, int16 [batch, POOL_TOKENS + 1], in nats.
+    """Return the loss of the draft, in nats, on rows of the pool, int16 [batch, POOL_TOKENS + 1].
 
-    KL(target || draft) over prompt and output, plus the draft's cross entropy on the target's greedy choices.
+    It is KL(target || draft) over prompt and output, plus the draft's cross entropy on the target's greedy choices.
     """
     tokens, lengths = rows[:, :-1].long(), rows[:, -1:].long()
     with torch.no_grad():
@@ -126,7 +126,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--draft-seconds", type=float, default=30, help="training time of the draft on text")
     parser.add_argument("--pool-seconds", type=float, default=40, help="time to generate continuations")
     parser.add_argument("--distil-seconds", type=float, default=60, help="training time of the draft on them")
-    parser.add_argument("--batch", type=int, default=32, help=f"windows of {CONTEXT} tokens a step")
+    parser.add_argument("--batch", type=int, default=32, help=f"windows of {CONTEXT} tokens per step")
     parser.add_argument("--pool-requests", type=int, default=2048, help="continuations generated at a time")
     parser.add_argument("--requests", type=int, default=128, help="held-out prompts to measure acceptance on")
     parser.add_argument("--prompt-tokens", type=int, default=128)
@@ -137,26 +137,26 @@ def parse_options() -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises InputError for what cannot be trained on or measured, before any work."""
+    """Raise InputError, before any work, for options that cannot be trained with or measured."""
     for name in ("target_seconds", "draft_seconds", "pool_seconds", "distil_seconds"):
         require_positive(name, getattr(options, name))
     for name in ("batch", "pool_requests", "requests", "prompt_tokens", "output_tokens"):
         require_whole(name, getattr(options, name), 1)
     both = options.prompt_tokens, options.output_tokens
     if sum(both) > CONTEXT:
-        raise InputError("prompt_tokens, output_tokens", both, f"use {CONTEXT} or fewer together")
+        raise InputError("prompt_tokens, output_tokens", both, f"use at most {CONTEXT} together")
     sizes: dict[bool, list[int]] = {True: [0], False: [0]}
     for name, path in stdlib_files(options.library, tests=True).items():
         sizes[is_held_out(name)].append(path.stat().st_size)
     if min(map(sum, sizes.values())) <= CONTEXT or max(sizes[True]) < options.prompt_tokens:
-        remedy = "too few Python sources are there to train and to measure on; give a standard library's folder"
+        remedy = "too few Python sources to train and measure on; give a standard library folder"
         raise InputError("library", str(options.library or stdlib_root()), remedy)
     check_output("out", options.out, ["training.toml"])
 
 
 @in_one_line
 def main() -> int:
-    """Train, save, and measure what was saved."""
+    """Train the pair, save it and measure what was saved."""
     options = parse_options()
     check(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -202,7 +202,7 @@ def describe(
     held_out: torch.Tensor,
     counts: dict[str, int],
 ) -> str:
-    """How the saved pair came about, and how good it is, as TOML."""
+    """Return how the saved pair was trained, and its quality, as TOML."""
     lines = [
         f"date = {datetime.datetime.now(datetime.UTC).date()}",
         f'device = "{torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}"',

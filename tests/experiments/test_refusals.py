@@ -115,10 +115,10 @@ def test_a_soak_that_cannot_fit_is_refused_before_the_pair_is_made(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--library /nowhere", "library = '/nowhere': too few Python sources are there"),
+        ("--library /nowhere", "library = '/nowhere': too few Python sources to train and measure on"),
         ("--target-seconds 0", "target_seconds = 0.0: "),
         ("--batch -1", "batch = -1: "),
-        ("--prompt-tokens 2000", "prompt_tokens, output_tokens = (2000, 128): use 2048 or fewer together"),
+        ("--prompt-tokens 2000", "prompt_tokens, output_tokens = (2000, 128): use at most 2048 together"),
     ],
 )
 def test_a_training_refuses_bad_input(
