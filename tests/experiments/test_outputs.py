@@ -143,7 +143,7 @@ def test_simulate_refuses_before_work_and_compare_its_second_table(
     Path("taken/requests.parquet").write_text("mine")
     Path("c_paired.csv").write_text("mine\n")
     for command, says in (
-        ("simulate -p profile --out taken", "requests.parquet is there"),
+        ("simulate -p profile --out taken", "requests.parquet exists"),
         ("compare live live --out c.csv", "c_paired.csv"),
         ("compare live live --out /dev/full", "a device or a pipe"),
         ("trace live --out /dev/full", "a device or a pipe"),

@@ -66,7 +66,7 @@ def test_a_replay_recorded_before_runs_had_an_identity_is_known_by_an_unambiguou
     old = dataclasses.replace(replays[0], info={k: v for k, v in replays[0].info.items() if k != "replays_id"})
     assert len(compare(lives[:1], [old]).paired) == 3
     assert "2 of the live runs have this name" in refused(lives, [old])
-    assert "at other times" in refused(lives[1:], [old])
+    assert "arrival times" in refused(lives[1:], [old])
     other = dataclasses.replace(lives[0], info={**lives[0].info, "name": "other"})
     assert "none of the live runs has this name" in refused([other], [old])
 
