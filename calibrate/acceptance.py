@@ -1,4 +1,4 @@
-"""How often drafts are accepted, from the tapes of a run (torch-free)."""
+"""Compute acceptance rates from the tapes of a run. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from engines.errors import InputError
 
 
 def step_matches(tape: np.ndarray, k: int) -> np.ndarray:
-    """Drafts that matched in each verify step that this tape leads to at draft length k, [steps] int64.
+    """Return the number of accepted drafts in each verify step at draft length k, [steps] int64.
 
-    tape: int8, one entry an output token (1: the draft model would have proposed it). Steps that reach past the
-    output's end are left out: what their last drafts were worth is not on the tape.
+    tape: int8, one entry per output token (1: the draft agrees). Steps that reach past the end of the output are left
+    out, since the tape does not cover their last drafts.
     """
     matches, position = [], 1
     while position + k <= len(tape):
@@ -25,18 +25,18 @@ def step_matches(tape: np.ndarray, k: int) -> np.ndarray:
 
 
 def conditional_acceptance(matches: np.ndarray, k: int) -> tuple[int, int]:
-    """(accepted, judged): a draft is judged if all before it in its step were accepted."""
+    """Return (accepted, judged) drafts. A draft is judged if all before it in its step were accepted."""
     accepted = int(matches.sum())
     return accepted, accepted + int((matches < k).sum())
 
 
 def acceptance_table(tapes: Iterable[np.ndarray], k: int) -> pd.DataFrame:
-    """The profile's acceptance table at draft length k.
+    """Return the acceptance table of a profile at draft length k.
 
-    position, rate: the probability that the first `position` drafts of a step are all accepted (what vLLM's
-    synthetic_acceptance_rates means). requests; alpha_mean: acceptance of a draft given that all before it in
-    its step were accepted; alpha_sd: how much it differs between requests, sampling noise taken out (method of
-    moments). Raises InputError if the tapes are too short for a single step.
+    position, rate: probability that the first `position` drafts of a step are all accepted (as in vLLM's
+    synthetic_acceptance_rates). requests: number of requests with at least one full step. alpha_mean: acceptance of a
+    draft given that all before it in its step were accepted. alpha_sd: its standard deviation between requests
+    without sampling noise (method of moments). Raises InputError if the tapes are too short for a single step.
     """
     matches = [m for m in (step_matches(tape, k) for tape in tapes) if len(m)]
     if not matches:

@@ -1,4 +1,4 @@
-"""Several calibrations of one device and pair as one profile. Needs no torch."""
+"""Average several calibrations of one device and pair. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SAME = ("device", "pair", "pair_models", "dtype", "draft_length")
 
 
 def averaged(profiles: Sequence[Profile]) -> Profile:
-    """The mean of profiles that were measured at different times, so that a drift of the machine is one of several.
+    """Return the mean of profiles measured at different times, to average out drift of the machine.
 
-    Durations, quantiles, host times and rates are averaged point by point; repeats are added up; acceptance and
-    tapes, which no drift changes, are the first's. Raises InputError if the profiles are not of one device, pair,
-    type and draft length, or do not have the same points.
+    Durations, quantiles, host times and rates are averaged point by point, and repeats are summed. Acceptance and
+    tapes, which drift does not change, are those of the first profile. Raises InputError if device, pair, data type,
+    draft length or points differ between the profiles.
     """
     first = profiles[0]
     for name in SAME:
         values = {str(profile.info.get(name)) for profile in profiles}
         if len(values) > 1:
-            raise InputError(f"profile {name}", sorted(values), "pool calibrations of one device and pair")
+            raise InputError(f"profile {name}", sorted(values), "average calibrations of one device and pair")
     costs = _mean([profile.stage_costs for profile in profiles], KEY)
     costs["repeats"] = sum(profile.stage_costs["repeats"].to_numpy() for profile in profiles)
     contention = _mean([profile.contention for profile in profiles], ["group", *KEY])
@@ -33,11 +33,11 @@ def averaged(profiles: Sequence[Profile]) -> Profile:
 
 
 def _mean(tables: Sequence[pd.DataFrame], key: list[str]) -> pd.DataFrame:
-    """Tables with the same rows, as told by their key, averaged in what is not key."""
+    """Return the mean of the non-key columns of tables that have the same rows, identified by the key."""
     indexed = [table.set_index(key) for table in tables]
     for table in indexed[1:]:
         if not table.index.equals(indexed[0].index):
-            raise InputError("profile", f"{len(tables)} profiles", "pool calibrations of the same grid")
+            raise InputError("profile", f"{len(tables)} profiles", "average calibrations of the same grid")
     mean = pd.concat([table.assign(row=range(len(table))) for table in indexed]).groupby("row").mean()
     mean.index = indexed[0].index
     return mean.reset_index()[list(tables[0].columns)]

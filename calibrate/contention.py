@@ -1,18 +1,18 @@
-"""What happens to the speed of segments that run together on one device, and the fit of it. Needs no torch.
+"""The contention model: the rates of segments that run together on one device, and its fit. Needs no torch.
 
 Two power laws of the mean kernel duration tau (solo duration / kernels), each with a factor per kind of segment:
 
-    weight_i = w(kind) * tau_i ** gamma         a stream's claim when streams take turns
+    weight_i = w(kind) * tau_i ** gamma         a stream's weight when streams take turns
     fill_i   = f(kind) * tau_i ** beta          how much of the device the segment needs to run at full speed
     share_i  = weight_i / sum(weight)
     sum of rates = (sum(share_i * fill_i)) ** -((n - 1) ** spread)
     rate_i   = min(1, share_i * sum of rates)
 
-A GPU that takes turns a kernel at a time has gamma near 1 and fill just below 1: big kernels win, and the little
-that small kernels leave free is the gain of overlapping. A CPU whose cores are shared fairly has gamma near 0 and
-a fill of (cores used alone / cores); above 1 the streams hinder each other. A combination that was never measured
-gets what its kinds, its kernel durations and the number of streams say; a kind that was never measured counts as
-an average one.
+A GPU that alternates between streams kernel by kernel has gamma near 1 and fill just below 1: long kernels win, and
+overlap only gains the little that small kernels leave free. A CPU that shares its cores fairly has gamma near 0 and a
+fill of (cores used alone / cores); above 1 the streams slow each other down. For combinations that were never
+measured, the rates follow from the kinds, the kernel durations and the number of streams; a kind that was never
+measured counts as an average one.
 """
 
 from __future__ import annotations
@@ -30,20 +30,17 @@ from engines.errors import InputError
 from engines.policy.architecture import Segment
 
 KINDS = tuple(Segment)
-# Where the fit starts, and how strongly a parameter is held there when the table says nothing about it. In
-# units of rate (an error of 0.01 weighs as much as a parameter one unit off at a strength of 0.01).
+# Starting point of the fit, and how strongly a parameter is held there if the table does not determine it, in units
+# of rate (an error of 0.01 weighs as much as a parameter one unit off at a strength of 0.01).
 GAMMA, LOG_FILL, BETA, SPREAD = 1.0, -0.2, 0.2, 0.7
 HOLD, HOLD_KIND = 0.002, 0.01
-LEAST_RATE, MOST_RATE = 1e-4, 2.0  # of a measured rate: what is ten thousand times as slow as alone is an error
-NO_RATE = 1e-6  # below it a prediction says nothing: where this comes out, the fit is far outside its table
-KERNEL_MS = (1e-9, 1e9)  # of mean kernel durations
+LEAST_RATE, MOST_RATE = 1e-4, 2.0  # range of measured rates: ten thousand times slower than alone is an error
+NO_RATE = 1e-6  # lower predictions mean nothing: the fit is far outside the range of its table
+KERNEL_MS = (1e-9, 1e9)  # range of mean kernel durations
 
 
 class RunningSegment(NamedTuple):
-    """What the contention function needs to know of a segment on the device.
-
-    kernel_ms: mean kernel duration when alone = solo duration / kernels.
-    """
+    """A segment that is running on the device. kernel_ms: mean kernel duration alone = solo duration / kernels."""
 
     segment: Segment
     batch: int
@@ -52,12 +49,12 @@ class RunningSegment(NamedTuple):
 
 @dataclass(frozen=True)
 class ContentionModel:
-    """Rates of segments that run together, as fractions of their speed alone.
+    """Rates of segments that run together, as fractions of their solo speed.
 
     gamma, beta, spread: as in the formulas above. log_fill: logarithm of the fill at the typical kernel duration
-    typical_ms. log_weight_of, log_fill_of: logarithm of each kind's factor. fill is held constant outside
-    measured_ms, the range of kernel durations in the table. residuals: the fitted table with `predicted` and
-    `error` (predicted - measured rate).
+    typical_ms. log_weight_of, log_fill_of: logarithm of the factor of each kind. fill is constant outside
+    measured_ms, the range of kernel durations in the table. residuals: the fitted table with `predicted` and `error`
+    (predicted - measured rate).
     """
 
     gamma: float
@@ -71,9 +68,9 @@ class ContentionModel:
     residuals: pd.DataFrame = field(repr=False, compare=False)
 
     def rates(self, running: Sequence[RunningSegment]) -> list[float]:
-        """Each one's rate in (0, 1], in order. One alone runs at 1.
+        """Return the rate of each segment in (0, 1], in order. A segment alone runs at 1.
 
-        Raises InputError where the fit has no rate to give: one below NO_RATE.
+        Raises InputError if a rate falls below NO_RATE.
         """
         if len(running) < 2:
             return [1.0] * len(running)
@@ -87,7 +84,7 @@ class ContentionModel:
         total = sum(weights)
         try:
             speed = (filled / total) ** -((len(running) - 1) ** self.spread) / total
-        except OverflowError:  # so many streams that hardly fill the device: none slows another
+        except OverflowError:  # so many streams that hardly fill the device do not slow each other down
             return [1.0] * len(running)
         if min(weights) * speed < NO_RATE:
             raise _no_rate(running, min(weights) * speed)
@@ -95,27 +92,27 @@ class ContentionModel:
 
     @property
     def mean_absolute_error(self) -> float:
-        """Of the predicted rates against the fitted table."""
+        """The mean absolute error of the predicted rates over the fitted table."""
         return float(self.residuals["error"].abs().mean())
 
 
 class NoContention:
-    """Segments that run together do not slow one another: for what-if studies, never a default."""
+    """Segments do not slow each other down. For what-if studies, never a default."""
 
     def rates(self, running: Sequence[RunningSegment]) -> list[float]:
         return [1.0] * len(running)
 
 
 def fit_contention(table: pd.DataFrame) -> ContentionModel:
-    """Least squares of the predicted against the measured rates of a profile's contention table.
+    """Fit the model to the measured rates of a profile's contention table by least squares.
 
-    Raises InputError if no group of the table has two streams or more, and naming its row for a rate or a kernel
-    duration (solo_ms / kernels) that cannot have been measured.
+    Raises InputError if no group of the table has two or more streams. Also raises InputError, naming the row, for a
+    rate or a kernel duration (solo_ms / kernels) that cannot have been measured.
     """
     _check_rows(table)
     together = _of_several_streams(table)
     if together.empty:
-        remedy = "no two streams were measured together; calibrate again, or ask for no contention"
+        remedy = "no two streams were measured together; calibrate again, or simulate without contention"
         raise InputError("contention", f"{len(table)} rows", remedy)
     data, kinds = _Data(together), len(KINDS)
     start = np.array([GAMMA, LOG_FILL, BETA, SPREAD] + [0.0] * 2 * kinds)
@@ -143,8 +140,10 @@ def fit_contention(table: pd.DataFrame) -> ContentionModel:
 
 
 def leave_one_group_out(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `predicted` and `error`, each group predicted by a fit that has not seen it: what the model
-    is worth for combinations that were never measured. Groups of one stream are left out."""
+    """Return the table with `predicted` and `error`, each group predicted by a fit to the other groups.
+
+    This shows how good the model is for combinations that were never measured. Groups of one stream are left out.
+    """
     together = _of_several_streams(table)
     held_out = []
     for _, group in together.groupby("group", sort=False):
@@ -159,7 +158,7 @@ def leave_one_group_out(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_rows(table: pd.DataFrame) -> None:
-    """Outside these ranges, which end far beyond any device, the powers of the fit leave those of a float."""
+    """Refuse values far beyond any device, since the powers in the fit would overflow."""
     checked = {"rate": (table["rate"], LEAST_RATE, MOST_RATE), "solo_ms / kernels": (_kernel_ms(table), *KERNEL_MS)}
     for name, (values, least, most) in checked.items():
         bad = np.flatnonzero(~values.between(least, most))
@@ -171,14 +170,14 @@ def _check_rows(table: pd.DataFrame) -> None:
 
 
 def _kernel_ms(table: pd.DataFrame) -> pd.Series:
-    """Mean kernel duration of each row when alone."""
+    """Return the mean kernel duration of each row alone."""
     return (table["solo_ms"] / table["kernels"]).astype(float)
 
 
 def _no_rate(running: Sequence[RunningSegment], rate: float) -> InputError:
     kernel_ms = [one.kernel_ms for one in running]
     together = f"{len(running)} streams with kernels of {min(kernel_ms):.3g} to {max(kernel_ms):.3g} ms"
-    remedy = f"the fit does not reach as far as {together}; calibrate such streams together"
+    remedy = f"the fit does not extend to {together}; calibrate such streams together"
     return InputError("contention rate", rate, f"{remedy}, or simulate without contention")
 
 
@@ -188,7 +187,7 @@ def _of_several_streams(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Data:
-    """A contention table as arrays, one entry a row; the formulas of ContentionModel.rates over all its groups."""
+    """A contention table as arrays with one entry per row, for the formulas of ContentionModel.rates."""
 
     def __init__(self, table: pd.DataFrame) -> None:
         self.group = pd.factorize(table["group"])[0]
@@ -201,7 +200,7 @@ class _Data:
         self.size = np.log(tau / self.typical_ms)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Rates for x = (gamma, log_fill, beta, spread, log weight of each kind, log fill of each kind)."""
+        """Return the rates for x = (gamma, log_fill, beta, spread, log weight per kind, log fill per kind)."""
         gamma, log_fill, beta, spread = x[:4]
         log_weight_of, log_fill_of = x[4 : 4 + len(KINDS)], x[4 + len(KINDS) :]
         weight = np.exp(log_weight_of[self.kind] + gamma * self.size)

@@ -1,4 +1,4 @@
-"""How fast streams went while others ran beside them, from the spans that they had the device. Needs no torch."""
+"""Compute the rates of streams that ran together from their spans on the device. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from scipy.optimize import brentq
 
 Span = tuple[float, float]  # start and end, seconds on one clock
-SLOWEST, FASTEST = 1e-4, 1.05  # a rate against running alone can be measured a little above 1
+SLOWEST, FASTEST = 1e-4, 1.05  # range of rates; they can be measured slightly above 1
 
 
 def times_beside(spans: Sequence[Sequence[Span]]) -> list[tuple[int, dict[frozenset[int], float]]]:
-    """For each stream: how many of its spans count, and the seconds of them in which just these others ran too.
+    """Return, for each stream, how many of its spans count and their seconds by the set of other streams that ran.
 
-    spans: each stream's, in order. Those count that lie between the moment at which all streams have begun and the
-    one at which the first has ended for good.
+    spans: those of each stream, in order. A span counts if it starts after all streams have begun and ends before the
+    first stream has ended for good.
     """
     begin, end = max(s[0][0] for s in spans), min(s[-1][1] for s in spans)
     counted = [[begin <= start and stop <= end for start, stop in each] for each in spans]
@@ -26,7 +26,7 @@ def times_beside(spans: Sequence[Sequence[Span]]) -> list[tuple[int, dict[frozen
         for moment, starts in ((start, True), (stop, False))
     )
     beside: list[dict[frozenset[int], float]] = [defaultdict(float) for _ in spans]
-    running: dict[int, bool] = {}  # the streams that run now, and whether this span of theirs counts
+    running: dict[int, bool] = {}  # running streams, and whether their current span counts
     last = begin
     for moment, starts, stream, counts in moments:
         for each, mine in running.items():
@@ -44,11 +44,11 @@ def rate_beside_all(
     work_s: float, beside: Mapping[frozenset[int], float], others: frozenset[int],
     rate_beside: Callable[[frozenset[int]], float | None],
 ) -> float:  # fmt: skip
-    """The rate of a stream while all of `others` ran: what is left of its work once the rest of its time is counted.
+    """Return the rate of a stream while all of `others` ran, so that its total work is accounted for.
 
-    work_s: its spans' durations, had it been alone. beside: as times_beside found them. rate_beside: its rate beside
-    some of the others, where that is known; where not, it is taken to fall by the same factor with every other.
-    Without any time together the rate is unknown, and 1.
+    work_s: total solo duration of its spans, in seconds. beside: from times_beside. rate_beside: its rate next to
+    some of the others, or None if unknown; each further stream is then assumed to slow it by the same factor. If they
+    never all ran together, the rate is unknown and returned as 1.
     """
     if beside.get(others, 0.0) <= 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""Finished parts of a calibration, kept on disk until the profile is written. Needs no torch."""
+"""Keep finished parts of a calibration on disk until the profile is written. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from engines.errors import InputError
 from engines.storage.files import remove_files, replaced
 
 STAMP = "settings.json"
-MARK = ".pdv-parts"  # in a folder that was made for parts, and is therefore ours to remove
+MARK = ".pdv-parts"  # file that marks a folder as created for parts, so that it may be removed
 TABLES = ("stage_costs", "contention")
 _FILES = (STAMP, *(f"{name}.parquet" for name in TABLES))
 
 
 def check_parts(folder: Path) -> None:
-    """Raises InputError if something is at the place of the folder that was not made for parts."""
+    """Raise InputError if the path exists and was not created for parts."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise InputError("out", str(folder), "unfinished parts go into a folder of this name; move what is there")
+        raise InputError("out", str(folder), "unfinished parts go into a folder of this name; move this file or link")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
-        remedy = "this folder was not made by a calibration, whose unfinished parts go there; move or rename it"
+        remedy = "unfinished parts go here, but this folder was not made by a calibration; move or rename it"
         raise InputError("out", str(folder), remedy)
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the parts, and their folder unless there is more in it. Nothing happens where there are none."""
+    """Remove the parts, if any, and their folder unless it contains something else."""
     check_parts(folder)
     if folder.is_dir():
         beside = sorted(path.name for path in folder.glob(".pdv-*") if path.name != MARK)  # left by a kill
@@ -38,7 +38,7 @@ def remove_parts(folder: Path) -> None:
 class Parts:
     """The parts of one calibration. Parts of a calibration with other settings are removed.
 
-    folder: where they are kept; None: nowhere. Raises InputError if there is a folder that was not made for parts.
+    folder: where to keep them, or None to keep none. Raises InputError if the folder was not created for parts.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
@@ -55,13 +55,13 @@ class Parts:
                 beside.write_text(text)
 
     def get(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A part that is kept, or else measured, now. name: one of TABLES."""
+        """Return a part that was kept, or measure it now. name: one of TABLES."""
         path = self.folder / f"{name}.parquet" if self.folder else None
         if path and path.is_file():
             try:
                 return pd.read_parquet(path)
             except (OSError, ValueError):
-                pass  # damaged: measured again
+                pass  # damaged: measure it again
         table = measure()
         if path:
             with replaced(path) as beside:

@@ -1,8 +1,8 @@
-"""A profile: what one (device, model pair) was measured to do. Needs no torch, neither to read nor to write.
+"""A profile: the measurements of one pair on one device. Reading and writing it needs no torch.
 
-A folder holds `profile.toml` (what was measured, where, when, with which versions), three tidy CSV tables that a
-person can read and git can diff (`stage_costs`, `contention`, `acceptance`) and, where a live run left them, the
-acceptance tapes in `tapes.parquet`. Durations are milliseconds.
+A folder holds `profile.toml` (what was measured, where, when and with which versions), four CSV tables
+(`stage_costs`, `host_times`, `contention`, `acceptance`) that people can read and git can diff and, if a live run
+recorded them, the acceptance tapes in `tapes.parquet`. Durations are in milliseconds.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ FLOAT_DIGITS = 6
 
 @dataclass
 class Profile:
-    """What was measured, checked when it is made. Raises InputError naming table, column, row and remedy.
+    """The measurements, checked on creation. Raises InputError naming the table, column, row and remedy.
 
     info: device, pair, dtype, date, command (text), versions (a table), max_context (tokens), draft_length (k at
-    which acceptance was measured) and, where batches are padded to fixed sizes, batch_buckets and token_buckets.
-    stage_costs: one row a measured point. prefill_draft and prefill_target: batch prompts packed, tokens = all
-    their tokens, draft_length and context_tokens 0. draft: its k steps together, tokens = batch * k; verify:
-    tokens = batch * (k + 1); context_tokens = mean tokens a request has in the cache. kernels: kernels of one
+    which acceptance was measured) and, if batches are padded to fixed sizes, batch_buckets and token_buckets.
+    stage_costs: one row per measured point. prefill_draft and prefill_target: batch_size = packed prompts, tokens =
+    their total tokens, draft_length and context_tokens 0. draft: all its k steps, tokens = batch * k; verify:
+    tokens = batch * (k + 1); context_tokens = mean tokens per request in the KV cache. kernels: kernels per
     execution.
-    host_times: one row per step, in the order of Step: the law of the time that a batch spends on the host before and
-    after the device (calibrate.host_times).
-    contention: one row a stream of a group that ran together; solo_ms = its mean time alone, rate = its
-    speed while all were on the device against that.
+    host_times: one row per step, in the order of Step: the law of a batch's time on the host (calibrate.host_times).
+    contention: one row per stream of a group that ran together; solo_ms = its mean duration alone, rate = its speed
+    while all were on the device, as a fraction of its solo speed.
     acceptance: rate at position i = unconditional probability that the first i drafts are all accepted; requests,
-    alpha_mean and alpha_sd (spread over requests of the conditional acceptance) are the same on every row.
-    tapes: request id -> int8 array as in engines.record.run.Run.
+    alpha_mean and alpha_sd (standard deviation over requests of the conditional acceptance) are the same on every
+    row.
+    tapes: request ID -> int8 array, as in engines.record.run.Run.
     """
 
     info: dict[str, Any]
@@ -92,9 +92,12 @@ class Profile:
         return CapturedSizes(batches, self.info.get("token_buckets", TOKENS)) if batches else None
 
     def save(self, folder: Path | str) -> Path:
-        """Write the folder. A profile that is there is replaced, as a whole or, if this fails or is killed, not at
-        all; other files there stay. Floats keep 6 significant digits; `rows` in profile.toml tells a truncated table.
-        Raises InputError if another process writes there."""
+        """Write the folder.
+
+        An existing profile is replaced completely or, if this fails or is killed, not at all; other files are kept.
+        Floats keep 6 significant digits. `rows` in profile.toml reveals truncated tables. Raises InputError if
+        another process writes there.
+        """
         folder = Path(folder)
         rows = {name: len(getattr(self, name)) for name in COLUMNS}
         info = {"schema_version": SCHEMA_VERSION, **self.info, "rows": rows}
@@ -112,7 +115,7 @@ class Profile:
 
     @staticmethod
     def load(folder: Path | str) -> Profile:
-        """Read a folder. Raises InputError when anything in it is missing, damaged or of another version."""
+        """Read a folder. Raises InputError if anything in it is missing, damaged or of an unknown version."""
         folder = Path(folder)
         finish(folder, PROFILE_FILES)
         version, info = _read_info(folder / "profile.toml")
@@ -129,7 +132,7 @@ class Profile:
             if len(tables[name]) != rows.get(name, len(tables[name])):
                 raise InputError(
                     str(path), f"{len(tables[name])} rows",
-                    f"profile.toml says {rows[name]}: truncated; {AGAIN} (if you meant it, correct `rows`)",
+                    f"profile.toml says {rows[name]}: truncated; {AGAIN} (if this is intended, correct `rows`)",
                 )  # fmt: skip
         path = folder / "tapes.parquet"
         tapes = read_tapes("profile", path, AGAIN) if path.exists() or path.is_symlink() else {}
@@ -140,9 +143,9 @@ class Profile:
 
 
 def _read_info(path: Path) -> tuple[int, dict[str, Any]]:
-    """The schema version, and what else is there."""
+    """Return the schema version and all other settings."""
     if not path.is_file():
-        raise InputError("profile", str(path.parent), "no profile.toml there; give the folder `pdv calibrate` wrote")
+        raise InputError("profile", str(path.parent), "no profile.toml there; give a folder from `pdv calibrate`")
     info = read_toml("profile", path, AGAIN)
     version = info.pop("schema_version", None)
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
@@ -152,8 +155,10 @@ def _read_info(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _first_host_times(costs: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The table of a profile of version 1, which told segments apart, but not what a worker did before: the host time
-    of a work was its slowest segment's."""
+    """Return the table of a version 1 profile, where the host time of a batch was that of its slowest segment.
+
+    Version 1 does not distinguish back-to-back from wake-up.
+    """
     for column in ("segment", "host_ms"):
         if column not in costs:
             raise InputError(where, ", ".join(map(str, costs.columns)), f"column {column} is missing; {AGAIN}")

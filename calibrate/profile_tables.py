@@ -1,5 +1,4 @@
-"""What a profile's files must hold, checked when they are read and when a profile is made: its settings and its
-tables. calibrate.profile says what they mean."""
+"""Check the settings and tables of a profile when it is read or created. calibrate.profile explains them."""
 
 from __future__ import annotations
 
@@ -21,9 +20,9 @@ from engines.storage.tables import Column, first
 from engines.storage.validation import Count, Record, Text, Whole
 
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
-LEAST_MS, MOST_MS = 1e-6, 1e9  # of what is timed: from less than a clock can tell to twelve days
+LEAST_MS, MOST_MS = 1e-6, 1e9  # range of durations: from below the resolution of a clock to twelve days
 MOST_OF_ANY = 1e9  # tokens, requests, repeats, kernels
-HIGHEST_RATE = 1.05  # it can be measured a little above 1
+HIGHEST_RATE = 1.05  # rates can be measured slightly above 1
 _COUNT = Column("whole", least=1, most=MOST_OF_ANY)
 _WHOLE = Column("whole", least=0, most=MOST_OF_ANY)
 _KERNELS = Column("number", least=1, most=MOST_OF_ANY)
@@ -54,7 +53,7 @@ COLUMNS = {name: list(columns) for name, columns in TABLES.items()}
 STAGE_COST_COLUMNS, HOST_COLUMNS = COLUMNS["stage_costs"], COLUMNS["host_times"]
 CONTENTION_COLUMNS, ACCEPTANCE_COLUMNS = COLUMNS["contention"], COLUMNS["acceptance"]
 AGAIN = "run `pdv calibrate` again"
-MOST_CSV_BYTES = 64 << 20  # a profile of a hundred thousand points has a fifth of it
+MOST_CSV_BYTES = 64 << 20  # five times as much as a profile with a hundred thousand points
 
 
 def _rising(sizes: list[int]) -> list[int]:
@@ -64,7 +63,7 @@ def _rising(sizes: list[int]) -> list[int]:
 
 
 class ProfileSettings(Record):
-    """profile.toml without its schema version."""
+    """The settings in profile.toml, without the schema version."""
 
     device: Text
     pair: Text
@@ -82,7 +81,8 @@ class ProfileSettings(Record):
 
 
 def read_csv(path: Path, field: str = "profile", remedy: str = AGAIN) -> pd.DataFrame:
-    """Every cell as text, so that a bad one can be named. Raises InputError with the field and the remedy."""
+    """Read a table with every cell as text, so that error messages can quote bad ones. Raises InputError with the
+    field and the remedy."""
     content = read_bytes(field, path, MOST_CSV_BYTES, f"the table is missing or damaged: {remedy}")
     try:
         lines = list(csv.reader(io.StringIO(content.decode(), newline=""), strict=True))
@@ -93,11 +93,11 @@ def read_csv(path: Path, field: str = "profile", remedy: str = AGAIN) -> pd.Data
     if not lines or not any(lines[0]):
         raise InputError(field, str(path), f"not a readable CSV table (no columns); {remedy}")
     if not content.endswith(b"\n"):
-        raise InputError(field, str(path), f"the last line is cut off: the table is truncated; {remedy}")
+        raise InputError(field, str(path), f"the last line is incomplete: the table is truncated; {remedy}")
     header, *rows = lines
     for column in header:
         if header.count(column) > 1:
-            raise InputError(field, str(path), f"column {column} is there twice; {remedy}")
+            raise InputError(field, str(path), f"column {column} appears twice; {remedy}")
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise InputError(f"{path} line {number}", f"{len(row)} cells", f"needs {len(header)}; {remedy}")
@@ -105,7 +105,7 @@ def read_csv(path: Path, field: str = "profile", remedy: str = AGAIN) -> pd.Data
 
 
 def check_table(name: str, table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The table with its columns in order and every number a number."""
+    """Return the table with its columns in order and its numbers parsed. Raises InputError."""
     for column in TABLES[name]:
         if column not in table:
             raise InputError(where, ", ".join(map(str, table.columns)), f"column {column} is missing; {AGAIN}")
@@ -122,16 +122,16 @@ def check_table(name: str, table: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def numbers(where: str, table: pd.DataFrame, column: str, kind: Column) -> pd.Series:
-    """A column, of text or of numbers, as the numbers it must hold."""
+    """Return a column of text or numbers as numbers. Raises InputError."""
     numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
-    fraction = first(numbers != numbers.round()) if kind.kind == "whole" else None  # what is no number, too
+    fraction = first(numbers != numbers.round()) if kind.kind == "whole" else None  # also not a number
     _refuse(where, table, column, fraction, kind.wanted)
     _refuse(where, table, column, kind.first_wrong(numbers), kind.wanted)
     return numbers.astype(int) if kind.kind == "whole" else numbers
 
 
 def _refuse(where: str, table: pd.DataFrame, column: str, row: int | None, reason: str) -> None:
-    """Rows are counted as a person sees them in the file: the header is line 1."""
+    """Raise InputError for a row, if given. Lines are numbered as in the file, where the header is line 1."""
     if row is not None:
         raise InputError(f"{where} line {row + 2} column {column}", table[column].iloc[row], f"{reason}; {AGAIN}")
 
@@ -140,11 +140,11 @@ def check_meaning(costs: pd.DataFrame, host_times: pd.DataFrame, acceptance: pd.
     quantiles = costs[list(QUANTILES)].to_numpy()
     falls = (np.diff(quantiles, axis=1) < 0).any(axis=1)
     _refuse("stage_costs.csv", costs, "p95_ms", first(falls), "quantiles must rise")
-    _refuse("stage_costs.csv", costs, "segment", first(costs.duplicated(KEY)), "this point is there twice")
+    _refuse("stage_costs.csv", costs, "segment", first(costs.duplicated(KEY)), "this point appears twice")
     for segment in Segment:
         if segment not in set(costs["segment"]):
             raise InputError("stage_costs.csv", segment, f"the segment was never measured; {AGAIN}")
-    _refuse("host_times.csv", host_times, "step", first(host_times.duplicated("step")), "this step is there twice")
+    _refuse("host_times.csv", host_times, "step", first(host_times.duplicated("step")), "this step appears twice")
     for step in Step:
         if step not in set(host_times["step"]):
             raise InputError("host_times.csv", step, f"the step was never measured; {AGAIN}")

@@ -70,7 +70,9 @@ def require_name(field: str, value: Any) -> None:
     if not value.isprintable() or "/" in value or "\\" in value:
         other = "".join("-" if c in "/\\" or not c.isprintable() else c for c in value)
         other = other.lstrip(".-")[:LONGEST_NAME] or "another"
-        raise InputError(field, value, f"a name cannot have slashes, backslashes or control characters; use {other!r}")
+        raise InputError(
+            field, value, f"a name cannot have slashes, backslashes or control characters; use {other!r}"
+        )
     if value[0] in ".-":
         raise InputError(field, value, "a name cannot begin with a dot or a dash; use another")
     if len(value) > LONGEST_NAME or len(value.encode()) > 2 * LONGEST_NAME:

@@ -1,4 +1,4 @@
-"""The command line `pdv`: its commands."""
+"""The `pdv` command line."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Lay out speculative decoding: serve live, calibrate, simulate, compare, draw.
+    help="""Compare layouts of speculative decoding: serve live, calibrate, simulate, compare, plot.
 
-    The usual order: [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device, [bold]simulate[/bold]
-    the same workload, [bold]compare[/bold] the two, draw [bold]figures[/bold]. [bold]experiment[/bold] does all of it
-    for a whole grid, [bold]demo[/bold] for a small one.
-    [bold]bench[/bold] checks that outputs are exact and sets engines beside what users would run instead;
-    [bold]check[/bold] looks at one part of the engines alone.
-    Times are seconds, lengths tokens, rates requests per second, unless an option says otherwise.
+    The usual order is to [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device,
+    [bold]simulate[/bold] the same workload, [bold]compare[/bold] the two and draw [bold]figures[/bold].
+    [bold]experiment[/bold] does all of this for a grid of cells, [bold]demo[/bold] for a small grid.
+    [bold]bench[/bold] checks that outputs are exact and compares the engines with transformers;
+    [bold]check[/bold] checks one part of the engines alone.
+    Unless an option says otherwise, times are in seconds, lengths in tokens and rates in requests per second.
     """,
 )
 for command in (run, calibrate, simulate, compare, figures, trace, experiment, bench, demo):
@@ -46,8 +46,10 @@ app.command()(train_pair)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 1 where a comparison exceeds its tolerance, else as
-    experiments.program.ending.ended_by says."""
+    """Run one command and return its exit code.
+
+    The code is 1 if a comparison exceeds its tolerance, otherwise that of experiments.program.ending.ended_by.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> object:
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Raises InputError for an empty value: as a path it would be the current folder."""
+    """Raise InputError for an empty value, since as a path it would mean the current folder."""
     for before, argument in pairwise(["", *arguments]):
         name, equals, value = argument.partition("=")
         if not argument or (name.startswith("--") and equals and not value):

@@ -42,8 +42,6 @@ CHECKED = (1, 2, 5, 9)  # new tokens of each
 TIMED = {"tinyllama-1.1b": (1, 2)}  # of a draft; a target's are 5
 
 
-
-
 def relative_error(out: Tensor, reference: Tensor) -> float:
     return float((out.double() - reference.double()).norm() / reference.double().norm())
 

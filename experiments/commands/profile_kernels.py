@@ -24,9 +24,9 @@ def profile_kernels(
     batches: Annotated[str, typer.Option(help="Requests of a draft or a verify.")] = "1,8",
     context: Annotated[int, typer.Option(help="Tokens of a request before the drafts.")] = 400,
     draft_length: Annotated[int, typer.Option(help="Drafts a step, k.")] = 4,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the table, kernel_profile.csv.")
-    ] = Path("results/checks/kernel_profile"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table, kernel_profile.csv.")] = Path(
+        "results/checks/kernel_profile"
+    ),
 ) -> None:
     """Show where the time of a draft and a verify goes, kernel by kernel (GPU only).
 

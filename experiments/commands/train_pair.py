@@ -24,9 +24,7 @@ def train_pair(
     target_seconds: Annotated[
         float, typer.Option(help="Training of the target on text.", rich_help_panel=TIME)
     ] = 200.0,
-    draft_seconds: Annotated[
-        float, typer.Option(help="Training of the draft on text.", rich_help_panel=TIME)
-    ] = 30.0,
+    draft_seconds: Annotated[float, typer.Option(help="Training of the draft on text.", rich_help_panel=TIME)] = 30.0,
     pool_seconds: Annotated[
         float, typer.Option(help="The target's continuations of prompts.", rich_help_panel=TIME)
     ] = 40.0,
@@ -36,12 +34,8 @@ def train_pair(
     batch: Annotated[int, typer.Option(help="Windows of 2048 tokens a training step.")] = 32,
     pool_requests: Annotated[int, typer.Option(help="Continuations generated at a time.")] = 2048,
     requests: Annotated[int, typer.Option(help="Held-out prompts.", rich_help_panel=MEASURING)] = 128,
-    prompt_tokens: Annotated[
-        int, typer.Option(help="Tokens of every prompt.", rich_help_panel=MEASURING)
-    ] = 128,
-    output_tokens: Annotated[
-        int, typer.Option(help="Tokens of every output.", rich_help_panel=MEASURING)
-    ] = 128,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of every prompt.", rich_help_panel=MEASURING)] = 128,
+    output_tokens: Annotated[int, typer.Option(help="Tokens of every output.", rich_help_panel=MEASURING)] = 128,
     library: Annotated[
         Path | None,
         typer.Option(help="Folder of Python sources \\[default: the running Python's standard library]."),

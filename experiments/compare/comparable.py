@@ -1,7 +1,7 @@
-"""Whether runs may be set against one another.
+"""Check which runs can be compared.
 
-A comparison without meaning is refused: a live run in place of a simulated one, another device or pair, runs of a
-cell that are no repeats of one another. A simulation may differ from the live run in any other setting; these are
+Meaningless comparisons are refused: a live run in place of a simulated one, a different device or pair, or runs of
+a cell that are not repeats of one another. A simulation may differ from the live run in other settings; these are
 named.
 """
 
@@ -18,20 +18,20 @@ from engines.record.run import Run
 from experiments.runner.cells import Cell, cell_of
 
 MEASURED_ON = ("device", "pair", "pair_models", "dtype")
-REPEATS_MAY_DIFFER = {"seed"}  # repeats with other random numbers are repeats
-REPLAYS_MAY_DIFFER = {"seed", "requests", "lengths"}  # each asks what its live run finished
+REPEATS_MAY_DIFFER = {"seed"}  # repeats may draw different random numbers
+REPLAYS_MAY_DIFFER = {"seed", "requests", "lengths"}  # each contains what its live run finished
 NAMES_ONLY = {
     "kind",
     "of",
     "count",
     "prompt_seed",
     "trace_digest",
-}  # of a workload: compared elsewhere, or none
-SAMPLING = {"temperature": 0.0, "seed": 0, "ignore_eos": True}  # of a record without these settings
+}  # workload settings that are compared elsewhere or do not matter
+SAMPLING = {"temperature": 0.0, "seed": 0, "ignore_eos": True}  # defaults for records without these settings
 
 
 class Sides(NamedTuple):
-    """Both sides of a cell. differs: the settings in which they are not the same."""
+    """Both sides of a cell. differs: the settings in which they differ."""
 
     cell: Cell
     lives: list[Run]
@@ -40,7 +40,7 @@ class Sides(NamedTuple):
 
 
 def check_kind(field: str, runs: Iterable[Run], kind: str) -> None:
-    """Raises InputError for a run that is not of the kind, "live" or "simulated"."""
+    """Raise InputError for a run that is not of this kind ("live" or "simulated")."""
     for run in runs:
         if run.info.get("kind") != kind:
             remedy = f"the record has kind = {run.info.get('kind')!r}; give a {kind} run here"
@@ -48,17 +48,17 @@ def check_kind(field: str, runs: Iterable[Run], kind: str) -> None:
 
 
 def check_profile(profile: Profile, lives: Iterable[Run]) -> None:
-    """Raises InputError for a profile of another device, pair or type than a live run's."""
+    """Raise InputError if the profile's device, pair or data type differs from a live run's."""
     for live in lives:
-        _refuse_others("profile", profile.info, live, "give the profile of that one")
+        _refuse_others("profile", profile.info, live, "give the profile that matches it")
 
 
 def sides(lives: Sequence[Run], simulations: Sequence[Run]) -> list[Sides]:
-    """The cells that both sides have, in order. Replays of live runs count only where a cell has no other
-    simulation, since a closed loop has to be simulated as one.
+    """Return the cells that both sides have, in order.
 
-    Raises InputError for runs of the wrong kind, of another device, pair or type than the other side, or that are no
-    repeats of the others of their cell.
+    Replays count only if a cell has no other simulation, since a closed loop has to be simulated as one. Raises
+    InputError for runs of the wrong kind, for runs whose device, pair or data type differs from the other side's, and
+    for runs that are not repeats of the others of their cell.
     """
     check_kind("live", lives, "live")
     check_kind("simulated", simulations, "simulated")
@@ -75,19 +75,21 @@ def sides(lives: Sequence[Run], simulations: Sequence[Run]) -> list[Sides]:
 
 
 def differences(live: Run, simulated: Run) -> list[str]:
-    """The names of the settings in which a simulation is not what the live run was. Raises InputError for another
-    device, pair or type."""
-    _refuse_others("simulated", _measured_on(simulated), live, "simulate from the profile of that one")
+    """Return the names of the settings in which a simulation differs from the live run.
+
+    Raises InputError for a different device, pair or data type.
+    """
+    _refuse_others("simulated", _measured_on(simulated), live, "simulate from the profile that matches it")
     return _differing(live, simulated)
 
 
 def own_of(simulations: Sequence[Run]) -> list[Run]:
-    """A cell's simulations that are no replays, or all of them if all are."""
+    """Return the simulations that are not replays, or all of them if all are."""
     return [run for run in simulations if "replays" not in run.info] or list(simulations)
 
 
 def by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
-    """The runs of each cell, in the order given."""
+    """Return the runs of each cell, in the order given."""
     cells: dict[Cell, list[Run]] = {}
     for run in runs:
         cells.setdefault(cell_of(run), []).append(run)
@@ -95,12 +97,12 @@ def by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
 
 
 def union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
-    """Each name once, in order of its first appearance."""
+    """Return each name once, in order of first appearance."""
     return tuple(dict.fromkeys(name for some in names for name in some))
 
 
 def _differ(lives: Sequence[Run], simulations: Sequence[Run]) -> tuple[str, ...]:
-    """Runs of the same seed are compared with one another; one whose seed the other side lacks, with all of it."""
+    """Compare runs of the same seed. A run whose seed the other side lacks is compared with all of its runs."""
     seeds = [{_seed(run) for run in runs} for runs in (lives, simulations)]
     common = set.intersection(*seeds)
     return union(
@@ -122,7 +124,7 @@ def _check_repeats(field: str, cell: Cell, runs: Sequence[Run]) -> None:
         names = union([_differing(first, other), _changed(_predicted(first), _predicted(other))])
         differing = [name for name in names if name not in allowed]
         if differing:
-            remedy = f"both are {cell}, but no repeats: they differ in {', '.join(differing)}; compare them apart"
+            remedy = f"both are {cell}, but not repeats: they differ in {', '.join(differing)}; compare them apart"
             raise InputError(field, f"{first.name}, {other.name}", remedy)
 
 
@@ -135,20 +137,20 @@ def _refuse_others(what: str, info: Mapping[str, Any], live: Run, remedy: str) -
 
 
 def _measured_on(run: Run) -> dict[str, Any]:
-    """Device, pair, its models and type: a live run's own, a simulated one's of its profile."""
+    """Return device, pair, models and data type: of the run if it is live, else of its profile."""
     info = run.info if run.info.get("kind") == "live" else run.info.get("costs", {})
     return {name: info.get(name) for name in MEASURED_ON}
 
 
 def _predicted(run: Run) -> dict[str, Any]:
-    """What else decides a simulation, apart from seeds."""
+    """Return what else determines a simulation, apart from seeds."""
     return {"profile": run.info.get("costs"), **{name: run.info.get(name) for name in ("acceptance", "jitter")}}
 
 
 def _differing(one: Run, other: Run) -> list[str]:
     names = _changed(_settings(one), _settings(other))
     if None in (_measured_on(one)["pair_models"], _measured_on(other)["pair_models"]):
-        names = [name for name in names if name != "pair_models"]  # older records and profiles do not name them
+        names = [name for name in names if name != "pair_models"]  # older records and profiles lack them
     digests = [run.info.get("workload", {}).get("trace_digest") for run in (one, other)]
     if None not in digests and digests[0] != digests[1]:
         names.append("trace")
@@ -158,7 +160,7 @@ def _differing(one: Run, other: Run) -> list[str]:
 
 
 def _asked(run: Run) -> np.ndarray:
-    """What each request asked for: one row per request."""
+    """Return what each request asked for, one row per request."""
     return run.requests.sort_values("request")[["request", "prompt_tokens", "max_tokens"]].to_numpy()
 
 
@@ -167,7 +169,7 @@ def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What was asked of a run, and of what: plain values by name."""
+    """Return the settings of a run as plain values by name."""
     workload = {**SAMPLING, **run.info.get("workload", {})}
     return {
         **_measured_on(run),
@@ -179,7 +181,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _layout(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """An architecture's settings by name; a lane's settings and the limits of its steps as lanes.LANE.NAME."""
+    """Return an architecture's settings by name; those of a lane and its batch limits as lanes.LANE.NAME."""
     out = {name: value for name, value in architecture.items() if name not in ("name", "lanes")}
     out["architecture"] = architecture.get("name")
     for lane in architecture.get("lanes", ()):

@@ -1,8 +1,8 @@
-"""How far a simulation is from the live engine, cell by cell and request by request.
+"""Compare simulations with live runs, cell by cell and request by request.
 
-The error is signed and relative, (simulated - live) / live, of the means over each side's repeats. The spread of a
-side's repeats is (max - min) / |mean|: an error below the live spread is no larger than the difference between two
-live runs.
+The error is signed and relative, (simulated - live) / live, where each side is the mean over its repeats. The spread
+of the repeats is (max - min) / |mean|. An error below the live spread is no larger than the differences between live
+runs.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ GRID = {
 
 @dataclass
 class Comparison:
-    """How simulations compare with live runs.
+    """The result of a comparison.
 
-    metrics: one row per cell and metric (METRIC_COLUMNS; difference in the metric's own unit). paired: one row per
-    replayed live run and quantity (PAIRED_COLUMNS). differs: the settings in which the simulation is not what the
-    live run was, such as "seed, slots"; empty where all are the same. unmatched: cells that only one side has.
+    metrics: one row per cell and metric (METRIC_COLUMNS; difference in the unit of the metric). paired: one row per
+    replayed live run and quantity (PAIRED_COLUMNS). The column `differs` names the settings in which the simulation
+    differs from the live run, such as "seed, slots". unmatched: cells that only one side has.
     """
 
     metrics: pd.DataFrame
@@ -57,23 +57,23 @@ class Comparison:
     unmatched: list[str] = field(default_factory=list)
 
     def grid(self) -> pd.DataFrame:
-        """One row per cell: of each metric of GRID the columns NAME_live, NAME_simulated, NAME_error,
-        NAME_live_spread and NAME_simulated_spread; and `differs`."""
+        """Return one row per cell with the column `differs` and, for each metric of GRID, the columns NAME_live,
+        NAME_simulated, NAME_error, NAME_live_spread and NAME_simulated_spread."""
         values = ["live", "simulated", "error", "live_spread", "simulated_spread"]
         wide = self.metrics.pivot_table(index=CELL_COLUMNS, columns="metric", values=values, dropna=False)
         found = {
             f"{name}_{value}": wide.get((value, metric), np.nan) for name, metric in GRID.items() for value in values
         }
-        differs = self.metrics.groupby(CELL_COLUMNS)["differs"].first()  # of the cells that exist alone
+        differs = self.metrics.groupby(CELL_COLUMNS)["differs"].first()  # only existing cells
         return pd.DataFrame({**found, "differs": differs}, index=differs.index).sort_index().reset_index()
 
     @property
     def throughput_error(self) -> float:
-        """Mean absolute relative error of the throughput over the cells."""
+        """The mean absolute relative error of the throughput over the cells."""
         return float(self.grid()["throughput_error"].abs().mean())
 
     def exceeding(self, tolerance: float) -> list[str]:
-        """The cells whose throughput error exceeds `tolerance` (a fraction), each as a line of text."""
+        """Return one line for each cell whose throughput error exceeds `tolerance` (a fraction)."""
         grid = self.grid()
         over = grid[grid["throughput_error"].abs() > tolerance]
         return [
@@ -84,7 +84,7 @@ class Comparison:
         ]
 
     def save(self, path: Path) -> list[Path]:
-        """Write the metrics as CSV to `path` and, if there are any, the paired rows beside it as *_paired.csv."""
+        """Write the metrics to `path` as CSV and any paired rows next to it as *_paired.csv."""
         tables = {path: self.metrics} | ({} if self.paired.empty else {paired_path(path): self.paired})
         for place, table in tables.items():
             with replaced(place) as beside:
@@ -93,25 +93,25 @@ class Comparison:
 
 
 def paired_path(path: Path) -> Path:
-    """Where the paired rows go, beside the metrics."""
+    """Return the path of the paired rows, next to the metrics."""
     return path.with_name(f"{path.stem}_paired.csv")
 
 
 def compare(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile | None = None) -> Comparison:
-    """Match live and simulated runs by cell.
+    """Match live and simulated runs by cell and compare them.
 
-    Several runs of a cell are its repeats, on either side. A replay of a live run is also paired with it by request;
-    it counts for the cell's own numbers only where the cell has no other simulation, since a closed loop has to be
+    On either side, several runs of a cell are its repeats. A replay is also paired with its live run by request. It
+    counts for the metrics of the cell only if the cell has no other simulation, since a closed loop has to be
     simulated as one. profile: its solo times make contention a part of the live latencies.
 
-    Raises InputError when the two sides share no cell, and for runs that cannot be compared
-    (experiments.compare.comparable): of the wrong kind, of another device, pair or type, no repeats of one another,
-    or a replay without its live run.
+    Raises InputError if the two sides share no cell, and for runs that cannot be compared
+    (experiments.compare.comparable): of the wrong kind, of a different device, pair or data type, not repeats of one
+    another, or a replay without its live run.
     """
     matched = sides(lives, simulations)
     if not matched:
         live, simulated = (_cells(by_cell(runs)) for runs in (lives, simulations))
-        remedy = f"no cell is on both sides; live has {live}; simulated has {simulated}"
+        remedy = f"the two sides share no cell; live has {live}; simulated has {simulated}"
         raise InputError("compare", f"{len(lives)} live, {len(simulations)} simulated", remedy)
     replays = [run for run in simulations if "replays" in run.info]
     pairs = list(zip(replayed_runs(replays, lives), replays, strict=True))
@@ -133,29 +133,29 @@ def compare(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile |
 
 
 def spread(values: pd.DataFrame) -> pd.Series:
-    """(max - min) / |mean| over the rows, column by column; nan for fewer than two rows."""
+    """Return (max - min) / |mean| of each column; nan for fewer than two rows."""
     if len(values) < 2:
         return pd.Series(np.nan, index=values.columns)
     return _ratio(values.max() - values.min(), values.mean().abs())
 
 
 def measures(run: Run) -> dict[str, float]:
-    """`engines.record.metrics.summary` plus the mean of each part of the latency, as part.NAME_s."""
+    """Return `engines.record.metrics.summary` plus the mean of each part of the latency, as part.NAME_s."""
     parts = decompose(run)[PARTS].mean()
     return summary(run) | {f"part.{name}_s": float(seconds) for name, seconds in parts.items()}
 
 
 def pair_by_request(live: Run, simulated: Run) -> list[dict[str, object]]:
-    """One row for each of latency, TTFT and TPOT over the requests that finished in both runs.
+    """Return one row for each of latency, TTFT and TPOT, over the requests that finished in both runs.
 
-    bias_s: mean of simulated - live, seconds; bias: the same over the live mean. mape: mean of
-    |simulated - live| / live. pearson_r: nan where either side does not vary. differs: as in a Comparison.
-    Raises InputError if the runs share no finished request.
+    bias_s: mean of simulated - live, in seconds. bias: bias_s over the live mean. mape: mean of
+    |simulated - live| / live. pearson_r: nan if either side does not vary. differs: see Comparison. Raises InputError
+    if the runs share no finished request.
     """
     times = request_times(live), request_times(simulated)
     both = times[0].merge(times[1], left_index=True, right_index=True, suffixes=(".live", ".simulated"))
     if both.empty:
-        raise InputError("replays", live.name, f"no request of {simulated.name} finished in it too")
+        raise InputError("replays", live.name, f"no request of {simulated.name} finished in both runs")
     differs = ", ".join(differences(live, simulated))
     rows: list[dict[str, object]] = []
     for quantity in ("latency_s", "ttft_s", "tpot_s"):
@@ -182,8 +182,10 @@ def pair_by_request(live: Run, simulated: Run) -> list[dict[str, object]]:
 
 
 def _explained(side: Sides, profile: Profile, costs: CostModel) -> Sides:
-    """The cell with the profile's solo times in its live runs. `differs` names the profile where a simulation was
-    made from one of another date."""
+    """Return the cell with the profile's solo times in its live runs.
+
+    `differs` includes "profile" if a simulation used a profile of another date.
+    """
     check_profile(profile, side.lives)
     others = {run.info.get("costs", {}).get("date") for run in side.simulations} - {profile.info["date"]}
     differs = (*side.differs, "profile") if others else side.differs
@@ -192,7 +194,7 @@ def _explained(side: Sides, profile: Profile, costs: CostModel) -> Sides:
 
 def _metrics(side: Sides) -> pd.DataFrame:
     live, simulated = (pd.DataFrame([measures(run) for run in runs]) for runs in (side.lives, side.simulations))
-    # A lane or device that one side never used was busy for 0 s there; its mean batch size is not defined.
+    # A lane or device that one side never used was busy for 0 s there, but its mean batch size is undefined.
     names = live.columns.union(simulated.columns, sort=False)
     idle = [name for name in names if name.startswith("lane_busy.") or ".device_" in name]
     table = pd.DataFrame(index=names.rename("metric"))
@@ -207,7 +209,7 @@ def _metrics(side: Sides) -> pd.DataFrame:
 
 
 def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
-    """0 / 0 is 0, since both sides agree; anything else over 0 is nan."""
+    """Divide. 0 / 0 is 0, since both sides agree; anything else over 0 is nan."""
     ratio = numerator / denominator.where(denominator > 0)
     return ratio.mask((denominator == 0) & (numerator == 0), 0.0)
 

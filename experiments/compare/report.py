@@ -1,4 +1,4 @@
-"""Numbers for people: the summary of a run and the table of a comparison."""
+"""Readable reports: the summary of a run and the tables of a comparison."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ CELL_METRICS = {
     "tpot_s.mean": ("TPOT mean\n(ms)", 1e3), "latency_s.median": ("latency\nmedian (ms)", 1e3),
     "latency_s.p95": ("latency\nP95 (ms)", 1e3),
 }  # fmt: skip
-"""Headings of the table of cells, and what the seconds are multiplied by."""
+"""Headings of the table of cells, and the factors for their units."""
 
 
 def results_console() -> Console:
-    """Standard output; in a file or pipe wide enough for the tables."""
+    """Return a console on standard output that is wide enough for the tables, even in a file or pipe."""
     console = Console(**AS_IT_IS)
     return console if console.is_terminal else Console(**AS_IT_IS, width=WIDTH)
 
 
 def print_summary(run: Run, folder: Path) -> None:
-    """A few lines on standard output: what ran, how fast, where the record is."""
+    """Print what ran, how fast it was and where the record is."""
     results_console().print(summary_table(run))
     print(f"record: {folder}")
 
 
 def summary_table(run: Run) -> Table:
-    """The run in six rows."""
+    """Return a summary of the run in six rows."""
     numbers = summary(run)
     statuses = run.requests["status"].value_counts()
     others = [f"{count} {status}" for status, count in statuses.items() if status != Status.FINISHED]
@@ -90,21 +90,23 @@ def summary_table(run: Run) -> Table:
 
 
 def comparison_report(comparison: Comparison) -> RenderableType:
-    """Two tables with one row per cell and the means of the absolute errors below, and a third with the pairs by
-    request where live runs were replayed."""
+    """Return two tables with one row per cell and the mean absolute errors below.
+
+    If live runs were replayed, a third table compares them request by request.
+    """
     grid = comparison.grid()
     marks = _marks([*grid["differs"], *comparison.paired["differs"]])
     parts: list[RenderableType] = [_errors(*texts, grid, marks) for texts in (THROUGHPUT_TABLE, LATENCY_TABLE)]
     if not comparison.paired.empty:
         parts.append(_paired_table(comparison, grid, marks))
-    parts += [Text(f"{mark} simulated otherwise than live: {differs}") for differs, mark in marks.items()]
+    parts += [Text(f"{mark} simulated with other settings than live: {differs}") for differs, mark in marks.items()]
     parts += [Text(f"not compared: {cell}") for cell in comparison.unmatched]
     parts.append(Text(verdict(comparison)))
     return Group(*parts)
 
 
 def verdict(comparison: Comparison) -> str:
-    """The mean absolute errors over the cells, with the mean spread of the live repeats, as one sentence."""
+    """Return the mean absolute errors over the cells, with the mean live spreads, as one sentence."""
     grid = comparison.grid()
     errors = []
     for name, label in VERDICT.items():
@@ -117,7 +119,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def write_report(comparison: Comparison, path: Path) -> Path:
-    """The report as plain text."""
+    """Write the report as plain text."""
     with replaced(path) as beside, beside.open("w", encoding="utf-8") as file:
         Console(**AS_IT_IS, file=file, width=WIDTH).print(comparison_report(comparison))
     return path
@@ -152,7 +154,7 @@ def _shown(name: str, value: float) -> str:
 
 
 def _marks(differs: Iterable[str]) -> dict[str, str]:
-    """A mark for each combination of settings that differ somewhere."""
+    """Return a mark for each combination of differing settings."""
     return {names: f"({i})" for i, names in enumerate(dict.fromkeys(filter(None, differs)), 1)}
 
 
@@ -174,7 +176,7 @@ def _paired_table(comparison: Comparison, grid: pd.DataFrame, marks: Mapping[str
 
 
 def _table(title: str) -> Table:
-    """A table whose rows begin with `_cell`; narrow enough for 100 columns."""
+    """Return a table whose rows begin with `_cell`, narrow enough for 100 columns."""
     table = Table(
         title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left",
         title_style="bold", caption_style="dim",
@@ -185,8 +187,10 @@ def _table(title: str) -> Table:
 
 
 def _cell(cell: Cell, grid: pd.DataFrame, mark: str) -> tuple[str, str]:
-    """Architecture and load in short; the draft length is named where cells differ in it, and the mark of what the
-    two sides differ in follows."""
+    """Return short names of architecture and load.
+
+    The draft length is included if the cells differ in it, followed by the mark of the settings that differ.
+    """
     name = cell.architecture if grid["draft_length"].nunique() == 1 else f"{cell.architecture}, k {cell.draft_length}"
     name = f"{name} {mark}" if mark else name
     unit = {"concurrency": "clients" if cell.level != 1 else "client", "rate": "/s", "trace": "requests"}[cell.load]
@@ -204,7 +208,7 @@ def _percent(value: float, signed: bool = False, blank: str = "-") -> str:
 
 
 def grid_table(runs: Sequence[Run]) -> Table:
-    """One row per cell and kind: means over the repeats, with their spread in brackets."""
+    """Return one row per cell and kind: means over the repeats, with their spread in brackets."""
     groups: dict[tuple[str, Cell], list[Run]] = {}
     for run in sorted(runs, key=cell_of):
         groups.setdefault((str(run.info.get("kind", "run")), cell_of(run)), []).append(run)
@@ -225,7 +229,7 @@ def grid_table(runs: Sequence[Run]) -> Table:
         name, load = _cell(cell, cells, "")
         table.add_row(f"{name}, {kind}" if len(kinds) > 1 else name, load, *row, *[_exact(repeats)] * checked)
     if never_full:
-        table.caption = "- under steady: all clients were never busy at once, or the load is not a closed loop"
+        table.caption = "steady is -: the clients were never all served at once, or the load is not a closed loop"
     return table
 
 
@@ -237,6 +241,6 @@ def _with_spread(value: float, spread_: float) -> str:
 
 
 def _exact(repeats: Sequence[Run]) -> str:
-    """How many of the checked outputs were equal to the closed form."""
+    """Return how many of the checked outputs equal the closed form."""
     found = [run.info["exactness"] for run in repeats if "exactness" in run.info]
     return f"{sum(e['equal'] for e in found)}/{sum(e['checked'] for e in found)}" if found else "-"

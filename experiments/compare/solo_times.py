@@ -1,4 +1,4 @@
-"""What a live run cannot know by itself: how long its segments would have taken alone."""
+"""Add solo times from a profile to live runs, which cannot measure them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SHAPE = list(SegmentShape._fields)
 
 
 def with_solo_times(run: Run, costs: CostModel) -> Run:
-    """A copy whose spans know their mean solo time from the profile, where the run does not know it.
+    """Return a copy whose missing solo times are the mean durations of the profile.
 
-    Contention and whatever else made a live segment longer than in the calibration then shows as a part of the
-    latency. It is signed: a segment that ran faster than the profile's mean gives a negative part. What the costs
-    refuse, a draft length that was never measured, say, stays unknown (nan).
+    Contention, and anything else that made a live segment longer than in the calibration, then shows as a part of the
+    latency. This part is negative if a segment ran faster than the profile's mean. Solo times that the costs refuse,
+    such as for a draft length that was never measured, stay nan.
     """
     unknown = run.spans["solo_s"].isna()
     if not unknown.any():

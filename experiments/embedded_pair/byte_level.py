@@ -1,4 +1,4 @@
-"""What the embedded pair is made of: small Llama models over bytes, their tokenizer, and how they are stored."""
+"""Build, save and load the byte-level Llama models of the embedded pair and their tokenizer."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from engines.live.model.permutation import shape_config
 from engines.pairs.shapes import find_shape
 
 BOS, EOS, PAD = 256, 257, 258
-# Five unused ids round the vocabulary up to a multiple of 8, which keeps the last matrix product aligned.
+# Five unused IDs round the vocabulary up to a multiple of 8, which keeps the last matrix product aligned.
 SPECIAL_TOKENS = ["<bos>", "<eos>", "<pad>", *(f"<unused{i}>" for i in range(5))]
 CONTEXT = 2048
 
@@ -26,9 +26,9 @@ def build_model(shape: str, device: torch.device) -> LlamaForCausalLM:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose token id is the byte's value; special ids follow, and no text ever encodes to one.
+    """Return a tokenizer whose token IDs are byte values. Special IDs follow, and no text encodes to one.
 
-    ByteLevel names printable bytes by themselves and the 68 others by the characters from U+0100 on.
+    ByteLevel maps printable bytes to themselves and the other 68 to the characters from U+0100 on.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))
@@ -53,11 +53,11 @@ def save(model: LlamaForCausalLM, folder: Path) -> None:
     """Write weights (bfloat16), configuration, generation defaults (greedy) and tokenizer to `folder`."""
     model.generation_config = GenerationConfig(do_sample=False, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
     model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by the owner only
     build_tokenizer().save_pretrained(folder)
 
 
 def load(folder: Path, dtype: torch.dtype, device: torch.device | str) -> LlamaForCausalLM:
-    """The model saved under `folder`, ready to run on `device`."""
+    """Load the model saved in `folder`, ready to run on `device`."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return model.to(device).eval()  # type: ignore[arg-type]

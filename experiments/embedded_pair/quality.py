@@ -1,4 +1,4 @@
-"""How good the embedded pair is: bits per byte of each model, and how often the target accepts the draft."""
+"""Measure the embedded pair: bits per byte of each model, and how often the target accepts drafts."""
 
 import math
 from pathlib import Path
@@ -14,13 +14,13 @@ from experiments.embedded_pair.byte_level import CONTEXT, EOS, load
 
 
 def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy in nats of tokens [batch, length] under logits [batch, length, vocabulary]."""
+    """Return the mean cross entropy, in nats, of tokens [batch, length] under logits [batch, length, vocabulary]."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
 @torch.no_grad()
 def bits_per_byte(model: LlamaForCausalLM, tokens: torch.Tensor, windows: int) -> float:
-    """Mean next-token cross entropy in bits over `windows` windows spread evenly over tokens [count]."""
+    """Return the mean next-token cross entropy in bits over `windows` windows spread evenly over tokens [count]."""
     starts = torch.linspace(0, len(tokens) - CONTEXT - 1, windows, device=tokens.device).long()
     total = 0.0
     for chunk in starts.split(16):
@@ -31,7 +31,10 @@ def bits_per_byte(model: LlamaForCausalLM, tokens: torch.Tensor, windows: int) -
 
 @torch.no_grad()
 def greedy_continuation(model: LlamaForCausalLM, prompts: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` greedy tokens after each of prompts [requests, tokens]: int64 [requests, count], <eos> or not."""
+    """Return `count` greedy tokens after each of prompts [requests, tokens]: int64 [requests, count].
+
+    Generation does not stop at <eos>.
+    """
     cache = DynamicCache(config=model.config)
     step, output = prompts, []
     for _ in range(count):
@@ -42,7 +45,7 @@ def greedy_continuation(model: LlamaForCausalLM, prompts: torch.Tensor, count: i
 
 
 def live_positions(output: torch.Tensor) -> torch.Tensor:
-    """Which positions of output [requests, tokens] come no later than its first <eos>: bool, same shape."""
+    """Return which positions of output [requests, tokens] are not after its first <eos>: bool, same shape."""
     ended = (output == EOS).cumsum(1)
     return (ended == 0) | ((ended == 1) & (output == EOS))
 
@@ -51,10 +54,10 @@ def live_positions(output: torch.Tensor) -> torch.Tensor:
 def record_tapes(
     target: LlamaForCausalLM, draft: LlamaForCausalLM, prompts: torch.Tensor, output_tokens: int
 ) -> list[np.ndarray]:
-    """Acceptance tapes of greedy decoding: is the draft's choice right at each output position of the target?
+    """Return the acceptance tapes of greedy decoding: whether the draft agrees at each output position.
 
-    The target continues prompts [requests, tokens]; one teacher-forced pass of the draft over prompt and output
-    then gives the tapes, int8 [output tokens] each, cut at the first <eos>. Entry 0 belongs to prefill's token.
+    The target continues prompts [requests, tokens]. One teacher-forced pass of the draft over prompt and output then
+    gives the tapes, int8 [output tokens] each, cut at the first <eos>. Entry 0 belongs to the token from prefill.
     """
     output = greedy_continuation(target, prompts, output_tokens)
     sequences = torch.cat([prompts, output], dim=1)
@@ -71,7 +74,7 @@ def measure_acceptance(
     device: torch.device | str = "cpu",
     root: Path | None = None,
 ) -> list[np.ndarray]:
-    """`record_tapes` of the pair saved under `folder`, in float32, on held-out prompts of the library `root`."""
+    """Return `record_tapes` of the pair saved in `folder`, in float32, on held-out prompts of the library `root`."""
     target, draft = (load(folder / name, torch.float32, device) for name in ("target", "draft"))
     prompts = [list(held_out_prompt(0, index, prompt_tokens, root)) for index in range(requests)]
     return record_tapes(target, draft, torch.tensor(prompts, device=device), output_tokens)
@@ -80,10 +83,10 @@ def measure_acceptance(
 def quality(
     folder: Path, text: torch.Tensor, held_out: torch.Tensor, sizes: tuple[int, int, int], root: Path | None
 ) -> list[str]:
-    """Lines of TOML: what the pair saved under `folder` achieves in float32.
+    """Return the quality of the pair saved in `folder`, measured in float32, as lines of TOML.
 
     text, held_out: int16 tokens [count] that it was and was not trained on, on the device to measure on. sizes:
-    requests, prompt tokens and output tokens to measure acceptance with. root: of the library of the prompts.
+    requests, prompt tokens and output tokens to measure acceptance with. root: library folder of the prompts.
     """
     lines, windows = [], min(512, len(held_out) // CONTEXT)
     for name in ("target", "draft"):

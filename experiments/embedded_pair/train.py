@@ -1,4 +1,4 @@
-"""Train the embedded pair: two byte-level Llama models that know Python's standard library, and nothing else.
+"""Train the embedded pair: two byte-level Llama models of Python's standard library.
 
 The target learns the text. The draft learns the text, then the target's own greedy continuations of training
 prompts (sequence-level distillation, Kim and Rush 2016, with the target's distribution as soft labels): what a
@@ -69,7 +69,7 @@ class Training:
 
 
 def load_tokens(root: Path | None, *, held_out: bool, device: torch.device) -> torch.Tensor:
-    """The training or the held-out files as one int16 tensor [tokens]: <bos>, the file's bytes, <eos>, ..."""
+    """Return the training or held-out files as one int16 tensor [tokens]: <bos>, the file's bytes, <eos>, ..."""
     jobs = []
     for name, path in stdlib_files(root, tests=True).items():
         if is_held_out(name) == held_out and (content := read_utf8(path)):
@@ -78,7 +78,7 @@ def load_tokens(root: Path | None, *, held_out: bool, device: torch.device) -> t
 
 
 def draw_windows(tokens: torch.Tensor, count: int, length: int) -> torch.Tensor:
-    """`count` windows of `length` tokens at uniformly drawn places of `tokens`: int64 [count, length]."""
+    """Return `count` windows of `length` tokens at uniformly drawn positions of `tokens`: int64 [count, length]."""
     starts = torch.randint(len(tokens) - length, (count, 1), device=tokens.device)
     return tokens[starts + torch.arange(length, device=tokens.device)].long()
 
@@ -95,10 +95,10 @@ def train(
     model.train()
     if device.type == "cuda":
         torch.compiler.reset()
-        for layer in model.model.layers:  # alone, so that the causal mask stays implicit and attention fused
+        for layer in model.model.layers:  # layer by layer, so that the causal mask stays implicit, attention fused
             layer.compile(dynamic=False)
     with torch.autocast(device.type, torch.bfloat16):
-        loss_of_step().backward()  # compiles, outside the clock
+        loss_of_step().backward()  # compile before the clock starts
     optimizer.zero_grad()
     started = time.monotonic()
     steps, progress = 0, 0.0
@@ -121,9 +121,9 @@ def train(
 
 
 def distil_pool(target: LlamaForCausalLM, tokens: torch.Tensor, requests: int, seconds: float) -> torch.Tensor:
-    """Training prompts with the target's greedy continuations, made for `seconds`, `requests` at a time.
+    """Generate greedy continuations of training prompts for `seconds`, `requests` at a time.
 
-    Returns int16 [rows, POOL_TOKENS + 1]; the last column is the row's prompt length in tokens, 64 to 256.
+    Returns int16 [rows, POOL_TOKENS + 1]; the last column is the prompt length of the row in tokens, 64 to 256.
     """
     rows: list[torch.Tensor] = []
     started = time.monotonic()
@@ -136,9 +136,9 @@ def distil_pool(target: LlamaForCausalLM, tokens: torch.Tensor, requests: int, s
 
 
 def distillation_loss(draft: LlamaForCausalLM, target: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
-    """How far the draft is from the target on rows of the pool, int16 [batch, POOL_TOKENS + 1], in nats.
+    """Return the loss of the draft, in nats, on rows of the pool, int16 [batch, POOL_TOKENS + 1].
 
-    KL(target || draft) over prompt and output, plus the draft's cross entropy on the target's greedy choices.
+    It is KL(target || draft) over prompt and output, plus the draft's cross entropy on the target's greedy choices.
     """
     tokens, lengths = rows[:, :-1].long(), rows[:, -1:].long()
     with torch.no_grad():
@@ -159,6 +159,7 @@ def train_pair(training: Training, out: Path, device: torch.device, command: str
     torch.manual_seed(0)
     text = load_tokens(training.library, held_out=False, device=device)
     held_out = load_tokens(training.library, held_out=True, device=device)
+
     def on_text(model: LlamaForCausalLM) -> torch.Tensor:
         batch = draw_windows(text, training.batch, CONTEXT)
         return next_token_loss(model(batch, use_cache=False).logits, batch)
@@ -190,7 +191,7 @@ def train_pair(training: Training, out: Path, device: torch.device, command: str
 def describe(
     training: Training, out: Path, text: torch.Tensor, held_out: torch.Tensor, counts: dict[str, int], command: str
 ) -> str:
-    """How the saved pair came about, and how good it is, as TOML."""
+    """Return how the saved pair was trained, and its quality, as TOML."""
     lines = [
         f"date = {datetime.datetime.now(datetime.UTC).date()}",
         f'device = "{torch.cuda.get_device_name(text.device) if text.is_cuda else "cpu"}"',

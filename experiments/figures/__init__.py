@@ -1,4 +1,4 @@
-"""Figures: functions of runs and profiles, each written as PDF (vector) and PNG with its source on it."""
+"""Figures of runs and profiles, each saved as PDF (vector) and PNG with its source."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ __all__ = [
 
 
 def draw_all(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile | None, folder: Path) -> list[Path]:
-    """Every figure that the given runs and profile allow. A timeline is drawn for each architecture, at its
-    busiest load, from the first live run and the simulation that belongs to it. Raises InputError for runs that mean
-    nothing side by side (experiments.compare.comparable), and for a profile of another device or pair."""
+    """Draw every figure that the runs and the profile allow.
+
+    Each architecture gets a timeline at its busiest load, from the first live run and its simulation. Raises
+    InputError for runs that cannot be compared (experiments.compare.comparable), and for a profile of another device
+    or pair.
+    """
     sides(lives, simulations)
     paths: list[Path] = []
     if profile is not None:
@@ -50,7 +53,7 @@ def draw_all(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile 
 
 
 def busiest(lives: Sequence[Run], simulations: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """For each architecture, a live run and a simulated one of the same cell, at the highest load they share."""
+    """Return a live and a simulated run per architecture, at the highest load that both sides have."""
     simulated = {cell_of(run): run for run in reversed(simulations)}
     simulated |= {cell_of(run): run for run in simulations if "replays" not in run.info}
     pairs: dict[str, tuple[Run, Run]] = {}

@@ -1,4 +1,4 @@
-"""How many drafts the target accepts: measured, and what the simulator's models of it would draw."""
+"""How many drafts the target accepts: measured, and as drawn by the simulator's acceptance models."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from sim.acceptance_fits import fit_markov, from_profile
 MEASURED = "#333333"
 LOOKS = {"independent": "--", "per-request spread": "-", "markov": ":"}
 DRAWN_REQUESTS, DRAWN_TOKENS = 400, 65
-"""Of the models' rates: about 8,000 steps, so the standard error is below 0.006."""
+"""Sample size for the models' rates: about 8,000 steps, so that the standard error is below 0.006."""
 
 
 @style.themed
 def acceptance(profile: Profile, lives: Sequence[Run], folder: Path, name: str = "acceptance") -> list[Path]:
-    """Left: the unconditional probability that the first i drafts are all accepted, from calibration and from the
-    steps of the live runs, beside what the simulator's models would draw. Right: alpha of each request, from the
-    live runs or else the profile's tapes."""
+    """Draw acceptance by position and by request.
+
+    Left: the unconditional probability that the first i drafts are all accepted, from the calibration, from the steps
+    of the live runs, and as the simulator's models draw it. Right: alpha of each request, from the live runs or else
+    the profile's tapes.
+    """
     figure, axes = style.canvas(2, height=2.7)
     _positions(axes[0][0], profile, lives)
     _requests(axes[0][1], request_alphas(profile, lives))
@@ -36,8 +39,10 @@ def acceptance(profile: Profile, lives: Sequence[Run], folder: Path, name: str =
 
 
 def drawn_rates(source: AcceptanceSource, positions: int) -> np.ndarray:
-    """[positions] P(first i drafts accepted) over steps of `positions` drafts that follow one another, as the
-    simulator would draw them from this source."""
+    """Return P(first i drafts accepted), [positions], over steps drawn from this source as in the simulator.
+
+    The steps follow one another and have `positions` drafts each.
+    """
     reached, steps = np.zeros(positions), 0
     for request in range(DRAWN_REQUESTS):
         matches = source.acceptance(Request(request, 1, DRAWN_TOKENS), seed=0).matches
@@ -51,8 +56,10 @@ def drawn_rates(source: AcceptanceSource, positions: int) -> np.ndarray:
 
 
 def measured_rates(lives: Sequence[Run]) -> pd.Series:
-    """By position i, the share of verify steps that had at least i drafts and accepted the first i. Steps that an
-    end of output cut short are left out, since their drafts were never judged."""
+    """Return, for each position i, the share of verify steps with at least i drafts that accepted the first i.
+
+    Steps cut short by the end of the output are excluded, since some of their drafts were never judged.
+    """
     if not lives:
         return pd.Series(dtype=float)
     steps = pd.concat([run.steps for run in lives])
@@ -63,8 +70,10 @@ def measured_rates(lives: Sequence[Run]) -> pd.Series:
 
 
 def request_alphas(profile: Profile, lives: Sequence[Run]) -> pd.Series:
-    """alpha of each request: of the drafts that the target judged, those it accepted. A request that several runs
-    served is counted once, over all of them."""
+    """Return the alpha of each request: the share of accepted drafts among those that the target judged.
+
+    A request served by several runs is counted once, over all of them.
+    """
     if lives:
         steps = pd.concat([run.steps for run in lives])
         per_request = steps.assign(wrong=steps["rejected"] > 0).groupby("request")[["accepted", "wrong"]].sum()

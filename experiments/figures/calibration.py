@@ -1,4 +1,4 @@
-"""What was measured for the profile, and what the simulator makes of it: stage costs and contention."""
+"""Stage costs and contention: as measured for the profile, and as modelled by the simulator."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sim.costs import CostModel
 
 MARKERS = {2: "o", 3: "^"}
 SERIES = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-"""Markers of a panel's series."""
+"""Markers of the series in a panel."""
 SHADES = 0.45
-"""How much paler the shortest series of a panel is than the longest."""
+"""How much paler the first series of a panel is than the last."""
 
 
 @style.themed
 def stage_costs(profile: Profile, costs: CostModel, folder: Path, name: str = "stage_costs") -> list[Path]:
-    """A panel for each segment: medians with bars from P5 to P95, and the cost model's line through its means.
+    """Draw one panel per segment: measured medians with bars from P5 to P95, and the means of the cost model.
 
-    Prefill over the prompt tokens in a batch; draft and verify over the batch, one series for each draft length
-    and context.
+    Prefill is plotted over the prompt tokens in a batch, draft and verify over the batch size, with one series per
+    draft length and context.
     """
     segments = [segment for segment in Segment if (profile.stage_costs["segment"] == segment).any()]
     figure, axes = style.canvas(2, (len(segments) + 1) // 2, height=2.3)
@@ -41,16 +41,15 @@ def stage_costs(profile: Profile, costs: CostModel, folder: Path, name: str = "s
         _segment(panel, segment, profile.stage_costs[profile.stage_costs["segment"] == segment], costs)
     for empty in list(panels):
         empty.set_axis_off()
-    note = f"points: median, bars: P5 to P95, lines: mean by the cost model · {style.source((), profile.info)}"
+    note = f"points: median, bars: P5 to P95, lines: mean of the cost model · {style.source((), profile.info)}"
     return style.save(figure, folder, name, note)
 
 
 @style.themed
 def contention(profile: Profile, folder: Path, name: str = "contention") -> list[Path]:
-    """Measured against predicted rates of segments that run together; on the diagonal the model is right.
+    """Plot predicted against measured rates of segments that run together; on the diagonal the model is right.
 
-    The title gives the errors of the fit and, where several groups were measured, the error for groups that the
-    fit has not seen.
+    The title gives the errors of the fit and, if several groups were measured, the error for groups left out of it.
     """
     table = fit_contention(profile.contention).residuals
     streams = table.groupby("group")["group"].transform("size")
@@ -110,7 +109,7 @@ def _segment(panel: Axes, segment: Segment, table: pd.DataFrame, costs: CostMode
 
 
 def _line(segment: Segment, rows: pd.DataFrame, over: str, costs: CostModel) -> pd.Series:
-    """Predicted mean milliseconds between the smallest and the largest measured point."""
+    """Return the predicted mean duration (ms) between the smallest and the largest measured point."""
     first = rows.iloc[0]
     batch, k, context = int(first["batch_size"]), int(first["draft_length"]), float(first["context_tokens"])
     if over == "tokens":
@@ -129,6 +128,6 @@ def _series_label(series: list[str], key: Iterable[float]) -> str:
 
 
 def _paler(colour: str, strength: float) -> tuple[float, ...]:
-    """The colour mixed with white; strength 1 leaves it as it is."""
+    """Return the colour mixed with white; strength 1 leaves it unchanged."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     return tuple(1 - strength * (1 - part) for part in parts)

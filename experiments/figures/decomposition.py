@@ -1,4 +1,4 @@
-"""Where the time of a request went: live beside simulated, part by part."""
+"""The parts of the latency: live next to simulated."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from experiments.runner.cells import CELL_COLUMNS, cell_of
 
 PANELS_PER_ROW = 3
 VISIBLE = 0.002
-"""Parts that are nowhere a larger share of the latency than this are not drawn."""
+"""Parts are drawn only if their share of the latency exceeds this somewhere."""
 
 
 @style.themed
 def decomposition(
     lives: Sequence[Run], simulations: Sequence[Run], folder: Path, name: str = "decomposition"
 ) -> list[Path]:
-    """Stacked bars of the mean latency's parts, one panel per architecture, one pair of bars per load: live on the
-    left, simulated (hatched) on the right.
+    """Draw stacked bars of the parts of the mean latency, with one panel per architecture and one pair per load.
 
-    Bars are shares of the live mean latency (of the simulated one where there is no live run), which stands above
-    them, so that a short latency can be read beside a long one. A live run only knows contention if its solo times
-    were filled in from a profile; the part can then be negative (faster than in the calibration), which is drawn
-    below zero.
+    The live bar is on the left, the simulated one (hatched) on the right. Both are shares of the live mean latency
+    (or the simulated one without a live run), which is printed above them, so that short latencies stay readable next
+    to long ones. Live runs have a contention part only if their solo times come from a profile; it can be negative
+    (faster than in the calibration) and is then drawn below zero.
     """
     table = _table(lives, simulations)
     parts = _visible(table)
@@ -54,7 +53,7 @@ def decomposition(
 
 
 def _table(lives: Sequence[Run], simulations: Sequence[Run]) -> pd.DataFrame:
-    """Mean seconds of each part by cell and kind, averaged over repeats."""
+    """Return the mean of each part in seconds by cell and kind, averaged over repeats."""
     rows = []
     for kind, runs in (("live", lives), ("simulated", [run for run in simulations if "replays" not in run.info])):
         rows += [{**cell_of(run)._asdict(), "kind": kind, **decompose(run).mean()} for run in runs]

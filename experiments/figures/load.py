@@ -1,4 +1,4 @@
-"""Throughput and latency against the load: live points, simulated lines."""
+"""Throughput and latency over the load: live points, simulated lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PANELS = {
 }
 LATENCIES = [name for name in PANELS if name.startswith("latency")]
 LOG_FROM = 20.0
-"""Latencies of which the largest is so many times the smallest are drawn on a logarithmic axis."""
+"""Latencies are drawn on a logarithmic axis if the largest is more than this many times the smallest."""
 LOADS = {
     "concurrency": "concurrency (clients)",
     "rate": "arrival rate (requests/s)",
@@ -30,10 +30,10 @@ LOADS = {
 
 @style.themed
 def load_curves(lives: Sequence[Run], simulations: Sequence[Run], folder: Path, name: str = "load") -> list[Path]:
-    """Draw PANELS over the load of one kind; one look per architecture.
+    """Draw PANELS over the most frequent kind of load, with one look per architecture.
 
-    Live: markers at the mean of the repeats, with a bar from the smallest to the largest. Simulated: a line through
-    the means, with a band. Simulations that replay a live run's arrivals are left out: they are no closed loop.
+    Live runs are markers at the mean of the repeats, with a bar from the smallest to the largest. Simulated runs are
+    a line through the means, with a band. Replays are left out, since they are not closed loops.
     """
     simulations = [run for run in simulations if "replays" not in run.info]
     live, simulated = _table(lives), _table(simulations)
@@ -73,7 +73,7 @@ def load_curves(lives: Sequence[Run], simulations: Sequence[Run], folder: Path, 
         for name, look in looks.items()
     }  # fmt: skip
     style.legend_above(figure, entries, columns=len(looks))
-    note = "markers: live, bars from the smallest to the largest repeat; lines and bands: simulated, in the same way"
+    note = "markers: live, bars from the smallest to the largest repeat; lines and bands: simulated, likewise"
     return style.save(figure, folder, name, f"{note} · {style.source([*lives, *simulations])}")
 
 
@@ -83,6 +83,6 @@ def _table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _series(table: pd.DataFrame, architecture: str, load: str, metric: str) -> pd.DataFrame:
-    """mean, min, max of the metric by level."""
+    """Return mean, min and max of the metric by level."""
     own = table[(table["architecture"] == architecture) & (table["load"] == load)]
     return own.groupby("level")[metric].agg(["mean", "min", "max"])

@@ -1,8 +1,8 @@
-"""A run as a Chrome trace: open the file in ui.perfetto.dev or chrome://tracing.
+"""Export a run as a Chrome trace for ui.perfetto.dev or chrome://tracing.
 
-Devices are processes, lane workers their threads, segments the slices; one more process holds a row per request
-with its waiting, prefill and decode, and counters say how many requests wait and hold a slot. The format is
-the Trace Event Format's JSON object, times in microseconds.
+Devices are processes, lane workers are threads and segments are slices. One more process has a row per request, with
+its waiting, prefill and decode, and counters of the requests that wait for a slot and hold one. The format is the
+JSON object of the Trace Event Format, with times in microseconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engines.record.run import Run
 from engines.storage.files import replaced
 
 REQUESTS_PROCESS = 1000
-"""Process number of the request rows; devices are numbered from 0."""
+"""Process ID of the request rows; device IDs start at 0."""
 
 
 def export(run: Run, path: Path) -> Path:
@@ -30,13 +30,13 @@ def export(run: Run, path: Path) -> Path:
 
 
 def events(run: Run) -> list[dict[str, Any]]:
-    """Names of processes and threads first, then all events in order of time."""
+    """Return the names of processes and threads, then all events in order of time."""
     timed = sorted([*_segments(run), *_requests(run.requests), *_counters(run.requests)], key=lambda e: e["ts"])
     return [*_names(run), *timed]
 
 
 def _threads(spans: pd.DataFrame) -> dict[tuple[int, str, int], int]:
-    """Thread number of each (device, lane, worker), in order of streams."""
+    """Return the thread ID of each (device, lane, worker), in order of streams."""
     order = spans.sort_values(["device", "stream", "lane", "worker"])[["device", "lane", "worker"]].drop_duplicates()
     return {(int(d), str(lane), int(w)): i + 1 for i, (d, lane, w) in enumerate(order.itertuples(index=False))}
 
@@ -78,7 +78,7 @@ def _segments(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _requests(requests: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Nestable asynchronous slices: the request, and in it waiting, prefill and decode as far as it got."""
+    """Yield nestable asynchronous slices: the request and, inside it, waiting, prefill and decode if it got there."""
     for row in requests.to_dict("records"):
         args = {
             "prompt_tokens": int(row["prompt_tokens"]),
@@ -105,7 +105,7 @@ def _slice(request: int, name: str, start_s: float, end_s: float, args: dict[str
 
 
 def _counters(requests: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """How many requests wait for a slot and how many hold one, whenever that changes."""
+    """Yield the numbers of requests that wait for a slot and that hold one, whenever they change."""
     admitted = requests["prefill_start_s"]
     left_queue = admitted.fillna(requests["finish_s"])
     changes = pd.concat(

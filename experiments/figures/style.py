@@ -1,4 +1,4 @@
-"""What all figures share: looks that readers can tell apart without colour too, sizes, the source line, saving."""
+"""The common style of the figures: looks that differ even without colour, sizes, the source line and saving."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from experiments.compare.comparable import sides, union
 from experiments.runner.cells import cell_of
 
 COLUMN, PAGE = 3.4, 7.0
-"""Widths of a paper's column and of its page, inches."""
+"""Widths of a column and a page of a paper, in inches."""
 MOST_TICKS = 7
 LEGEND_KEY, LEGEND_LETTER = 0.5, 0.058
-"""Width of a legend's column, inches: of its key, and of each letter."""
+"""Widths of a legend's key and of each letter, in inches."""
 SOURCE_LETTERS = 23
-"""Letters of the source line per inch."""
+"""Letters per inch of the source line."""
 LOG_FROM = 8.0
-"""Loads of which the largest is so many times the smallest are drawn on a logarithmic axis."""
+"""Loads are drawn on a logarithmic axis if the largest is at least this many times the smallest."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,7 +39,7 @@ _BLUE, _ORANGE, _GREEN, _VERMILION, _PINK, _TAN, _ROSE, _GREY, _YELLOW, _SKY = _
 
 
 class Look(NamedTuple):
-    """How an architecture is drawn: colour, marker of live points, style of simulated lines."""
+    """The look of an architecture: colour, marker of live points and style of simulated lines."""
 
     colour: str
     marker: str
@@ -89,7 +89,7 @@ SEGMENT_LABELS: dict[str, str] = {
 
 
 def architecture_looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for every architecture: always the same for the three built in, in order of name for others."""
+    """Return a look per architecture: fixed for the three built-in ones, in order of name for others."""
     present = list(dict.fromkeys(names))
     others = sorted(name for name in present if name not in _FIXED)
     wheel = {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
@@ -98,12 +98,12 @@ def architecture_looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def shown(architecture: str) -> str:
-    """The name as readers know it: PD, PDV."""
+    """Return the name as shown to readers: PD, PDV."""
     return _CAPITALS.get(architecture, architecture)
 
 
 def themed(draw: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: the function draws with the look of these figures, and leaves matplotlib's settings alone."""
+    """Decorate a function to draw in this style without changing matplotlib's settings."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **options: P.kwargs) -> R:
@@ -118,7 +118,7 @@ def themed(draw: Callable[P, R]) -> Callable[P, R]:
             "lines.linewidth": 1.3,
             "axes.linewidth": 0.8,
             "grid.color": "#e4e4e4",
-            "text.parse_math": False,  # names are shown as they are, whatever dollars they have
+            "text.parse_math": False,  # names are shown literally, even if they contain dollar signs
         }
         with rc_context(look):
             return draw(*args, **options)
@@ -127,13 +127,13 @@ def themed(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def canvas(columns: int, rows: int = 1, width: float = PAGE, height: float = 2.2, **grid: Any) -> tuple[Figure, Any]:
-    """A figure with an array [rows, columns] of axes. width: of the whole figure; height: of a row; inches."""
+    """Return a figure and its axes [rows, columns]. width: of the figure; height: of each row; both in inches."""
     figure = Figure(figsize=(width, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **grid)
 
 
 def level_axis(panel: Axes, levels: Sequence[float]) -> None:
-    """Put ticks at the levels of a load, as many as have room; logarithmic where the levels span a wide range."""
+    """Put as many ticks at the levels of a load as fit. The axis is logarithmic if the levels span a wide range."""
     ordered = sorted(level for level in set(levels) if level > 0)
     if not ordered:
         return
@@ -152,8 +152,10 @@ def level_axis(panel: Axes, levels: Sequence[float]) -> None:
 
 
 def source(runs: Sequence[Run] = (), profile_info: dict[str, Any] | None = None) -> str:
-    """Where the numbers come from: device, pair, date and draft length, as far as the records say, and what was
-    simulated otherwise than live."""
+    """Return where the numbers come from: device, pair, date and draft length, as far as they are recorded.
+
+    Settings in which simulations differ from the live runs are named too.
+    """
     infos = [*(run.info for run in runs if run.info.get("kind") == "live"), *([profile_info] if profile_info else [])]
     infos = infos or [run.info for run in runs]
 
@@ -168,7 +170,7 @@ def source(runs: Sequence[Run] = (), profile_info: dict[str, Any] | None = None)
         f"pair: {said('pair')}" if said("pair") else "",
         " to ".join(_first_and_last(str(info["date"])[:10] for info in infos if info.get("date"))),
         f"k = {', '.join(lengths)}" if lengths else "",
-        f"simulated otherwise than live: {', '.join(_differing(runs))}" if _differing(runs) else "",
+        f"simulated with other settings than live: {', '.join(_differing(runs))}" if _differing(runs) else "",
     ]
     return " · ".join(part for part in parts if part)
 
@@ -184,15 +186,17 @@ def _first_and_last(dates: Iterable[str]) -> list[str]:
 
 
 def legend_above(figure: Figure, entries: Mapping[str, Artist], columns: int) -> None:
-    """One legend for the whole figure, above the panels, filled column by column. It has fewer columns where names
-    need the room."""
+    """Add one legend for the whole figure above the panels, filled column by column.
+
+    It has fewer columns if the names are long.
+    """
     room = figure.get_figwidth() / (LEGEND_KEY + LEGEND_LETTER * max(map(len, entries), default=1))
     columns = max(1, min(columns, int(room)))
     figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=columns, frameon=False)
 
 
 def save(figure: Figure, folder: Path, name: str, source_line: str) -> list[Path]:
-    """Write NAME.pdf (vector) and NAME.png (200 dots an inch) with the source line in the lower right corner."""
+    """Write NAME.pdf (vector) and NAME.png (200 dpi) with the source line in the lower right corner."""
     source_line = textwrap.fill(source_line, int(figure.get_figwidth() * SOURCE_LETTERS))
     figure.supxlabel(source_line, fontsize=6, color="#555555", ha="right", x=0.995)
     paths = [folder / f"{name}.pdf", folder / f"{name}.png"]

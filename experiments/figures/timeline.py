@@ -1,4 +1,4 @@
-"""What every lane did, moment by moment: live above simulated, on one time axis."""
+"""A timeline of every lane: live above simulated, on one time axis."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from experiments.figures import style
 from experiments.runner.cells import cell_of
 
 BATCHES_SHOWN = 36
-"""About as many batches as a page can show with readable batch sizes."""
+"""Roughly how many batches fit on a page with readable batch sizes."""
 
 MOST_INCHES = 120.0
-"""Of the whole figure's height: larger pictures cannot be written."""
+"""Maximum height of the figure: larger images cannot be saved."""
 
 
 @style.themed
@@ -31,9 +31,9 @@ def timeline(
 ) -> list[Path]:
     """Draw the runs, one above the other, over a window of `length_s` seconds.
 
-    A row is a worker of a lane, a bar a segment with its batch size in it where it fits. Without a start, each run's
-    window begins where all clients of its closed loop were first served, or with the run where they never were.
-    Without a length, it holds BATCHES_SHOWN batches of the first run.
+    Each row is a worker of a lane. Each bar is a segment, labelled with its batch size if there is room. By default,
+    the window of each run begins with its steady window or, unless all runs have one, with the run. The default
+    length covers BATCHES_SHOWN batches of the first run.
     """
     steady = start_s is None and all(_is_steady(run) for run in runs)
     starts = [steady_window(run)[0] if steady else start_s or 0.0 for run in runs]
@@ -59,7 +59,7 @@ def _is_steady(run: Run) -> bool:
 
 
 def _rows(spans: pd.DataFrame) -> list[str]:
-    """Row labels, lanes in order of their streams; the worker is named where a lane has several."""
+    """Return the row labels, with lanes in order of streams. Workers are numbered if a lane has several."""
     workers = spans.groupby("lane")["worker"].max()
     order = spans.sort_values(["device", "stream", "lane", "worker"])[["lane", "worker"]].drop_duplicates()
     return [_label(lane, worker, workers) for lane, worker in order.itertuples(index=False)]
@@ -70,7 +70,7 @@ def _label(lane: str, worker: int, workers: pd.Series) -> str:
 
 
 def _draw(panel: Axes, run: Run, rows: list[str], start_s: float, length_s: float, zero_s: float) -> None:
-    """The window [start_s, start_s + length_s] of a run, on an axis whose 0 is at `zero_s`."""
+    """Draw the window [start_s, start_s + length_s] of a run, on an axis whose 0 is at `zero_s`."""
     spans, end_s = run.spans, start_s + length_s
     shown = spans[(spans["end_s"] > start_s) & (spans["start_s"] < end_s)]
     workers = spans.groupby("lane")["worker"].max()

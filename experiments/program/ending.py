@@ -1,4 +1,4 @@
-"""How every program of the project ends: with an exit code and, where something went wrong, one line about it."""
+"""How every program of the project ends: with an exit code and, on failure, a one-line message."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ INTERRUPTED = 130
 
 
 def ended_by(work: Callable[[], object], name: str = "") -> int:
-    """Do the work; the exit code, after one line on standard error (begun with the program's name, if it is given)
-    where it did not go well.
+    """Run `work` and return the exit code.
 
-    0, or what the work returns as a whole number. 1: the system refused (disk full, no memory, a file that cannot be
-    written) or a worker process was killed; no line where nobody reads standard output any more. 2: bad input. 70: a
-    bug; its traceback is kept in a file that the line names. 130: Ctrl-C. 143: SIGTERM.
+    On failure, print one line on standard error, starting with `name` if given. Exit codes: 0, or the integer that
+    `work` returns. 1: a system error (disk full, out of memory, unwritable file) or a killed worker process; if
+    standard output is closed, nothing is printed. 2: bad input. 70: a bug; the line names a file with the traceback.
+    130: Ctrl-C. 143: SIGTERM.
     """
     try:
         _print_anything()
         with terminable():
             code = work()
-        sys.stdout.flush()  # a full disk shows here, and not when nobody can say so any more
+        sys.stdout.flush()  # fail on a full disk now, while it can still be reported
     except InputError as error:
         return _fail(name, str(error), BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
@@ -53,30 +53,30 @@ def ended_by(work: Callable[[], object], name: str = "") -> int:
         usage = getattr(error, "format_message", None)  # of typer's errors, such as an unknown option
         if usage is not None:
             return _fail(name, f"{usage()} (see {name} --help)", BAD_INPUT)
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; not worth importing torch for
             return _fail(name, str(error), FAILED)
         said = f"{type(error).__name__}: {error}"
-        return _fail(name, f"a bug of this program, please report it: {said[:300]} ({_kept_traceback()})", BUG)
+        return _fail(name, f"this is a bug, please report it: {said[:300]} ({_kept_traceback()})", BUG)
     if code == INTERRUPTED:
         return _fail(name, "interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    with suppress(OSError):  # nobody is there to be told
+    with suppress(OSError):  # standard error is closed
         print(" ".join([f"{name}:"] * (name != "") + message.split()), file=sys.stderr)
     return code
 
 
 def _print_anything() -> None:
-    """File names need not be text; what standard output cannot show is written as its code."""
+    """Escape what the output encoding cannot show, since file names can hold any bytes."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):  # of a stream that stands in for it
+        with suppress(AttributeError, ValueError):  # a replaced stream may not support this
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _print_nothing_more() -> None:
-    """What is left in the buffer of a standard output that cannot be written would fail once more at exit."""
+    """Discard the buffer of an unwritable standard output, since flushing it at exit would fail again."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
         return

@@ -1,4 +1,4 @@
-"""How commands and their worker processes end: on a signal, and with one another."""
+"""End commands and their worker processes: on a signal, and together."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell would report it
-GRACE_S = 1.5  # after SIGTERM, for what has to be closed
-LOOK_S = 0.5  # how often a worker looks for its parent
+TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell reports it
+GRACE_S = 1.5  # time to close everything after SIGTERM
+LOOK_S = 0.5  # how often a worker checks for its parent
 
 
 class TerminatedError(BaseException):
-    """SIGTERM has come. As with KeyboardInterrupt, no `except Exception` holds it up."""
+    """SIGTERM was received. Like KeyboardInterrupt, it is not caught by `except Exception`."""
 
 
 class WorkerLostError(RuntimeError):
-    """A worker process ended before its work, from outside."""
+    """A worker process was killed before it finished its work."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise TerminatedError in the block when SIGTERM comes, so that it is left as after Ctrl-C. What takes longer
-    than GRACE_S to close is left as it is: files are written so that they are whole at any moment."""
+    """Raise TerminatedError in the block on SIGTERM, so that it exits as on Ctrl-C.
+
+    If closing takes longer than GRACE_S, the process exits anyway, since files are replaced atomically.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
@@ -35,7 +37,7 @@ def terminable() -> Iterator[None]:
     hurry.daemon = True
 
     def end(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # raise only once
         hurry.start()
         raise TerminatedError
 
@@ -53,14 +55,17 @@ def _leave() -> None:
 
 
 def silence_trackers() -> None:
-    """Keep the processes that clear up what killed workers leave from remarking on it on standard error."""
+    """Silence the resource trackers, which warn on standard error when they clean up after killed workers."""
     rules = [rule for rule in os.environ.get("PYTHONWARNINGS", "").split(",") if rule]
     os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys([*rules, "ignore:resource_tracker"]))
 
 
 def end_with(parent: int) -> None:
-    """In a worker process: end soon after the parent, of which nothing else tells if it was killed, and leave Ctrl-C,
-    which a terminal sends to all, to it."""
+    """Make a worker process end soon after its parent and ignore Ctrl-C.
+
+    Nothing else tells a worker that its parent was killed. A terminal sends Ctrl-C to all processes, but only the
+    parent should handle it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Progress bars for whatever takes longer than a moment."""
+"""Progress bars for long tasks."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from rich.progress import (
 )
 
 Report = Callable[[int, int], None]
-"""What a long task calls with (done, of how many)."""
+"""Called by a long task with (done, total)."""
 
 AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-"""Settings of a console that shows names as they are, whatever brackets and colons they have."""
+"""Settings of a console that prints names literally, even if they contain brackets or colons."""
 
 console = Console(**AS_IT_IS, stderr=True)
-"""Progress and remarks; results go to standard output."""
+"""For progress and messages; results go to standard output."""
 
 
 class Bar:
-    """One progress bar. Call it with (done, of how many)."""
+    """A progress bar. Call it with (done, total)."""
 
     def __init__(self, progress: Progress, task: TaskID, title: str) -> None:
         self._progress, self._task, self._title = progress, task, title
@@ -37,13 +37,13 @@ class Bar:
         self._progress.update(self._task, completed=done, total=total)
 
     def part(self, what: str, fraction: float) -> None:
-        """What is being done, and how much of the whole is done (0 to 1)."""
+        """Show the current part and the fraction of the whole that is done (0 to 1)."""
         self._progress.update(self._task, description=f"{self._title}: {what}", completed=fraction, total=1)
 
 
 @contextmanager
 def bar(title: str) -> Iterator[Bar]:
-    """A progress bar on standard error while the block runs; nothing of it stays, and none is drawn in a file."""
+    """Show a progress bar on standard error during the block, if standard error is a terminal."""
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),

@@ -1,5 +1,7 @@
-"""A cell is one point of an experiment's grid: an architecture under a load. Runs know their own cell, so live
-and simulated runs find each other, and a cell that is finished on disk is not computed again."""
+"""Cells: the points of an experiment's grid, each an architecture under a load.
+
+Every run knows its cell, so live and simulated runs can be matched, and a cell finished on disk is not run again.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,10 @@ from experiments.program.outputs import check_ours, check_output
 
 
 class Cell(NamedTuple):
-    """Where in the grid a run belongs.
+    """The place of a run in the grid.
 
     load: "concurrency" (closed loop; level = clients), "rate" (open loop; level = requests per second) or "trace"
-    (level = number of requests). draft_length: "4", or "2-8" for an adaptive one.
+    (level = number of requests). draft_length: "4", or "2-8" if adaptive.
     """
 
     architecture: str
@@ -40,7 +42,7 @@ CELL_COLUMNS = list(Cell._fields)
 
 
 def cell_of(run: Run) -> Cell:
-    """The cell of a live or simulated run. A run that replays another belongs to that one's cell."""
+    """Return the cell of a live or simulated run. A replay belongs to the cell of the run that it replays."""
     architecture, workload = run.info.get("architecture", {}), run.info.get("workload", {})
     length = architecture.get("draft_length", FixedDraftLength().k)
     if isinstance(length, Mapping):
@@ -54,25 +56,25 @@ def cell_of(run: Run) -> Cell:
 
 
 def draft_length_label(architecture: Architecture) -> str:
-    """ "4" for a fixed draft length, "2-8" for an adaptive one."""
+    """Return "4" for a fixed draft length, "2-8" for an adaptive one."""
     length = architecture.draft_length
     return str(length.k) if isinstance(length, FixedDraftLength) else f"{length.minimum}-{length.maximum}"
 
 
 def at_once(workload: Workload) -> int:
-    """The most requests that can be there at the same time."""
+    """Return the largest number of requests that can be in the system at once."""
     return min(len(workload.requests), workload.concurrency or len(workload.requests))
 
 
 def check_room(workload: Workload, max_context: int | None) -> None:
-    """Raises InputError if every request would be refused, since no prompt leaves room for output."""
+    """Raise InputError if every request would be rejected because no prompt leaves room for output."""
     shortest = min(request.prompt_tokens for request in workload.requests)
     if max_context is not None and shortest >= max_context:
         raise InputError("max_context", max_context, f"no prompt fits; the shortest has {shortest} tokens")
 
 
 def described(architecture: Architecture, workload: Workload) -> dict[str, Any]:
-    """All that decides what a run of a cell is asked to do, as plain values."""
+    """Return everything that determines what a run of a cell has to do, as plain values."""
     return {
         "architecture": architecture.to_dict(),
         "requests": [dataclasses.astuple(request) for request in workload.requests],
@@ -82,47 +84,55 @@ def described(architecture: Architecture, workload: Workload) -> dict[str, Any]:
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """A short digest of plain values: equal settings, equal digest, whatever their order."""
+    """Return a short digest of plain values. It does not depend on their order."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def kept(folder: Path, digest: str) -> Run | None:
-    """The run in a folder if it is whole and was finished with exactly these settings, else None."""
+    """Return the run in a folder, or None unless it is complete and was made with exactly these settings."""
     try:
         run = Run.load(folder)
-    except InputError:  # not there, damaged or of another version: what made it makes it again
+    except InputError:  # missing, damaged or of another version: run it again
         return None
     return run if run.info.get("fingerprint") == digest else None
 
 
 def cell_folder(root: Path, name: str) -> Path:
-    """The folder of a cell, once it is sure that `keep` may write there: inside the root, links followed, and with
-    nothing in it but a record that `keep` wrote. Raises InputError."""
+    """Return the folder of a cell, after checking that `keep` may write there.
+
+    With links followed, it must lie inside the root and hold nothing but a record that `keep` wrote. Raises
+    InputError.
+    """
     folder = root / name
     if folder.resolve().parent != root.resolve():
-        raise InputError("out", str(folder), f"this folder would not lie in {root}; name it differently, or move it")
+        raise InputError("out", str(folder), f"this folder would lie outside {root}; rename it, or move it")
     check_output("out", folder, RUN_FILES)
     check_ours("out", folder, RUN_FILES, mark="fingerprint", alone=True)
     return folder
 
 
 def keep(run: Run, folder: Path, digest: str) -> Run:
-    """Write a finished run so that `kept` finds it. The record appears whole or not at all, so an interrupted
-    experiment never mistakes half a record for a finished cell."""
+    """Write a finished run so that `kept` finds it.
+
+    The record is written completely or not at all, so an interrupted experiment never takes half a record for a
+    finished cell.
+    """
     run.info |= {"name": folder.name, "fingerprint": digest}
     run.save(folder)
     return run
 
 
 def load_runs(field: str, folder: Path) -> list[Run]:
-    """The run in a folder, or all runs in its subfolders, by name; hidden ones are no runs. Raises InputError if
-    there is none, and for one that is damaged."""
+    """Return the run in a folder, or all runs in its subfolders, sorted by name. Hidden subfolders are skipped.
+
+    Raises InputError if there is no run, or if one is damaged.
+    """
     if holds(folder, "run.toml"):
         return [Run.load(folder)]
     if not folder.is_dir():
         raise InputError(field, str(folder), "no such folder; give a run's folder, or a folder of runs")
     found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and holds(path, "run.toml"))
     if not found:
-        raise InputError(field, str(folder), "no run in it; give the folder that `pdv run` or `pdv simulate` wrote")
+        raise InputError(field, str(folder), "no run in it; give a folder written by `pdv run` or `pdv simulate`")
     return [Run.load(path) for path in found]

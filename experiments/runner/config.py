@@ -1,4 +1,4 @@
-"""An experiment as a TOML file: which architectures serve which loads, live, simulated or both, and how often."""
+"""The configuration of an experiment: which architectures serve which loads, live or simulated, and how often."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ def _name(value: str) -> str:
 
 
 def read_rows(path: str | Path, requests: int | None, *cuts: int | None) -> Workload:
-    """A trace, or its first `requests` rows. cuts: as engines.workload.traces.read_trace takes them. Raises
-    InputError, also for a trace that has fewer rows."""
+    """Read a trace, or its first `requests` rows. cuts: passed on to engines.workload.traces.read_trace.
+
+    Raises InputError, also if the trace has fewer rows.
+    """
     trace = read_trace(path, requests, *cuts)
     if requests is not None and len(trace.requests) < requests:
-        remedy = f"the trace has {len(trace.requests)} requests; use that many at most, or leave it out for all"
+        remedy = f"the trace has {len(trace.requests)} requests; give at most that many, or leave it out for all"
         raise InputError("requests", requests, remedy)
     return trace
 
 
 class WorkloadConfig(Settings):
-    """What each cell serves. Lengths in tokens, as `engines.workload.lengths.parse_lengths` reads them.
+    """The workload of each cell. Lengths are in tokens, as `engines.workload.lengths.parse_lengths` reads them.
 
-    requests: per cell at least, 32 by default (all of a trace). requests_per_client: for each client of a closed
-    loop, so that busy cells reach a steady state. process, cv: of the arrivals of an open loop. trace: a file that
-    gives arrivals and lengths. A setting that the load has no use for is refused.
+    requests: minimum per cell, 32 by default (all of a trace). requests_per_client: minimum per client of a closed
+    loop, so that busy cells reach a steady state. process, cv: arrivals of an open loop. trace: file with arrivals
+    and lengths. Settings that do not apply to the load are refused.
     """
 
     requests: Count | None = None
@@ -57,17 +59,17 @@ class WorkloadConfig(Settings):
     trace: str | None = None
 
     def build(self, load: tuple[str, float] | None, seed: int) -> Workload:
-        """The workload under one load, None for the trace. Raises InputError."""
+        """Return the workload under one load, or of the trace if load is None. Raises InputError."""
         if self.trace is not None:
             owned = ("requests_per_client", "prompt_tokens", "output_tokens", "process", "cv")
-            self._refuse(owned, "a trace has arrivals and lengths of its own; leave one of the two out")
+            self._refuse(owned, "a trace has its own arrivals and lengths; leave one of the two out")
             return with_sampling(read_rows(self.trace, self.requests), self.temperature, seed)
         kind, level = load or ("", 0)
         clients = int(level) if kind == "concurrency" else None
         if clients is None:
             self._refuse(("requests_per_client",), "an open loop has no clients; set requests instead")
         else:
-            self._refuse(("process", "cv"), "a closed loop has no arrivals to choose; leave it out")
+            self._refuse(("process", "cv"), "a closed loop has no arrival process; leave it out")
         return make_workload(
             max(self.requests or 32, self.requests_per_client * (clients or 0)),
             parse_lengths("prompt_tokens", self.prompt_tokens),
@@ -81,16 +83,18 @@ class WorkloadConfig(Settings):
         )
 
     def _refuse(self, names: tuple[str, ...], remedy: str) -> None:
-        """Raises InputError for the first of these settings that is not the default."""
+        """Raise InputError for the first of these settings that is not the default."""
         for name in names:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise InputError(f"workload.{name}", getattr(self, name), remedy)
 
 
 class CalibrationConfig(Settings):
-    """The points to measure for the profile: batches (requests of a draft or verify), contexts (tokens of a request
-    before it), prompt_tokens (of a prefill in all) and packed (prompts that share a prefill), in about budget_s
-    seconds. Draft lengths are those that the architectures use."""
+    """The points to measure for the profile, in about budget_s seconds.
+
+    batches: requests in a draft or verify. contexts: context of a request before it, in tokens. prompt_tokens: total
+    tokens of a prefill. packed: prompts that share a prefill. Draft lengths are those that the architectures use.
+    """
 
     batches: list[Count] = Field(default=[1, 2, 4, 6, 12], min_length=1)
     contexts: list[Count] = Field(default=[32, 256], min_length=1)
@@ -99,13 +103,13 @@ class CalibrationConfig(Settings):
     budget_s: Positive = 120.0
 
     def points(self, draft_lengths: list[int]) -> dict[str, list[int]]:
-        """As calibrate.stage_costs.Grid takes them."""
+        """Return the arguments of calibrate.stage_costs.Grid."""
         return {**self.model_dump(exclude={"budget_s"}), "draft_lengths": draft_lengths}
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One cell to run: a layout under a load. name: can be a folder's. workloads: one for each repeat."""
+    """One cell to run: a layout under a load. name: valid as a folder name. workloads: one per repeat."""
 
     name: str
     layout: Layout
@@ -113,14 +117,14 @@ class Point:
 
 
 class Experiment(Settings):
-    """The whole file. Give `concurrencies` (closed loop) or `rates` (open loop, requests per second) or a trace.
+    """The whole file. Give `concurrencies` (closed loop), `rates` (open loop, requests per second) or a trace.
 
-    mode: serve live, simulate, or both. architectures: names, paths of .toml files, or tables: either a whole
-    architecture or Changes. k: draft lengths to try with every architecture, each as text: "4", "2-8", "adaptive";
-    empty keeps their own. profile: the folder to simulate from; without it, [calibration] says what to measure
-    between the rounds of live cells. acceptance: of the simulations, as `pdv simulate` takes it; by default the live
-    run's tape, else the closed form of a permutation pair, else the profile's figures. replay: simulate each live
-    run's arrivals too, as an open loop.
+    mode: serve live, simulate, or both. architectures: names, paths of .toml files, or tables (a whole architecture
+    or Changes). k: draft lengths for every architecture, as strings ("4", "2-8", "adaptive"); if empty, they keep
+    their own. profile: the folder to simulate from; without it, the points of [calibration] are measured between the
+    rounds of live cells. acceptance: for the simulations, as in `pdv simulate`; by default the tape of the live run,
+    else the closed form of a permutation pair, else the profile's rates. replay: also simulate the recorded arrivals
+    of each live run, as an open loop.
     """
 
     model_config = ConfigDict(title="config")
@@ -159,21 +163,23 @@ class Experiment(Settings):
         if self.mode == "simulated":
             for name in ("device", "calibration"):
                 if getattr(self, name) is not None:
-                    remedy = 'nothing runs on a device where mode is "simulated"; leave it out, or use "both"'
+                    remedy = 'nothing runs on a device if mode is "simulated"; leave it out, or use "both"'
                     raise InputError(name, "given" if name == "calibration" else self.device, remedy)
         if self.mode == "live":
             for name in ("profile", "acceptance"):
                 if getattr(self, name) is not None:
-                    remedy = 'nothing is simulated where mode is "live"; leave it out, or use "both"'
+                    remedy = 'nothing is simulated if mode is "live"; leave it out, or use "both"'
                     raise InputError(name, getattr(self, name), remedy)
         elif self.profile is None and self.calibration is None:
-            raise InputError("profile", None, "a simulation needs one; give a folder, or a [calibration]")
+            raise InputError("profile", None, "simulations need one; give a folder, or a [calibration] section")
         return self
 
     @staticmethod
     def load(path: str | Path, **overrides: Any) -> Experiment:
-        """Read and check a configuration: a path, or the name of one that is shipped (`demo`). Relative paths in it
-        are relative to its folder. overrides: settings to replace. Raises InputError."""
+        """Read and check a configuration, given by its path or the name of a built-in one (`demo`).
+
+        Relative paths in it start at its folder. overrides: settings to replace. Raises InputError.
+        """
         path = Path(path)
         if not path.suffix and (CONFIGS / f"{path}.toml").is_file():
             path = CONFIGS / f"{path}.toml"
@@ -182,17 +188,17 @@ class Experiment(Settings):
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Experiment:
-        """Check plain values, cells included. Raises InputError with the name of the first wrong field."""
+        """Check plain values, including the cells. Raises InputError naming the first wrong field."""
         experiment = checked(Experiment, values)
         experiment.points()
         return experiment
 
     def resolved(self) -> dict[str, Any]:
-        """Plain values that from_dict reads back."""
+        """Return plain values that from_dict reads back."""
         return self.model_dump(exclude_none=True)
 
     def points(self) -> list[Point]:
-        """All cells, architectures outermost. Raises InputError."""
+        """Return all cells, ordered by architecture first. Raises InputError."""
         shared = loads_of(self.concurrencies, self.rates)
         workloads: dict[tuple[tuple[str, float] | None, str], tuple[Workload, ...]] = {}
         found: dict[str, Point] = {}
@@ -207,7 +213,7 @@ class Experiment(Settings):
                 level = "-trace" if load is None else f"-{load[0][0]}{load[1]:g}"
                 name = f"{layout.architecture.name}{level}-k{draft_length_label(layout.architecture)}"
                 if name in found:
-                    remedy = "two cells have this name; drop a load or draft length, or name architectures apart"
+                    remedy = "two cells have this name; drop a load or draft length, or rename an architecture"
                     raise InputError("cells", name, remedy)
                 found[name] = Point(name, layout, workloads[key])
         self._check_calibration(list(found.values()))
@@ -220,7 +226,7 @@ class Experiment(Settings):
         return checked(WorkloadConfig, values, "architectures workload")
 
     def layouts(self) -> list[Layout]:
-        """Every architecture at every k. Raises InputError."""
+        """Return every architecture at every k. Raises InputError."""
         return [
             dataclasses.replace(layout, architecture=changed(layout.architecture, draft_length=k))
             for layout in map(layout_of, self.architectures)
@@ -228,14 +234,14 @@ class Experiment(Settings):
         ]
 
     def calibration_points(self) -> dict[str, list[int]]:
-        """What is measured for the profile, at every draft length that an architecture of the grid can use."""
+        """Return the points of the calibration, with every draft length that an architecture can use."""
         rules = [layout.architecture.draft_length for layout in self.layouts()]
         lengths = {k for rule in rules for k in range(getattr(rule, "minimum", rule.maximum), rule.maximum + 1)}
         assert self.calibration is not None
         return self.calibration.points(sorted(lengths))
 
     def _check_calibration(self, points: list[Point]) -> None:
-        """Raises InputError if a cell can need what the calibration does not measure."""
+        """Raise InputError if a cell can need a point outside the range of the calibration."""
         if self.calibration is None or self.profile is not None:
             return
         measured, tolerated = self.calibration, 1 + TOLERANCE
@@ -243,12 +249,12 @@ class Experiment(Settings):
             for field, needed in _needed(point, self.max_context).items():
                 values = getattr(measured, field)
                 if needed > max(values) * tolerated:
-                    remedy = f"{point.name} can need {needed}; measure up to that, or change the cell"
+                    remedy = f"{point.name} can need {needed}; calibrate up to that, or change the cell"
                     raise InputError(f"calibration.{field}", values, remedy)
 
 
 def _needed(point: Point, max_context: int | None) -> dict[str, int]:
-    """The largest of what a cell can ask of a calibration, by the name of its setting."""
+    """Return the largest value of each calibration setting that a cell can need."""
     architecture = point.layout.architecture
     most = max(map(at_once, point.workloads))
     limits = {step: limit for lane in architecture.lanes for step, limit in lane.steps.items()}
@@ -264,7 +270,7 @@ def _needed(point: Point, max_context: int | None) -> dict[str, int]:
 
 
 def _with_paths_from(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The values with the paths in them taken from the folder, where they are relative."""
+    """Return the values with relative paths resolved against the folder."""
 
     def path(value: Any) -> Any:
         return str(folder.resolve() / value) if isinstance(value, str) else value

@@ -1,7 +1,6 @@
-"""One experiment: live cells, the calibration between them, simulations, and what the two say of each other.
+"""Run one experiment: live cells, the calibration between them, simulations and the comparison.
 
-Every run is a record of its own, so interrupted work goes on where it stopped, and a cell that fails leaves the
-others alone.
+Every run has its own record, so interrupted work resumes where it stopped, and a failed cell does not affect others.
 """
 
 from __future__ import annotations
@@ -46,8 +45,10 @@ from experiments.runner.simulations import Task, simulated
 
 @dataclass
 class Outcome:
-    """What an experiment made. runs: live ones, then simulated ones, replays left out. left: live cells that no time
-    was left for."""
+    """The results of an experiment.
+
+    runs: live runs, then simulated ones, without replays. left: number of live cells that there was no time for.
+    """
 
     cells: CellTable
     runs: list[Run] = field(default_factory=list)
@@ -60,9 +61,9 @@ class Outcome:
 class Runner:
     """Runs an experiment in a folder.
 
-    backend: where live cells are served. only: "live" or "simulated", to do one part of the work now. jobs: processes
-    that simulate, one per core by default. budget_s: no live cell and no calibration begins later than this after the
-    start. Raises InputError.
+    backend: serves live cells. only: "live" or "simulated", to do only this part of the work. jobs: number of
+    simulation processes, one per core by default. budget_s: seconds after the start when the last live cell or
+    calibration may begin. Raises InputError.
     """
 
     def __init__(
@@ -83,13 +84,16 @@ class Runner:
         self.given = Profile.load(Path(place)) if place is not None else None
         self.acceptance = parse_acceptance(experiment.acceptance) if experiment.acceptance is not None else None
         self.pair = experiment.pair or "embedded"
-        self.models: dict[str, Any] = {}  # of folders that cannot be read: who loads them says what is wrong
+        self.models: dict[str, Any] = {}  # stays empty for unreadable folders: loading them reports the error
         with suppress(InputError):
             self.models = origins_of(self.pair).key()
 
     def run(self) -> Outcome:
-        """Do what is not done yet. Raises InputError, before any work, for what cannot be done, if another process
-        writes to the folder, and if something in it would be replaced that no experiment wrote."""
+        """Do everything that is not done yet.
+
+        Raises InputError before any work for input that cannot be run, if another process writes to the folder, or if
+        something in it would be replaced that no experiment wrote.
+        """
         with locked(self.folder):
             check_folder(self.folder, [(point.name, n) for point in self.points for n in self.repeats])
             for part in (self.folder / "profile", *map(self._part, self.repeats)):
@@ -118,14 +122,14 @@ class Runner:
     # --- before any work ------------------------------------------------------------------------------
 
     def _check_profile(self) -> None:
-        """A profile that is given is of the experiment's pair, and what it is asked for is known to it."""
+        """Raise InputError if the given profile is of another pair or cannot predict the simulations."""
         if self.given is None:
             return
         asked = self.experiment.pair if self.experiment.mode == "simulated" else self.pair
         if asked is not None:
             called = parse_pair(asked).name if asked.startswith(PREFIX) else pair_name(asked)
             if called != self.given.info["pair"]:
-                remedy = f"the profile is of {self.given.info['pair']!r}; give the profile of this pair"
+                remedy = f"the profile is of {self.given.info['pair']!r}; give a profile of this pair"
                 raise InputError("pair", asked, remedy)
         if not self.serves:
             settings = self._prediction(self.given)
@@ -138,7 +142,7 @@ class Runner:
         points = self.experiment.calibration_points() if self._calibrates else None
         device = self.backend.check(layouts, points)
         if self.given is not None and self.given.info["device"] != device:
-            remedy = f"the live cells would run on {device!r}; give the profile of that device"
+            remedy = f"the live cells would run on {device!r}; give a profile of that device"
             raise InputError("profile device", self.given.info["device"], remedy)
 
     @property
@@ -155,7 +159,7 @@ class Runner:
                     self.lives[point.name, repeat] = run
 
     def _resolved(self, point: Point) -> Layout:
-        """The point's layout, with the slots that finished runs of it had, so that all its runs are repeats."""
+        """Return the point's layout with the slots of its finished runs, so that all its runs are repeats."""
         for (name, _), run in self.lives.items():
             other = next(other for other in self.points if other.name == name)
             if other.layout is point.layout:
@@ -163,9 +167,11 @@ class Runner:
         return point.layout
 
     def _rounds(self) -> tuple[int, Profile | None]:
-        """Serve the live cells repeat by repeat, every other round backwards, and calibrate a part after each round:
-        machines drift, and what is compared was then measured in the same times. Returns the number of cells that no
-        time was left for, and the profile, if all of it is measured."""
+        """Serve one round of live cells per repeat, each followed by a part of the calibration.
+
+        Machines drift, so what is compared is measured over the same period; every other round runs in reverse order.
+        Returns the number of cells that there was no time for, and the profile if it is complete.
+        """
         parts: list[Profile] = []
         end_s = time.monotonic() + self.budget_s if self.budget_s is not None else float("inf")
         left = 0
@@ -181,8 +187,10 @@ class Runner:
         return left, Profile.load(self.folder / "profile")
 
     def _serve(self, points: list[Point], repeat: int, end_s: float) -> int:
-        """Serve a repeat of a layout's cells with one engine, or with another where one breaks. Returns how many are
-        left."""
+        """Serve one repeat of a layout's cells with one engine, or a new one if it fails.
+
+        Returns the number of cells left.
+        """
         missing = deque(point for point in points if (point.name, repeat) not in self.lives)
         while missing and time.monotonic() < end_s:
             point = missing.popleft()
@@ -233,13 +241,13 @@ class Runner:
         return self.folder / "profile" / f"part-{repeat}"
 
     def _calibration(self, part: int, end_s: float) -> Profile | None:
-        """One of `repeats` parts of the profile; None if no time is left for it."""
+        """Return one of `repeats` parts of the profile, or None if there is no time left for it."""
         folder, points = self._part(part), self.experiment.calibration_points()
         assert self.experiment.calibration is not None
         budget_s = self.experiment.calibration.budget_s / self.experiment.repeats
         where = {"pair": self.pair, "models": self.models, "device": self.experiment.device or "cpu"}
         digest = fingerprint({**points, **where, "budget_s": budget_s, "schema_version": SCHEMA_VERSION})
-        with suppress(InputError):  # not there, damaged or of another version: it is measured again
+        with suppress(InputError):  # missing, damaged or of another version: measure it again
             profile = Profile.load(folder)
             if profile.info.get("fingerprint") == digest:
                 return profile
@@ -250,7 +258,7 @@ class Runner:
         profile.info["fingerprint"] = digest
         profile.save(folder)
         remove_parts(folder / UNFINISHED)
-        return Profile.load(folder)  # as it will be read: tables round
+        return Profile.load(folder)  # as it is read later: saved tables are rounded
 
     # --- simulated ------------------------------------------------------------------------------------
 
@@ -259,8 +267,10 @@ class Runner:
         return Prediction(profile, chosen, max_context=self.experiment.max_context)
 
     def _simulations(self, profile: Profile) -> list[Run]:
-        """Every repeat of every cell as the load that it is, then each live run's arrivals replayed. With the
-        acceptance of the live runs, where there are any, so that only time is predicted."""
+        """Simulate every repeat of every cell with its own load, and replay each live run.
+
+        Cells with live runs use their acceptance, so that only times are predicted.
+        """
         from_tapes = self._prediction(profile)
         if self.acceptance is None:
             from_tapes.acceptance = AcceptanceChoice("tape")

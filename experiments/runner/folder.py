@@ -1,5 +1,5 @@
-"""The folder of an experiment: what lies where, what can be read from it, and that nothing in it is replaced that no
-experiment has made."""
+"""The folder of an experiment: its files, how to read them, and checks that it replaces only what an experiment
+wrote."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OWNED = {"record": RUN_FILES, "profile": PROFILE_FILES, "experiment": FILES}  # 
 
 
 def place_of(key: Key) -> tuple[str, str]:
-    """Where the record of a cell, repeat and kind lies: the folder of its side, and its own folder there."""
+    """Return where the record of a cell, repeat and kind lies: the folder of its side, and its own folder in it."""
     cell, repeat, kind = key
     return "live" if kind == "live" else "simulated", f"{cell}-r{repeat}{'-replay' if kind == 'replay' else ''}"
 
@@ -33,10 +33,10 @@ def place_of(key: Key) -> tuple[str, str]:
 def load_experiment(
     folder: Path, profile: Path | None = None, only: str | None = None
 ) -> tuple[list[Run], list[Run], Profile]:
-    """The live runs, the simulated ones and the profile of an experiment, as its comparison takes them.
+    """Return the live runs, the simulated runs and the profile of an experiment.
 
-    profile: one to read instead. only: a pattern, as of file names, for the cells to read. Raises InputError, also
-    where one of the sides has no run.
+    profile: a folder to read instead of the experiment's. only: a file-name pattern for the cells to read. Raises
+    InputError, also if either side has no run.
     """
     if not _wrote(folder, "experiment"):
         remedy = "no experiment is there; give the folder of one, or a folder of live and one of simulated runs"
@@ -60,7 +60,7 @@ def load_experiment(
 
 
 def check_apart(field: str, path: Path) -> None:
-    """Raises InputError for a file of a record, a profile or an experiment, or a folder that an experiment fills."""
+    """Raise InputError for a file of a record, a profile or an experiment, or a folder that an experiment fills."""
     real = Path(os.path.realpath(path))
     for kind, (mark, *others) in OWNED.items():
         if real.name in (mark, *others) and holds(real.parent, mark):
@@ -71,21 +71,21 @@ def check_apart(field: str, path: Path) -> None:
 
 
 def _wrote(folder: Path, field: str) -> bool:
-    """Whether an experiment wrote the folder."""
+    """Return whether an experiment wrote the folder."""
     settings = folder / SETTINGS
     return settings.is_file() and "architectures" in read_toml(field, settings, MOVE)
 
 
 def check_folder(folder: Path, runs: Iterable[tuple[str, int]]) -> None:
-    """Raises InputError if something is in the way of the files, or of the records of these cells and repeats, that
-    no experiment wrote."""
+    """Raise InputError if the files, or records of these cells and repeats, would replace something that no
+    experiment wrote."""
     for name in FILES:
         check_file("out", folder / name)
     for name in FOLDERS:
         check_output("out", folder / name)
     present = [name for name in (*FILES, *FOLDERS) if (folder / name).exists()]
     if present and not _wrote(folder, "out"):
-        raise InputError("out", str(folder), f"{present[0]} is there and no experiment wrote it; {MOVE}")
+        raise InputError("out", str(folder), f"{present[0]} exists and was not written by an experiment; {MOVE}")
     for key in runs:
         for kind in KINDS:
             side, name = place_of((*key, kind))
@@ -93,8 +93,7 @@ def check_folder(folder: Path, runs: Iterable[tuple[str, int]]) -> None:
 
 
 def check_profile_folder(folder: Path) -> None:
-    """Raises InputError if something is in the way of a profile, or of its unfinished parts, that no experiment
-    wrote."""
+    """Raise InputError if a profile or its unfinished parts would replace something that no experiment wrote."""
     check_output("out", folder, PROFILE_FILES)
     check_ours("out", folder, PROFILE_FILES, mark="fingerprint")
     check_parts(folder / UNFINISHED)

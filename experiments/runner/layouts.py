@@ -1,4 +1,4 @@
-"""The architectures of an experiment: as they are, or another one with changes, with loads of their own or none."""
+"""The architectures of an experiment: unchanged or with changes, and optionally with their own loads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ Loads = tuple[tuple[str, float], ...]  # ("concurrency", clients) or ("rate", re
 
 
 class Changes(Settings):
-    """An architecture in a configuration: another one (`base`) with changes.
+    """An architecture given as changes to another one (`base`).
 
-    streams: the stream of each lane named. verify_first_above: false switches it off. concurrencies, rates: loads of
-    its own, in place of the experiment's. workload: settings that replace the experiment's. The others: as in
-    engines.policy.changes.changed.
+    streams: stream per lane name. verify_first_above: false turns it off. concurrencies, rates: loads that replace
+    the experiment's. workload: settings that replace the experiment's. The rest: see engines.policy.changes.changed.
     """
 
     base: str
@@ -42,13 +41,13 @@ class Changes(Settings):
     workload: dict[str, Any] = Field(default={})
 
     def build(self) -> Architecture:
-        """The changed architecture. Raises InputError."""
+        """Return the changed architecture. Raises InputError."""
         simple = {"draft_length", "batch_limit", "workers", "slots", "permits", "hybrid"}
         built = changed(load_architecture(self.base), **self.model_dump(include=simple))
         lanes = {lane.name: lane for lane in built.lanes}
         for name, stream in self.streams.items():
             if name not in lanes:
-                raise InputError("architectures streams", name, f"no such lane; there are {', '.join(lanes)}")
+                raise InputError("architectures streams", name, f"no such lane; use one of {', '.join(lanes)}")
             lanes[name] = dataclasses.replace(lanes[name], stream=stream)
         changes: dict[str, Any] = {"lanes": tuple(lanes.values())}
         if self.name is not None:
@@ -62,8 +61,11 @@ class Changes(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """An architecture of the grid. slots_named: whether somebody chose its slots; otherwise a live engine takes as
-    many as fit. loads: its own, if it has any. workload: settings that replace the experiment's."""
+    """An architecture of the grid.
+
+    slots_named: whether its slots were set explicitly; otherwise a live engine takes as many as fit. loads: its own
+    loads, if any. workload: settings that replace the experiment's.
+    """
 
     architecture: Architecture
     slots_named: bool
@@ -72,7 +74,10 @@ class Layout:
 
 
 def layout_of(value: str | dict[str, Any]) -> Layout:
-    """A layout from its entry in a configuration: a name, the path of a .toml file, or a table. Raises InputError."""
+    """Return the layout of an entry in a configuration: a name, a path of a .toml file, or a table.
+
+    Raises InputError.
+    """
     if isinstance(value, str):
         return Layout(load_architecture(value), names_slots(value))
     if "base" not in value:
@@ -85,11 +90,11 @@ def layout_of(value: str | dict[str, Any]) -> Layout:
 
 
 def loads_of(concurrencies: list[int], rates: list[float]) -> Loads:
-    """Closed loops, then open loops."""
+    """Return the loads, closed loops first."""
     return (*(("concurrency", n) for n in concurrencies), *(("rate", rate) for rate in rates))
 
 
 def names_slots(architecture: str) -> bool:
-    """Whether an architecture states its slots. A built-in one does not: live, it takes as many as fit."""
+    """Return whether an architecture sets its slots. Built-in ones do not: live, they take as many as fit."""
     path = Path(architecture)
     return path.suffix == ".toml" and "slots" in read_toml("architecture", path)

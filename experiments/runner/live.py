@@ -1,4 +1,4 @@
-"""Live runs and calibrations as experiments need them. What needs torch is imported when it is called."""
+"""Live runs and calibrations for experiments. Torch is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ Serve = Callable[[Workload, Report], Run]
 
 
 class LiveBackend(Protocol):
-    """Where live cells are served and the device is measured."""
+    """Serves live cells and measures the device."""
 
     def check(self, layouts: Sequence[tuple[Layout, Sequence[Workload]]], points: dict[str, list[int]] | None) -> str:
-        """The name of the device, once it is known that everything can be done there: every layout with the workloads
-        that it is to serve, and a calibration over these points. Raises InputError."""
+        """Check that the device can serve every layout with its workloads and calibrate over these points.
+
+        Returns the name of the device. Raises InputError.
+        """
 
     def engine(self, layout: Layout, workloads: Sequence[Workload]) -> AbstractContextManager[Serve]:
-        """An engine, warmed up and ready for these workloads."""
+        """Return an engine that is warmed up and ready for these workloads."""
 
     def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
-        """A profile over these points (as experiments.runner.preflight.grid_of takes them)."""
+        """Return a profile over these points (see experiments.runner.preflight.grid_of)."""
 
 
 class PairBackend:
-    """A pair on a device, loaded when first needed. max_context: as LiveEngine's."""
+    """A pair on a device, loaded on first use. max_context: see LiveEngine."""
 
     def __init__(self, pair: str, device: str, max_context: int | None, command: str) -> None:
         self.name, self.device, self.max_context, self.command = pair, device, max_context, command
@@ -95,15 +97,17 @@ class PairBackend:
 
 
 def _key(architecture: Architecture) -> str:
-    """The same for an architecture and a copy of it with other slots."""
+    """Return a key that does not depend on the number of slots."""
     return fingerprint({**architecture.to_dict(), "slots": None})
 
 
 def started(
     architecture: Architecture, pair: Pair, workloads: Sequence[Workload], max_context: int | None
 ) -> LiveEngine:
-    """An engine for these workloads, not yet entered. The memory was planned, with a reserve, before the pair was
-    loaded (experiments.runner.preflight), so none is reserved again."""
+    """Return an engine for these workloads, not yet entered.
+
+    It sets no memory aside: the plan made before the pair was loaded (experiments.runner.preflight) has a reserve.
+    """
     from engines.live.serving.engine import LiveEngine
 
     requests = [request for workload in workloads for request in workload.requests]
@@ -115,8 +119,10 @@ def started(
 
 
 def serve(engine: LiveEngine, workload: Workload, pair: str, progress: Report | None = None) -> Run:
-    """Serve the workload, with real text as prompts (random tokens for a pair that has no tokenizer). `pair`, a name,
-    tells which outputs are right, where that is known in closed form."""
+    """Serve the workload, with prompts of real text (or random tokens if the pair has no tokenizer).
+
+    pair: the name of the pair; if it has a closed form, the outputs are checked against it.
+    """
     from engines.live.serving.prompts import prompts_for
     from engines.live.serving.serve import serve as serve_with
 
@@ -130,8 +136,11 @@ def serve(engine: LiveEngine, workload: Workload, pair: str, progress: Report | 
 
 
 def exactness(pair: str, handles: Sequence[Handle]) -> dict[str, Any] | None:
-    """How many greedy outputs were checked against the closed form of a permutation pair, how many were equal, and
-    where the first difference is, in words; None for a pair that has no closed form."""
+    """Check greedy outputs against the closed form of a permutation pair.
+
+    Returns how many were `checked`, how many were `equal`, and in words where the `first` difference is; None if the
+    pair has no closed form.
+    """
     if not pair.startswith(PREFIX) or not (spec := parse_pair(pair)).closed_form:
         return None
     checked = equal = 0
@@ -149,7 +158,7 @@ def exactness(pair: str, handles: Sequence[Handle]) -> dict[str, Any] | None:
 
 
 def check_finished(run: Run) -> None:
-    """Raises InputError unless all requests finished."""
+    """Raise InputError unless all requests finished."""
     unfinished = len(run.requests) - len(run.finished)
     if unfinished:
         error = next(iter(run.requests.loc[run.requests["error"] != "", "error"]), "no error recorded")
@@ -157,8 +166,10 @@ def check_finished(run: Run) -> None:
 
 
 def warm_up(engine: LiveEngine, workloads: Sequence[Workload]) -> None:
-    """Serve short requests that are not recorded, as many at once as the workloads have (WARM_UP_CLIENTS at most):
-    the first passes of a process also load and tune libraries."""
+    """Serve short unrecorded requests, because the first passes of a process also load and tune libraries.
+
+    As many run at once as in the workloads, but at most WARM_UP_CLIENTS.
+    """
     from engines.live.serving.prompts import prompts_for
     from engines.live.serving.serve import serve as serve_with
 
@@ -169,7 +180,7 @@ def warm_up(engine: LiveEngine, workloads: Sequence[Workload]) -> None:
 
 
 def free_memory() -> None:
-    """Give back the device memory that engines that are gone have held."""
+    """Release the device memory of closed engines."""
     import torch
 
     gc.collect()
@@ -180,10 +191,10 @@ def free_memory() -> None:
 def measure(
     pair: Pair, points: dict[str, list[int]], budget_s: float, command: str, unfinished: Path, progress: Bar
 ) -> Profile:
-    """Calibrate the pair on its device over the points that grid_of takes.
+    """Calibrate the pair on its device over these points (see grid_of).
 
-    command: what the profile was made with. unfinished: a folder for finished parts, so that an interrupted
-    calibration goes on. Raises InputError for points that the pair cannot serve.
+    command: the command line to record in the profile. unfinished: folder for finished parts, so that an interrupted
+    calibration can resume. Raises InputError for points that the pair cannot serve.
     """
     from calibrate.measure import calibrate
     from experiments.runner.preflight import grid_of

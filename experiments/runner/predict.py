@@ -1,4 +1,4 @@
-"""Simulated runs as experiments need them: acceptance written as text, replays, the names in a record."""
+"""Simulated runs for experiments: parsing of acceptance, predictions and replays."""
 
 from __future__ import annotations
 
@@ -37,9 +37,12 @@ _SPREAD = re.compile(rf"({_NUMBER})\s*(?:±|\+-)\s*({_NUMBER})")
 
 
 class AcceptanceChoice(NamedTuple):
-    """kind: "profile", "tape", "closed form" (of the profile's permutation pair), "independent" (values: alpha),
+    """The source of acceptance in a simulation.
+
+    kind: "profile", "tape", "closed form" (of the profile's permutation pair), "independent" (values: alpha),
     "positions" (values: the unconditional rate of each position) or "spread" (values: mean and standard deviation of
-    alpha over requests)."""
+    alpha over requests).
+    """
 
     kind: str
     values: tuple[float, ...] = ()
@@ -50,7 +53,7 @@ CLOSED_FORM = AcceptanceChoice("closed form")
 
 
 def parse_acceptance(text: str) -> AcceptanceChoice:
-    """profile, tape, 0.8, "0.8,0.6,0.5" or "0.7±0.1" (also 0.7+-0.1). Raises InputError."""
+    """Parse profile, tape, 0.8, "0.8,0.6,0.5" or "0.7±0.1" (also 0.7+-0.1). Raises InputError."""
     remedy = "use profile, tape, 0.8 (each draft), 0.8,0.6,0.5 (rates by position) or 0.7±0.1 (spread over requests)"
     if text in ("profile", "tape"):
         return AcceptanceChoice(text)
@@ -66,16 +69,16 @@ def parse_acceptance(text: str) -> AcceptanceChoice:
     if any(value > 1 for value in values):
         raise InputError("acceptance", text, "probabilities lie between 0 and 1")
     if kind == "positions" and any(b > a for a, b in itertools.pairwise(values)):
-        raise InputError("acceptance", text, "rates by position cannot rise: entry i counts the first i + 1 drafts")
+        raise InputError("acceptance", text, "rates by position cannot rise: entry i covers the first i + 1 drafts")
     return AcceptanceChoice(kind, values)
 
 
 @dataclass
 class Prediction:
-    """How to predict: from which profile, with which acceptance, with or without its finer effects.
+    """The settings of a prediction.
 
-    max_context: tokens of prompt and output together, by default what the profile's models can; the prediction of a
-    live run takes that run's.
+    max_context: tokens of prompt and output together, by default the limit of the profile's models. The prediction
+    of a live run uses that run's limit.
     """
 
     profile: Profile
@@ -88,20 +91,23 @@ class Prediction:
     _costs: CostModel | None = field(default=None, init=False, repr=False)
 
     def costs(self) -> CostModel:
-        """The profile's cost model, fitted once."""
+        """Return the profile's cost model. It is fitted once."""
         if self._costs is None:
             self._costs = CostModel(self.profile, self.extrapolate, None if self.contention else NoContention())
         return self._costs
 
     def with_seed(self, seed: int) -> Prediction:
-        """The same with another seed; the fitted costs are shared."""
+        """Return a copy with another seed that shares the fitted costs."""
         other = copy.copy(self)
         other.seed = seed
         return other
 
     def describe(self) -> dict[str, Any]:
-        """All that decides a prediction, as plain values: the profile as a digest of its tables, tapes and facts, and
-        the program, since another version may decide and draw otherwise."""
+        """Return everything that determines a prediction, as plain values.
+
+        This includes a digest of the profile and one of the program, since another version may decide and draw
+        differently.
+        """
         profile = self.profile
         tables = {name: getattr(profile, name).to_csv() for name in COLUMNS}
         tapes = {str(request): tape.tolist() for request, tape in profile.tapes.items()}
@@ -119,7 +125,7 @@ class Prediction:
 
 @cache
 def program() -> str:
-    """A digest of the code that decides what a simulated run is, and of the libraries it draws from."""
+    """Return a digest of the code and library versions that determine a simulated run."""
     folders = [Path(package.__path__[0]) for package in (engines, calibrate, sim)]
     sources = {path.relative_to(folder.parent): path for folder in folders for path in sorted(folder.rglob("*.py"))}
     texts = {
@@ -131,14 +137,16 @@ def program() -> str:
 
 
 def replayed(live: Run) -> Workload:
-    """The finished requests of a live run at their recorded arrivals, as an open loop. Raises InputError if no
-    request finished, or for a simulated run."""
+    """Return the finished requests of a live run at their recorded arrivals, as an open loop.
+
+    Raises InputError if no request finished, or for a simulated run.
+    """
     check_kind("replay", [live], "live")
     workload = replay(live)
     finished = set(live.finished["request"])
     requests = tuple(request for request in workload.requests if request.id in finished)
     if not requests:
-        raise InputError("replay", live.name, "no request finished in it; replay another run")
+        raise InputError("replay", live.name, "no request finished in this run; replay another one")
     return dataclasses.replace(workload, requests=requests)
 
 
@@ -151,10 +159,10 @@ def predict(
     info: dict[str, Any] | None = None,
     progress: Report | None = None,
 ) -> Run:
-    """Simulate the workload. `info` is added to the record's.
+    """Simulate the workload. info: added to the info of the record.
 
-    live: the run whose tapes the acceptance "tape" replays (without one, the profile's). A workload that is
-    `replayed(live)` is marked so that a comparison pairs the two by request. Raises InputError.
+    live: the run whose tapes the acceptance "tape" uses (by default, the profile's). If the workload is
+    `replayed(live)`, the record names the live run, so that a comparison pairs the two by request. Raises InputError.
     """
     limit: int | None
     if live is None:
@@ -180,8 +188,11 @@ def predict(
 
 
 def check(architecture: Architecture, workload: Workload, settings: Prediction) -> None:
-    """Raises InputError for a context that the profile's models do not have, for a workload without a prompt that
-    fits it, and for outputs that the profile's tapes, if they are asked for, do not hold."""
+    """Check that a workload can be predicted.
+
+    Raises InputError if the profile's models do not support the context, if no prompt fits it, or if the profile's
+    tapes, when they are used, are shorter than the outputs.
+    """
     context, source = _context(architecture, settings), _source(settings, workload, None)
     check_room(workload, context)
     if isinstance(source, sources.Tapes):
@@ -189,19 +200,18 @@ def check(architecture: Architecture, workload: Workload, settings: Prediction) 
 
 
 def _context(architecture: Architecture, settings: Prediction) -> int:
-    """Tokens of prompt and output that a live engine with these models would take."""
+    """Return the tokens of prompt and output together that a live engine with these models would accept."""
     return context_of(settings.profile.info["max_context"], architecture.draft_length.maximum, settings.max_context)
 
 
 def without_live(profile: Profile) -> AcceptanceChoice:
-    """What is known of acceptance without a live run: the closed form of a permutation pair, else the figures of the
-    profile."""
+    """Return the acceptance to use without a live run: a permutation pair's closed form, else the profile's rates."""
     pair = str(profile.info["pair"])
     return CLOSED_FORM if pair.startswith(PREFIX) and parse_pair(pair).closed_form else FROM_PROFILE
 
 
 def closed_form(pair: str, workload: Workload) -> sources.Tapes:
-    """Which drafts of each request are right, for the prompts that a live run of a permutation pair would have."""
+    """Return the tape of each request, for the prompts that a live run of a permutation pair would have."""
     spec = parse_pair(pair)
     seed = int(workload.info.get("seed", 0))
     prompted = with_random_prompts(workload, spec.target_shape.vocabulary, seed)
@@ -215,7 +225,7 @@ def _source(settings: Prediction, workload: Workload, live: Run | None) -> sourc
     if kind == "tape":
         tapes = sources.Tapes(settings.profile.tapes) if live is None else sources.Tapes.recorded_by(live)
         if not tapes.tapes:
-            remedy = "the profile holds no tapes; use --replay, or another acceptance"
+            remedy = "the profile has no tapes; use --replay, or another acceptance"
             raise InputError("acceptance", "tape", remedy)
         return tapes
     if kind == "independent":

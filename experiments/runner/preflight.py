@@ -1,5 +1,7 @@
-"""What a pair takes on a device is planned from configurations, and refused if it cannot fit, before any weights are
-read. Every command that loads a pair comes here first."""
+"""Check that a pair fits a device, from the model configurations, before any weights are read.
+
+Every command that loads a pair calls this first.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +20,27 @@ if TYPE_CHECKING:
     from calibrate.stage_costs import Grid
     from engines.live.serving.memory import MemoryPlan
 
-MOST_GIB = 1 << 30  # of a reserve: far beyond every device
-_DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")  # torch takes larger numbers for negative ones
+MOST_GIB = 1 << 30  # largest reserve: far beyond any device
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")  # torch mistakes larger numbers for negative ones
 
 
 def check_live(device: str, pair: str = "embedded", target: str | None = None, draft: str | None = None) -> None:
-    """Raises InputError unless live engines can run here: torch, the device and the models' folders are there.
+    """Raise InputError unless live engines can run here: torch, the device and the model folders must exist.
 
-    target and draft: folders that stand in for the pair, which may also be the name of a permutation pair.
+    pair: a folder or the name of a pair. target, draft: folders to use instead of the pair.
     """
     if not _DEVICE.fullmatch(device):
         raise InputError("device", device, "use cpu, cuda or cuda:N")
     if importlib.util.find_spec("torch") is None:
         raise InputError("device", device, "live engines need torch; install the extra: pip install 'pdv[engines]'")
     if (target is None) != (draft is None):
-        raise InputError("target, draft", (target, draft), "give both, or a --pair")
+        raise InputError("target, draft", (target, draft), "give both, or use --pair")
     folders = {"pair": pair} if target is None else {"target": target, "draft": draft}
     for field, folder in folders.items():
         if target is None and pair.startswith(PREFIX):
             parse_pair(pair)
         elif folder != "embedded" and not Path(str(folder)).is_dir():
-            raise InputError(field, folder, "no such folder; give a model folder, or `embedded` for the shipped pair")
+            raise InputError(field, folder, "no such folder; give a model folder, or `embedded` for the default pair")
     from engines.live.model.pairs import find_device
 
     find_device(device)
@@ -55,9 +57,8 @@ def check_fits(
 ) -> None:
     """Raise InputError, with the numbers, unless the pair and the architecture's slots fit the device.
 
-    pair, draft, device: as engines.live.model.pairs.load_pair takes them. max_context: tokens a slot holds, by
-    default what the pair can. reserve_gib: memory to leave alone, by default a tenth of what is free, 4 GiB at
-    most.
+    pair, draft, device: see engines.live.model.pairs.load_pair. max_context: tokens per slot, by default the pair's
+    limit. reserve_gib: memory to leave unused, by default a tenth of the free memory but at most 4 GiB.
     """
     _plan(architecture, pair, draft, device, max_context, reserve_gib).check(architecture.slots)
 
@@ -72,15 +73,17 @@ def fill(
     max_context: int | None = None,
     reserve_gib: float | None = None,
 ) -> Architecture:
-    """The architecture with as many slots as fit the device, but no more than `most` (requests that the load can have
-    there at once), and MOST_SLOTS at most. One line on standard error states how many where fewer fit than `most`.
-    Takes and raises what check_fits does."""
+    """Return the architecture with as many slots as fit the device, but at most `most` and at most MOST_SLOTS.
+
+    most: the number of requests that the load can have in the system at once; if fewer slots are used, one line on
+    standard error says how many. The other arguments and errors are those of check_fits.
+    """
     from engines.live.serving.memory import MOST_SLOTS, with_fitting_slots
 
     plan = _plan(architecture, pair, draft, device, max_context, reserve_gib)
     filled = with_fitting_slots(architecture, plan, most=min(most, MOST_SLOTS))
     if filled.slots < most:
-        bound = f"{filled.slots}, the most that is taken; " if filled.slots < plan.slots else ""
+        bound = f"{filled.slots}, the maximum; " if filled.slots < plan.slots else ""
         console.print(
             f"{architecture.name}: slots: {bound}{plan.slots} fit ({plan})", highlight=False, soft_wrap=True
         )
@@ -90,7 +93,7 @@ def fill(
 def context_on(
     architecture: Architecture, pair: str | Path, draft: str | Path | None = None, max_context: int | None = None
 ) -> int:
-    """Tokens of prompt and output together that a live engine would take. Raises InputError."""
+    """Return the tokens of prompt and output together that a live engine would accept. Raises InputError."""
     from engines.live.model.kv_cache import positions_of
     from engines.live.model.pairs import load_configs
 
@@ -100,7 +103,7 @@ def context_on(
 def check_calibration_fits(
     points: dict[str, list[int]], pair: str | Path, draft: str | Path | None = None, device: str = "cpu"
 ) -> None:
-    """As check_fits, for a calibration over these points (as grid_of takes them)."""
+    """Like check_fits, for a calibration over these points (see grid_of)."""
     from calibrate.measure import footprint
     from engines.live.model.kv_cache import positions_of
     from engines.live.model.pairs import load_configs
@@ -112,8 +115,10 @@ def check_calibration_fits(
 
 
 def grid_of(points: dict[str, list[int]]) -> Grid:
-    """The points of a calibration, as calibrate.stage_costs.Grid has them (batches, draft_lengths, contexts,
-    prompt_tokens, packed). Raises InputError."""
+    """Return the grid of a calibration from its points: batches, draft_lengths, contexts, prompt_tokens, packed.
+
+    Raises InputError.
+    """
     from calibrate.stage_costs import Grid
 
     return Grid(**{name: tuple(values) for name, values in points.items()})

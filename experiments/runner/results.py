@@ -1,4 +1,4 @@
-"""The table of an experiment: one row per cell, repeat and kind of run, rewritten as they come."""
+"""The table of an experiment, with one row per cell, repeat and kind of run."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def booked(path: Path) -> list[Key]:
 
 
 class CellTable:
-    """Rows in the order of the grid, kept in a CSV file."""
+    """Rows in grid order, saved as a CSV file."""
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
         self.path, self._order = path, {name: place for place, name in enumerate(names)}
         self._rows: dict[Key, dict[str, Any]] = {}
 
     def add(self, key: Key, outcome: Run | str) -> None:
-        """Book a run, or the error of one that failed. A run with a wrong output has failed too."""
+        """Add a run, or the error of a failed one. A run with a wrong output counts as failed."""
         row: dict[str, Any] = dict(zip(KEY, key, strict=True))
         if isinstance(outcome, str):
             row |= {"status": FAILED, "error": outcome}
@@ -53,13 +53,13 @@ class CellTable:
         self._rows[key] = row
 
     def save(self) -> None:
-        """Write the rows; nothing where there are none."""
+        """Write the rows, if there are any."""
         if self._rows:
             with replaced(self.path) as beside:
                 self.frame().to_csv(beside, index=False, float_format="%.6g")
 
     def frame(self) -> pd.DataFrame:
-        """All rows: the columns FACTS, then the numbers of engines.record.metrics.summary."""
+        """Return all rows: the columns FACTS, then those of engines.record.metrics.summary."""
         rows = sorted(
             self._rows.values(), key=lambda r: (self._order[r["cell"]], KINDS.index(r["kind"]), r["repeat"])
         )
@@ -67,6 +67,6 @@ class CellTable:
         return frame.reindex(columns=[*FACTS, *(name for name in frame if name not in FACTS)])
 
     def failures(self) -> list[str]:
-        """One line per row that failed."""
+        """Return one line per failed row."""
         rows = self._rows.items()
         return [f"{cell}, repeat {n}, {kind}: {row['error']}" for (cell, n, kind), row in rows if row["error"]]

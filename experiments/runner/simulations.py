@@ -1,4 +1,4 @@
-"""Many simulations at once, in worker processes."""
+"""Run simulations in parallel worker processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiments.runner.predict import Prediction, predict
 
 @dataclass(frozen=True)
 class Task:
-    """One simulation. live: the run whose tape and context it takes, if there is one."""
+    """One simulation. live: the run whose tapes and context limit it uses, if any."""
 
     architecture: Architecture
     workload: Workload
@@ -31,7 +31,7 @@ class Task:
     live: Run | None = None
 
     def described(self) -> dict[str, Any]:
-        """All that decides the simulation besides the prediction's settings, as plain values."""
+        """Return everything that determines the simulation apart from the Prediction, as plain values."""
         live = identity(self.live) if self.live is not None else None
         return {**described(self.architecture, self.workload), "seed": self.seed, "live": live}
 
@@ -39,22 +39,22 @@ class Task:
 def simulated(
     tasks: Sequence[Task], settings: Prediction, jobs: int | None = None
 ) -> Generator[tuple[int, Run | str], None, None]:
-    """Each task's index with its run, or with what was wrong with its input, as they are finished.
+    """Yield the index of each task with its run, or its input error, in order of completion.
 
-    jobs: processes, one per core by default. Raises WorkerLostError if a process is killed, and whatever else a
-    simulation raises.
+    jobs: number of processes, one per core by default. Raises WorkerLostError if a process is killed, and any other
+    error of a simulation.
     """
     processes = min(jobs or os.cpu_count() or 1, max(len(tasks), 1))
     together = {"initializer": end_with, "initargs": (os.getpid(),)} if processes > 1 else {}
-    settings.costs()  # fitted once, and not again in every process
+    settings.costs()  # fit once here, not in every process
     silence_trackers()
     work = Parallel(n_jobs=processes, return_as="generator_unordered", **together)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="joblib")  # about work that is given up
+            warnings.filterwarnings("ignore", module="joblib")  # about abandoned work
             yield from work(delayed(_simulated)(index, task, settings) for index, task in enumerate(tasks))
     except BrokenProcessPool as error:
-        remedy = "run this again to go on, with fewer jobs if memory was short"
+        remedy = "run this again to resume, with fewer jobs if memory was short"
         raise WorkerLostError(f"a worker process was killed; {remedy}") from error
 
 

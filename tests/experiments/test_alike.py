@@ -136,7 +136,7 @@ def test_live_runs_of_a_cell_that_are_no_repeats_are_refused(run: Run) -> None:
         (as_live(synthetic.simulated("pdv", count=13), 1.0, "other"), "requests"),
     ):
         message = refused([one, other], [run])
-        assert message.startswith("live = 'one, other': both are pdv, concurrency 3, k 4, but no repeats")
+        assert message.startswith("live = 'one, other': both are pdv, concurrency 3, k 4, but not repeats")
         assert f"they differ in {what};" in message
 
 
@@ -151,9 +151,9 @@ def test_simulations_of_a_cell_are_averaged_over_seeds_alone(run: Run) -> None:
     reseeded = synthetic.simulated("pdv", seed=5)
     assert differing([as_live(run)], [run, reseeded]) == ""
     narrow = synthetic.simulated(OTHER_LAYOUTS["slots"], name="narrow")
-    assert "no repeats: they differ in slots;" in refused([as_live(run)], [run, narrow])
+    assert "not repeats: they differ in slots;" in refused([as_live(run)], [run, narrow])
     recalibrated = changed(run, "costs", date="2026-03-04")
-    assert "no repeats: they differ in profile;" in refused([as_live(run)], [run, recalibrated])
+    assert "not repeats: they differ in profile;" in refused([as_live(run)], [run, recalibrated])
 
 
 def test_the_report_says_which_cells_are_not_alike_and_in_what(run: Run, tmp_path: Path) -> None:
@@ -162,5 +162,5 @@ def test_the_report_says_which_cells_are_not_alike_and_in_what(run: Run, tmp_pat
     text = write_report(compare([as_live(run), pd_live], [others, pd_simulated]), tmp_path / "report.txt").read_text()
     assert "pdv (1)" in text
     assert "pd (1)" not in text
-    assert "(1) simulated otherwise than live: seed, slots" in text
+    assert "(1) simulated with other settings than live: seed, slots" in text
     assert "1 of them simulated with other settings than live" in text

@@ -354,9 +354,13 @@ def test_acceptance_can_be_given(acceptance: str, expected: dict, in_work: Path,
 
 @pytest.mark.parametrize(
     "command",
-    ["", *["run", "calibrate", "simulate", "compare", "figures", "trace", "experiment", "bench", "demo"],
-     *[f"check {part}" for part in ("graphs", "kernels", "products", "soak", "caches", "families")],
-     "profile-kernels", "train-pair"],
+    [
+        "",
+        *["run", "calibrate", "simulate", "compare", "figures", "trace", "experiment", "bench", "demo"],
+        *[f"check {part}" for part in ("graphs", "kernels", "products", "soak", "caches", "families")],
+        "profile-kernels",
+        "train-pair",
+    ],
     ids=lambda c: c or "pdv",
 )
 def test_help_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_a_bug_is_one_line_and_its_traceback_is_kept(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert ended_by(lambda: raising(error), "pdv") == 70
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"pdv: a bug of this program, please report it: {type(error).__name__}")
+    assert line.startswith(f"pdv: this is a bug, please report it: {type(error).__name__}")
     (kept,) = tmp_path.iterdir()
     assert str(kept) in line
     assert "in raising" in kept.read_text()

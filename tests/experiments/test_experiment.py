@@ -310,7 +310,7 @@ def test_processes_change_nothing_but_the_time(tmp_path: Path) -> None:
         ({"max_context": 100_000}, "max_context = 100000"),
         ({"workload": {"prompt_tokens": "600"}}, "max_context = 507: no prompt fits"),
         ({"acceptance": "often"}, "acceptance = 'often'"),
-        ({"acceptance": "tape"}, "acceptance = 'tape': the profile holds no tapes"),
+        ({"acceptance": "tape"}, "acceptance = 'tape': the profile has no tapes"),
     ],
 )
 def test_what_a_profile_cannot_answer_is_refused_before_any_work(
@@ -344,7 +344,7 @@ def test_nothing_is_replaced_that_no_experiment_made(place: str, tmp_path: Path)
         mine.mkdir(parents=True)
         (mine / "notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match=r"out = .*no experiment wrote it"):
+    with pytest.raises(InputError, match=r"out = .*was not written by an experiment"):
         perform(tmp_path, laboratory)
     assert laboratory.served == []
     assert sorted(tmp_path.rglob("*")) == before
@@ -355,7 +355,7 @@ def test_a_record_of_the_users_in_the_place_of_a_cell_stays(tmp_path: Path) -> N
     mine = tmp_path / "simulated" / "pdv-c3-k4-r1"
     synthetic.simulated(name="mine").save(mine)
     laboratory = Laboratory()
-    with pytest.raises(InputError, match=r"pdv-c3-k4-r1'.*not written by this command; move what is there"):
+    with pytest.raises(InputError, match=r"pdv-c3-k4-r1'.*not written by this command; move it"):
         perform(tmp_path, laboratory)
     assert (Run.load(mine).name, laboratory.served) == ("mine", [])
 

@@ -126,7 +126,7 @@ def test_the_source_names_device_pair_dates_and_draft_length() -> None:
 
 def test_the_source_says_what_was_simulated_otherwise_than_live() -> None:
     simulated = synthetic.simulated(synthetic.ARCHITECTURES["pdv"].replace(slots=2), seed=5)
-    assert source([synthetic.live("pdv"), simulated]).endswith(" · simulated otherwise than live: slots")
+    assert source([synthetic.live("pdv"), simulated]).endswith(" · simulated with other settings than live: slots")
 
 
 def test_figures_of_runs_that_mean_nothing_side_by_side_are_refused(tmp_path: Path) -> None:

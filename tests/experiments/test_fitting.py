@@ -154,7 +154,7 @@ def test_no_more_slots_are_taken_than_the_load_can_use_nor_than_the_help_says(
 ) -> None:
     free(1000 * GIB)
     assert fill(PD, most, "embedded", max_context=64).slots == slots
-    assert ("the most that is taken" in capsys.readouterr().err) == (most > MOST_SLOTS)
+    assert ("the maximum" in capsys.readouterr().err) == (most > MOST_SLOTS)
     assert main(["run", "--help"]) == 0
     assert f"{MOST_SLOTS} at most" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 

@@ -41,16 +41,16 @@ def output(path: Path) -> None:
     [
         (output, "file", "x", "x is a file"),
         (output, "file", "x/deep/er", "x is a file"),
-        (output, "dangling link", "x", "a link to something that is not there"),
-        (output, "dangling link", "x/deep", "a link to something that is not there"),
+        (output, "dangling link", "x", "a link to something that does not exist"),
+        (output, "dangling link", "x/deep", "a link to something that does not exist"),
         (output, "loop of links", "x", "a link that leads back to itself"),
         (output, "loop of links", "x/deep", "Too many levels of symbolic links"),
         (output, "", "y" * 256, "File name too long"),
         (check_file, "folder", "x", "this is a folder"),
         (check_file, "file", "x/table.csv", "x is a file"),
-        (check_file, "dangling link", "x", "a link to something that is not there"),
+        (check_file, "dangling link", "x", "a link to something that does not exist"),
         (check_file, "loop of links", "x", "a link that leads back to itself"),
-        (check_file, "dangling link", "x/table.csv", "a link to something that is not there"),
+        (check_file, "dangling link", "x/table.csv", "a link to something that does not exist"),
         (check_file, "pipe", "x", "a device or a pipe"),
         (check_file, "", "y" * 256, "File name too long"),
         (check_file, "", "/dev/full", "a device or a pipe"),
@@ -108,7 +108,7 @@ def test_a_record_is_replaced_and_other_files_of_its_names_are_not(tmp_path: Pat
         folder = tmp_path / f"{name}{len(text)}"
         folder.mkdir()
         (folder / name).write_text(text)
-        with pytest.raises(InputError, match=f"{name}.* was not written by pdv; move what is there"):
+        with pytest.raises(InputError, match=f"{name}.* was not written by pdv; move it"):
             check_record("out", folder)
 
 
@@ -120,7 +120,7 @@ def test_a_cell_is_replaced_only_where_it_was_made(tmp_path: Path) -> None:
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     synthetic.simulated().save(tmp_path / "recorded")
     for name in ("notes", "recorded"):
-        with pytest.raises(InputError, match=rf"out = '{tmp_path}/{name}'.*not written by .*move what is there"):
+        with pytest.raises(InputError, match=rf"out = '{tmp_path}/{name}'.*not written by .*move it"):
             cell_folder(tmp_path, name)
 
 
@@ -129,7 +129,7 @@ def test_a_cell_lies_in_its_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / "victim").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "link").symlink_to(tmp_path / "victim")
-    with pytest.raises(InputError, match="would not lie in"):
+    with pytest.raises(InputError, match="would lie outside"):
         cell_folder(tmp_path / "out", name)
 
 
@@ -143,7 +143,7 @@ def test_simulate_refuses_before_work_and_compare_its_second_table(
     Path("taken/requests.parquet").write_text("mine")
     Path("c_paired.csv").write_text("mine\n")
     for command, says in (
-        ("simulate -p profile --out taken", "requests.parquet is there"),
+        ("simulate -p profile --out taken", "requests.parquet exists"),
         ("compare live live --out c.csv", "c_paired.csv"),
         ("compare live live --out /dev/full", "a device or a pipe"),
         ("trace live --out /dev/full", "a device or a pipe"),

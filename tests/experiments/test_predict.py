@@ -53,9 +53,9 @@ def test_a_replay_finds_its_live_run_under_another_name(namesakes: Namesakes, tm
 
 def test_a_replay_whose_live_run_is_not_there_is_refused(namesakes: Namesakes) -> None:
     (first, second), (replay, _) = namesakes
-    assert "pdv replays another run than the live one of this name" in refused([second], [replay])
+    assert "pdv replays a different live run of this name" in refused([second], [replay])
     other = dataclasses.replace(second, info={**second.info, "name": "other"})
-    assert "pdv replays a run that is not among the live ones" in refused([other], [replay])
+    assert "pdv replays a run that is not among the live runs" in refused([other], [replay])
     assert identity(first) != identity(second)
 
 
@@ -66,7 +66,7 @@ def test_a_replay_recorded_before_runs_had_an_identity_is_known_by_an_unambiguou
     old = dataclasses.replace(replays[0], info={k: v for k, v in replays[0].info.items() if k != "replays_id"})
     assert len(compare(lives[:1], [old]).paired) == 3
     assert "2 of the live runs have this name" in refused(lives, [old])
-    assert "at other times" in refused(lives[1:], [old])
+    assert "arrival times" in refused(lives[1:], [old])
     other = dataclasses.replace(lives[0], info={**lives[0].info, "name": "other"})
     assert "none of the live runs has this name" in refused([other], [old])
 

@@ -136,4 +136,4 @@ def test_a_second_experiment_in_the_folder_is_refused_and_killed_workers_end_the
     code, lines = simulations.ended()
     assert code == 1
     (line,) = lines
-    assert line.startswith("pdv: a worker process was killed; run this again to go on")
+    assert line.startswith("pdv: a worker process was killed; run this again to resume")
