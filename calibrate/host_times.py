@@ -12,7 +12,7 @@ from calibrate.profile_tables import HOST_COLUMNS
 from engines.policy.architecture import Step
 from engines.record.run import Run
 
-TYPICAL_MS = 0.2  # residuals beyond it weigh less and less: a hiccup of the machine is not the law
+TYPICAL_MS = 1.0  # residuals beyond it weigh less and less: a hiccup of the machine is not the law, a busy host is
 HOLD = 0.02  # how strongly a coefficient is held at 0, ms per unit; what no batch tells apart stays there
 FEWEST = 3  # batches of a step that tell a law
 BEFORE, AFTER = HOST_COLUMNS[1:5], HOST_COLUMNS[5:]
@@ -23,8 +23,9 @@ def host_times(runs: Sequence[Run]) -> pd.DataFrame:
 
     before_ms + before_per_request_ms * batch + wake_up_ms (unless back-to-back) + beside_ms * (other batches on the
     host) is the time from dispatch to the device's start, after_ms + after_per_request_ms * batch that from the
-    device's end to completion. All runs count together, with a robust loss. A step that fewer than FEWEST batches
-    ran takes the law of all steps together.
+    device's end to completion. A wake-up can save time: a worker that goes on has the books of its last batch to keep
+    first. All runs count together, with a loss that follows the mean but for hiccups. A step that fewer than FEWEST
+    batches ran takes the law of all steps together.
     """
     batches = pd.concat([host_batches(run) for run in runs], ignore_index=True)
     rows = []
@@ -68,11 +69,12 @@ def _law(batches: pd.DataFrame) -> list[float]:
     one = np.ones(len(timed))
     before = np.column_stack([one, timed["batch_size"], ~timed["back_to_back"].astype(bool), timed["beside"]])
     after = np.column_stack([np.ones(len(batches)), batches["batch_size"]])
-    return [*_fit(before.astype(float), timed["before_ms"]), *_fit(after.astype(float), batches["after_ms"])]
+    base, per_request, wake_up, beside = _fit(before.astype(float), timed["before_ms"], signed=2)
+    return [base, per_request, max(wake_up, -base), beside, *_fit(after.astype(float), batches["after_ms"])]
 
 
-def _fit(columns: np.ndarray, measured_ms: pd.Series) -> list[float]:
-    """Coefficients, 0 or more, of a robust linear fit."""
+def _fit(columns: np.ndarray, measured_ms: pd.Series, signed: int | None = None) -> list[float]:
+    """Coefficients of a robust linear fit, 0 or more but for the column `signed`."""
     scale = np.maximum(columns.max(axis=0, initial=1.0), 1.0)
     measured = measured_ms.to_numpy(float)
     known = np.concatenate([[0.0], np.ones(columns.shape[1] - 1)])  # the constant is free
@@ -81,5 +83,6 @@ def _fit(columns: np.ndarray, measured_ms: pd.Series) -> list[float]:
         return np.concatenate([columns / scale @ x - measured, HOLD * known * x])
 
     start = np.full(columns.shape[1], max(float(np.median(measured)) if len(measured) else 0.0, 1e-3) / 2)
-    found = least_squares(errors, start, bounds=(0.0, np.inf), loss="soft_l1", f_scale=TYPICAL_MS).x
+    least = [-np.inf if i == signed else 0.0 for i in range(columns.shape[1])]
+    found = least_squares(errors, start, bounds=(least, np.inf), loss="soft_l1", f_scale=TYPICAL_MS).x
     return (found / scale).tolist()

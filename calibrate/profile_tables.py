@@ -28,6 +28,7 @@ _WHOLE = Column("whole", least=0, most=MOST_OF_ANY)
 _KERNELS = Column("number", least=1, most=MOST_OF_ANY)
 _DURATION = Column("number", least=LEAST_MS, most=MOST_MS)
 HOST_TIME = Column("number", least=0, most=MOST_MS)
+_DIFFERENCE = Column("number", least=-MOST_MS, most=MOST_MS)
 _SHARE = Column("number", least=0, most=1)
 _SEGMENT, _STEP = Column("text", among=tuple(Segment)), Column("text", among=tuple(Step))
 _CONTEXT = Column("number", least=0, most=MOST_OF_ANY)
@@ -38,7 +39,7 @@ TABLES: dict[str, dict[str, Column]] = {
         **_POINT, "kernels": _KERNELS, "repeats": _COUNT, **dict.fromkeys(QUANTILES, _DURATION), "mean_ms": _DURATION,
     },
     "host_times": {
-        "step": _STEP, "before_ms": HOST_TIME, "before_per_request_ms": HOST_TIME, "wake_up_ms": HOST_TIME,
+        "step": _STEP, "before_ms": HOST_TIME, "before_per_request_ms": HOST_TIME, "wake_up_ms": _DIFFERENCE,
         "beside_ms": HOST_TIME, "after_ms": HOST_TIME, "after_per_request_ms": HOST_TIME,
     },
     "contention": {
@@ -145,6 +146,8 @@ def check_meaning(costs: pd.DataFrame, host_times: pd.DataFrame, acceptance: pd.
         if segment not in set(costs["segment"]):
             raise InputError("stage_costs.csv", segment, f"the segment was never measured; {AGAIN}")
     _refuse("host_times.csv", host_times, "step", first(host_times.duplicated("step")), "this step appears twice")
+    negative = host_times["before_ms"] + host_times["wake_up_ms"] < -LEAST_MS
+    _refuse("host_times.csv", host_times, "wake_up_ms", first(negative), "before_ms and it cannot be negative together")
     for step in Step:
         if step not in set(host_times["step"]):
             raise InputError("host_times.csv", step, f"the step was never measured; {AGAIN}")

@@ -97,7 +97,7 @@ class CostModel:
     def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
         before, per_request, wake_up, per_other, after, after_per_request = self._host_s[step]
         if not back_to_back:
-            before += wake_up
+            before = max(0.0, before + wake_up)
         return before + per_request * batch_size + per_other * beside, after + after_per_request * batch_size
 
     def describe(self) -> dict[str, object]:
