@@ -147,7 +147,9 @@ def check_meaning(costs: pd.DataFrame, host_times: pd.DataFrame, acceptance: pd.
             raise InputError("stage_costs.csv", segment, f"the segment was never measured; {AGAIN}")
     _refuse("host_times.csv", host_times, "step", first(host_times.duplicated("step")), "this step appears twice")
     negative = host_times["before_ms"] + host_times["wake_up_ms"] < -LEAST_MS
-    _refuse("host_times.csv", host_times, "wake_up_ms", first(negative), "before_ms and it cannot be negative together")
+    _refuse(
+        "host_times.csv", host_times, "wake_up_ms", first(negative), "before_ms and it cannot be negative together"
+    )
     for step in Step:
         if step not in set(host_times["step"]):
             raise InputError("host_times.csv", step, f"the step was never measured; {AGAIN}")

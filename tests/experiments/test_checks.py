@@ -107,9 +107,10 @@ def test_a_trained_pair_can_be_loaded(
     seconds = " ".join(f"--{phase}-seconds 0.1" for phase in ("target", "draft", "pool", "distil"))
     measured = "--batch 1 --pool-requests 1 --requests 2 --prompt-tokens 16 --output-tokens 16"
     command = f"train-pair {seconds} {measured} --library {library} --out {tmp_path / 'pair'}"
+    monkeypatch.setattr("sys.argv", ["pdv", *command.split()])
     assert main(command.split()) == 0
     said = tomllib.loads((tmp_path / "pair" / "training.toml").read_text())
-    assert said["command"].startswith("pdv ")
+    assert said["command"] == f"pdv {command}"
     assert said["acceptance"]["requests"] == 2
     assert load_pair(tmp_path / "pair").vocabulary == 264
     capsys.readouterr()
@@ -206,7 +207,7 @@ def test_what_others_put_there_is_not_replaced(
     command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_text("mine\n")
-    assert "move what is there, or give another folder" in refusal(f"{command} --out {tmp_path}", capsys)
+    assert "move it, or give another folder" in refusal(f"{command} --out {tmp_path}", capsys)
     assert (tmp_path / name).read_text() == "mine\n"
     assert "give a folder" in refusal(f"{command} --out {tmp_path / name}", capsys)
 
