@@ -15,7 +15,6 @@ from engines.record.run import Run
 TYPICAL_MS = 1.0  # residuals beyond it weigh less and less: a hiccup of the machine is not the law, a busy host is
 HOLD = 0.02  # how strongly a coefficient is held at 0, ms per unit; what no batch tells apart stays there
 FEWEST = 3  # batches of a step that tell a law
-BEFORE, AFTER = HOST_COLUMNS[1:5], HOST_COLUMNS[5:]
 
 
 def host_times(runs: Sequence[Run]) -> pd.DataFrame:

@@ -136,7 +136,8 @@ class GraphRunner(EagerRunner):
         assert found is not None
         if shape.segment is Segment.VERIFY:
             return found.graphs[k, False].kernels
-        return found.graphs["first", False].kernels + sum(found.graphs["next", False].kernels for _ in range(k - 1))
+        following = found.graphs["next", False].kernels if k > 1 else 0
+        return found.graphs["first", False].kernels + (k - 1) * following
 
     def _replay(
         self, inputs: Sequence[tuple[Tensor, Tensor]], graphs: Sequence[Captured], size: int
