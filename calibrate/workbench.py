@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -75,20 +75,22 @@ class Workbench:
             call()
         return counter.count
 
-    def time(self, stream: Stream, call: RepeatableCall) -> float:
-        """Seconds that the stream takes for one call, as an engine's spans count them."""
-        start, end = self.span(stream, call)
-        return end - start
+    def time(self, stream: Stream, *calls: RepeatableCall) -> list[float]:
+        """Seconds that the stream takes for each of the calls, as an engine's spans count them."""
+        return [end - start for start, end in self.spans(stream, *calls)]
 
-    def span(self, stream: Stream, call: RepeatableCall) -> tuple[float, float]:
-        """Start and end of one call on the stream, on time.perf_counter's clock."""
+    def spans(self, stream: Stream, *calls: RepeatableCall) -> list[tuple[float, float]]:
+        """Start and end of calls that follow one another on the stream, on time.perf_counter's clock.
+
+        The calls are the segments of one step: they start from the same tables.
+        """
 
         def ready() -> list[Callable[[], Any]]:
-            call.reset()
-            return [call.ready()]
+            calls[0].reset()
+            return [call.ready() for call in calls]
 
-        _, (start, end) = timed(stream, ready)
-        return start, end
+        _, times = timed(stream, ready)
+        return list(pairwise(times))
 
 
 def make_runner(

@@ -176,7 +176,7 @@ class _Engine:
         plan = self._plans.get(batch.lane.stream)
         for shape in batch.shapes if plan is None else map(plan.padded, batch.shapes):
             cost = self._costs.cost(shape, None if self._draw is None else self._draw())
-            segments.append((RunningSegment(shape.segment, shape.batch_size, cost.kernel_ms), cost.duration_s))
+            segments.append((RunningSegment(shape.segment, shape.rows, cost.kernel_ms), cost.duration_s))
         return segments
 
     def _outcomes(self, batch: Batch) -> list[Outcome]:

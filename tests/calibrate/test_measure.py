@@ -119,7 +119,7 @@ def test_captured_segments_are_replayed_at_just_their_sizes(pair: Pair, monkeypa
         bench = Workbench(stages, 0, 4, runner)
         monkeypatch.setattr("engines.live.model.eager.EagerRunner._run", lambda *args: pytest.fail("ran uncaptured"))
         for shape in shapes:
-            assert bench.time(stream, bench.call(shape)) > 0
+            assert min(bench.time(stream, bench.call(shape))) > 0
 
 
 def test_a_segment_sees_the_context_that_it_asks_for(pair: Pair) -> None:
