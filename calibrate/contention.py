@@ -165,7 +165,7 @@ def leave_one_group_out(table: pd.DataFrame, fit: Callable[[pd.DataFrame], Rates
 def running_segments(group: pd.DataFrame) -> list[RunningSegment]:
     """Return the segments of one group of a contention table, in the order of its rows."""
     columns = group[["segment", "batch_size", "draft_length", "tokens"]].to_numpy().tolist()
-    shapes = [SegmentShape(Segment(segment), *map(int, sizes), 0) for segment, *sizes in columns]
+    shapes = [SegmentShape(Segment(segment), int(size), int(k), int(tokens), 0) for segment, size, k, tokens in columns]
     return [
         RunningSegment(shape.segment, shape.rows, kernel_ms)
         for shape, kernel_ms in zip(shapes, _kernel_ms(group), strict=True)
