@@ -164,8 +164,8 @@ def leave_one_group_out(table: pd.DataFrame, fit: Callable[[pd.DataFrame], Rates
 
 def running_segments(group: pd.DataFrame) -> list[RunningSegment]:
     """Return the segments of one group of a contention table, in the order of its rows."""
-    columns = group[["segment", "batch_size", "draft_length", "tokens"]].to_numpy().tolist()
-    shapes = [SegmentShape(Segment(segment), int(size), int(k), int(tokens), 0) for segment, size, k, tokens in columns]
+    sizes = group[["segment", "batch_size", "draft_length", "tokens"]].to_numpy().tolist()
+    shapes = [SegmentShape(Segment(segment), int(n), int(k), int(tokens), 0) for segment, n, k, tokens in sizes]
     return [
         RunningSegment(shape.segment, shape.rows, kernel_ms)
         for shape, kernel_ms in zip(shapes, _kernel_ms(group), strict=True)

@@ -34,7 +34,7 @@ from engines.record.run import Run
 from engines.workload.workload import FixedLength, UniformLength, make_workload
 
 SHARES = {"stage_costs": 0.45, "contention": 0.4, "live": 0.15}  # of the time budget
-REQUESTS, PER_CLIENT = 12, 3  # of each live run, at least
+REQUESTS, PER_CLIENT = 12, 4  # of each live run, at least
 OUTPUT_TOKENS = 96  # of the longest request of a live run
 
 

@@ -31,11 +31,11 @@ FEWEST = 5  # calls that each stream of a group completes at least
 def default_groups(grid: Grid) -> list[tuple[SegmentShape, ...]]:
     """Return pairs and triples of stages that lanes run together, over the grid's ranges.
 
-    Every draft meets every verify, at batches a factor of two or more apart. Prefills, a factor of four or more apart
+    Every draft meets every verify, at batches a third and a few requests apart. Prefills, a factor of four or more apart
     and no larger than what prompts of the middle context can pack, meet some of these, alone and together.
     """
     k, context = middle(grid.draft_lengths), middle(grid.contexts)
-    sizes, tokens = spaced(grid.batches, 2), _prefills(grid, context)
+    sizes, tokens = spaced(grid.batches, 4 / 3, apart=4), _prefills(grid, context)
     some = spaced(sizes, 4)
 
     def decode(n: int) -> tuple[SegmentShape, SegmentShape]:
@@ -58,11 +58,11 @@ def _prefills(grid: Grid, context: int) -> list[int]:
     return spaced(fit, 4)
 
 
-def spaced(values: Sequence[int], factor: int) -> list[int]:
-    """Return the largest of rising values, others that lie a factor apart or more, and the smallest."""
+def spaced(values: Sequence[int], factor: float, apart: int = 1) -> list[int]:
+    """Return the largest of rising values, others a factor and a number apart or more, and the smallest."""
     kept = [values[-1]]
     for value in reversed(values[:-1]):
-        if value * factor <= kept[-1] or (value == values[0] and kept[-1] != value):
+        if value == values[0] or (value * factor <= kept[-1] and value + apart <= kept[-1]):
             kept.append(value)
     return kept[::-1]
 

@@ -1,13 +1,16 @@
 """The contention of a profile: the fitted law, corrected by what was measured. Needs no torch.
 
 The law of calibrate.contention has few parameters, so it extends to combinations that were never measured, but it
-misses its own table by several percent. Where a combination of kinds was measured, the ratio of measured and fitted
-rates is interpolated over the sizes of the segments, by radial basis functions of the logarithms of their rows.
-Beyond the measured sizes, the ratio at the edge holds.
+misses its own table by several percent. Where a combination of kinds was measured, the difference of measured and
+fitted rates is interpolated between the measured sizes, by radial basis functions. A size is the logarithm of the
+segment's rows and that of its mean kernel duration, which jumps where a GPU changes to other kernels. Beyond the
+measured sizes, the difference at the edge holds.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,15 +21,17 @@ from calibrate.contention import LEAST_RATE, ContentionModel, RunningSegment, fi
 from engines.policy.architecture import Segment
 
 SMOOTHING = 0.02  # how far the interpolation may stay away from a point: rates have an error of about 1%
+KERNEL_WEIGHT = 2.0  # of a factor in kernel duration, against the same factor in rows
+STEPS = 8  # sizes are rounded to this part of a factor of 2, so that few are ever interpolated
 
 
 class MeasuredContention:
-    """Rates of segments that run together: `law` times the interpolated ratio of measured and fitted rates."""
+    """Rates of segments that run together: those of `law`, corrected by the differences in its table."""
 
     def __init__(self, law: ContentionModel) -> None:
         self.law = law
         self._corrections = _corrections(law.residuals)
-        self._known: dict[tuple[tuple[Segment, int], ...], list[float]] = {}
+        self._known: dict[tuple[tuple[Segment, int, int], ...], list[float]] = {}
 
     def rates(self, running: Sequence[RunningSegment]) -> list[float]:
         """Return the rate of each segment in (0, 1], in order. A segment alone runs at 1.
@@ -35,26 +40,23 @@ class MeasuredContention:
         """
         if len(running) < 2:
             return [1.0] * len(running)
-        key = tuple([(segment, rows) for segment, rows, _ in running])
-        ratios = self._known.get(key)
-        if ratios is None:
-            ratios = self._known[key] = self._ratios(key)
-        return [
-            min(1.0, max(LEAST_RATE, rate * ratio))
-            for rate, ratio in zip(self.law.rates(running), ratios, strict=True)
-        ]
+        key = tuple([(segment, rows, round(STEPS * math.log2(kernel_ms))) for segment, rows, kernel_ms in running])
+        corrections = self._known.get(key)
+        if corrections is None:
+            corrections = self._known[key] = self._correct(key)
+        rates = zip(self.law.rates(running), corrections, strict=True)
+        return [min(1.0, max(LEAST_RATE, rate + correction)) for rate, correction in rates]
 
-    def _ratios(self, running: Sequence[tuple[Segment, int]]) -> list[float]:
-        """Measured against fitted rates of these segments; 1 where their kinds were not measured together."""
+    def _correct(self, running: Sequence[tuple[Segment, int, int]]) -> list[float]:
+        """Measured minus fitted rates of these segments; 0 where their kinds were not measured together."""
         order = sorted(range(len(running)), key=lambda i: running[i][0])
-        correction = self._corrections.get(tuple(running[i][0] for i in order))
-        if correction is None:
-            return [1.0] * len(running)
-        found = correction.at([running[i][1] for i in order])
-        ratios = [1.0] * len(running)
-        for i, ratio in zip(order, found, strict=True):
-            ratios[i] = ratio
-        return ratios
+        found = [0.0] * len(running)
+        correction = self._corrections.get(tuple([running[i][0] for i in order]))
+        if correction is not None:
+            sizes = [_size(rows, steps / STEPS) for _, rows, steps in (running[i] for i in order)]
+            for i, value in zip(order, correction.at(np.concatenate(sizes)), strict=True):
+                found[i] = value
+        return found
 
 
 def measured_contention(table: pd.DataFrame) -> MeasuredContention:
@@ -63,33 +65,27 @@ def measured_contention(table: pd.DataFrame) -> MeasuredContention:
 
 
 class _Correction:
-    """Logarithms of measured / fitted rates of one combination of kinds.
+    """Measured minus fitted rates of one combination of kinds. sizes: [groups, sizes]. found: [groups, segments]."""
 
-    sizes: log2 of the rows, [groups, segments]. ratios: [groups, segments].
-    """
-
-    def __init__(self, sizes: np.ndarray, ratios: np.ndarray) -> None:
+    def __init__(self, sizes: np.ndarray, found: np.ndarray) -> None:
         self._least, self._most = sizes.min(axis=0), sizes.max(axis=0)
-        places, which = np.unique(
-            sizes, axis=0, return_inverse=True
-        )  # one that was measured twice counts as its mean
-        counts = np.bincount(which.ravel())
-        means = np.column_stack([np.bincount(which.ravel(), column) / counts for column in ratios.T])
-        self._interpolated = RBFInterpolator(places, means, kernel="linear", smoothing=SMOOTHING)
+        self._interpolated = RBFInterpolator(sizes, found, kernel="linear", smoothing=SMOOTHING)
 
-    def at(self, rows: Sequence[int]) -> list[float]:
-        place = np.clip(np.log2(rows), self._least, self._most)
-        found: list[float] = np.exp(self._interpolated(place[None])[0]).tolist()
+    def at(self, size: np.ndarray) -> list[float]:
+        found: list[float] = self._interpolated(np.clip(size, self._least, self._most)[None])[0].tolist()
         return found
 
 
 def _corrections(residuals: pd.DataFrame) -> dict[tuple[Segment, ...], _Correction]:
-    sizes: dict[tuple[Segment, ...], list[list[float]]] = {}
-    ratios: dict[tuple[Segment, ...], list[list[float]]] = {}
+    sizes, differences = defaultdict(list), defaultdict(list)
     for _, group in residuals.groupby("group", sort=False):
-        found = np.log(group["rate"].to_numpy() / group["predicted"].to_numpy()).tolist()
-        members = sorted(zip(running_segments(group), found, strict=True), key=lambda member: member[0].segment)
+        pairs = zip(running_segments(group), (-group["error"]).tolist(), strict=True)
+        members = sorted(pairs, key=lambda member: member[0].segment)
         kinds = tuple(running.segment for running, _ in members)
-        sizes.setdefault(kinds, []).append(np.log2([running.rows for running, _ in members]).tolist())
-        ratios.setdefault(kinds, []).append([ratio for _, ratio in members])
-    return {kinds: _Correction(np.array(sizes[kinds]), np.array(ratios[kinds])) for kinds in sizes}
+        sizes[kinds].append(np.concatenate([_size(one.rows, math.log2(one.kernel_ms)) for one, _ in members]))
+        differences[kinds].append([difference for _, difference in members])
+    return {kinds: _Correction(np.array(sizes[kinds]), np.array(differences[kinds])) for kinds in sizes}
+
+
+def _size(rows: int, log_kernel_ms: float) -> list[float]:
+    return [math.log2(rows), KERNEL_WEIGHT * log_kernel_ms]

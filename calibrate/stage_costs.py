@@ -16,7 +16,7 @@ import torch
 from calibrate.workbench import Budget, Workbench, alternating_workers, make_runner, make_stages
 from engines.errors import InputError
 from engines.live.device.host import lane_settings
-from engines.live.device.streams import make_stream
+from engines.live.device.streams import Stream, make_stream
 from engines.live.model.pairs import Pair
 from engines.policy.architecture import Step
 from engines.policy.captured_sizes import BATCHES, TOKENS
@@ -119,8 +119,8 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
     does not count against the budget), in steps, so that a verify is queued behind its draft, and each step several
     times in a row, since a batch is mostly followed by one like it. The first of a row finds the caches as another
     step left them and does not count. Each round measures every step once, in another order, so that all points see
-    the same drift of the machine. Two threads take turns, as the workers of lanes do: on a CPU, a segment that moves
-    to a thread just woken is slower. Every point is measured FEWEST times whatever the budget.
+    the same drift of the machine. A row runs in one thread, as the batches of a worker do; a thread that was just
+    woken launches more slowly. Two threads take turns. Every point is measured FEWEST times whatever the budget.
     """
     grid.check(pair.max_context)
     steps, points = grid.steps(), grid.points()
@@ -136,8 +136,8 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
         order, budget = random.Random(0), Budget(budget_s)
         for count in itertools.count(IN_A_ROW, IN_A_ROW):
             for step in order.sample(steps, len(steps)):
-                row = [workers(partial(bench.time, stream, *map(bench.call, step))) for _ in range(1 + IN_A_ROW)]
-                for point, each in zip(step, zip(*row[1:], strict=True), strict=True):
+                row = workers(partial(_in_a_row, bench, stream, step))
+                for point, each in zip(step, zip(*row, strict=True), strict=True):
                     times[point].extend(each)
                 name = "+".join(point.name for point in step)
                 progress(f"alone: {name}", min(max(budget.spent_s / max(budget_s, 1e-9), count / MOST), 1.0))
@@ -145,6 +145,12 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
             if count >= MOST or (count >= FEWEST and stable):
                 break
     return pd.DataFrame([_row(point, kernels[point], times[point]) for point in points])
+
+
+def _in_a_row(bench: Workbench, stream: Stream, step: Sequence[SegmentShape]) -> list[list[float]]:
+    """Seconds of each segment of the step, IN_A_ROW times."""
+    calls = [bench.call(shape) for shape in step]
+    return [bench.time(stream, *calls) for _ in range(1 + IN_A_ROW)][1:]
 
 
 def _row(point: SegmentShape, kernels: int, times: list[float]) -> dict[str, object]:

@@ -58,12 +58,17 @@ class CapturePlan:
         return sizes_up_to(self.tokens, self.sizes.tokens)
 
     def padded(self, shape: SegmentShape) -> SegmentShape:
-        """Return the captured shape that runs this one; the shape itself where none is as large."""
+        """Return the captured shape that runs this one; the shape itself where none is as large.
+
+        Requests that only fill up a draft or a verify have next to no context, so its mean falls.
+        """
         segment, size, k, tokens, context = shape
         if segment is Segment.DRAFT:
-            return SegmentShape.draft(_least(self.draft_batches, size), k, context)
+            full = _least(self.draft_batches, size)
+            return SegmentShape.draft(full, k, context * size / full)
         if segment is Segment.VERIFY:
-            return SegmentShape.verify(_least(self.verify_batches, size), k, context)
+            full = _least(self.verify_batches, size)
+            return SegmentShape.verify(full, k, context * size / full)
         return SegmentShape(segment, size, k, _least(self.prefill_tokens, tokens), context)
 
 
