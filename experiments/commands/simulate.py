@@ -54,7 +54,7 @@ def simulate(
     replay: Annotated[
         Path | None,
         typer.Option(
-            help="Live run to repeat: its architecture, arrivals, lengths and tape. Settings of the architecture "
+            help="Live run to repeat: its architecture, arrivals or clients, lengths and tape. Settings of the architecture "
             "that are given change it, those of the workload are refused; --seed draws the durations.",
             rich_help_panel=MODEL,
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -22,11 +21,12 @@ from engines.pairs.permutation import PREFIX, expected_tape, parse_pair
 from engines.policy.architecture import Architecture
 from engines.policy.context import context_of
 from engines.record.run import Run
-from engines.workload.workload import Workload, replay, with_random_prompts
+from engines.workload.workload import Workload, with_random_prompts
 from experiments.compare.comparable import check_kind
 from experiments.compare.identity import identity
 from experiments.program.progress import Report
 from experiments.runner.cells import check_room, fingerprint
+from experiments.runner.replay import recorded_workload
 from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
 from sim.costs import CostModel
@@ -137,17 +137,12 @@ def program() -> str:
 
 
 def replayed(live: Run) -> Workload:
-    """Return the finished requests of a live run at their recorded arrivals, as an open loop.
+    """Return the workload of a live run's finished requests: its arrivals if it is an open loop, else its clients.
 
     Raises InputError if no request finished, or for a simulated run.
     """
     check_kind("replay", [live], "live")
-    workload = replay(live)
-    finished = set(live.finished["request"])
-    requests = tuple(request for request in workload.requests if request.id in finished)
-    if not requests:
-        raise InputError("replay", live.name, "no request finished in this run; replay another one")
-    return dataclasses.replace(workload, requests=requests)
+    return recorded_workload(live)
 
 
 def predict(
