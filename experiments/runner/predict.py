@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -27,9 +28,10 @@ from experiments.compare.identity import identity
 from experiments.program.progress import Report
 from experiments.runner.cells import check_room, fingerprint
 from experiments.runner.replay import recorded_workload
+from experiments.runner.without import CostsWithout
 from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
-from sim.costs import CostModel
+from sim.costs import CostModel, Costs
 from sim.engine import simulate
 
 _NUMBER = r"\d*\.?\d+"
@@ -77,6 +79,7 @@ def parse_acceptance(text: str) -> AcceptanceChoice:
 class Prediction:
     """The settings of a prediction.
 
+    without: parts of the model that are switched off (experiments.runner.without.PARTS), to see what they are worth.
     max_context: tokens of prompt and output together, by default the limit of the profile's models. The prediction
     of a live run uses that run's limit.
     """
@@ -85,15 +88,17 @@ class Prediction:
     acceptance: AcceptanceChoice = FROM_PROFILE
     extrapolate: bool = False
     jitter: bool = True
-    contention: bool = True
+    without: Sequence[str] = ()
     seed: int = 0
     max_context: int | None = None
-    _costs: CostModel | None = field(default=None, init=False, repr=False)
+    _costs: Costs | None = field(default=None, init=False, repr=False)
 
-    def costs(self) -> CostModel:
-        """Return the profile's cost model. It is fitted once."""
+    def costs(self) -> Costs:
+        """Return the profile's cost model. It is fitted once. Raises InputError for unknown parts in `without`."""
         if self._costs is None:
-            self._costs = CostModel(self.profile, self.extrapolate, None if self.contention else NoContention())
+            contention = NoContention() if "contention" in self.without else None  # not fitted then
+            costs = CostModel(self.profile, self.extrapolate, contention)
+            self._costs = CostsWithout(costs, self.without) if self.without else costs
         return self._costs
 
     def with_seed(self, seed: int) -> Prediction:
@@ -117,7 +122,7 @@ class Prediction:
             "acceptance": list(self.acceptance),
             "extrapolate": self.extrapolate,
             "jitter": self.jitter,
-            "contention": self.contention,
+            "without": list(self.without),
             "seed": self.seed,
             "max_context": self.max_context,
         }
