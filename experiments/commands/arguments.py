@@ -134,6 +134,13 @@ SimulatedArgument = Annotated[
 OnlyOption = Annotated[
     str | None, typer.Option(help="Take only the cells of the experiment whose names match, such as 'pdv-c*'.")
 ]
+WithoutOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Switch off a part of the model, to see what it is worth: contention, host or padding. May be repeated.",
+        rich_help_panel="Prediction",
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)

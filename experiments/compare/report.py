@@ -159,7 +159,7 @@ def _marks(differs: Iterable[str]) -> dict[str, str]:
 
 
 def _paired_table(comparison: Comparison, grid: pd.DataFrame, marks: Mapping[str, str]) -> Table:
-    table = _table("request by request, where the simulation replays the live arrivals")
+    table = _table("request by request, where the simulation replays the live run")
     table.caption = "means over the cell's replayed runs; MAPE: mean of |simulated - live| / live; r: Pearson"
     for quantity in ("latency", "TTFT"):
         for heading in ("bias", "MAPE", "r"):

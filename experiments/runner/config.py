@@ -123,8 +123,8 @@ class Experiment(Settings):
     or Changes). k: draft lengths for every architecture, as strings ("4", "2-8", "adaptive"); if empty, they keep
     their own. profile: the folder to simulate from; without it, the points of [calibration] are measured between the
     rounds of live cells. acceptance: for the simulations, as in `pdv simulate`; by default the tape of the live run,
-    else the closed form of a permutation pair, else the profile's rates. replay: also simulate the recorded arrivals
-    of each live run, as an open loop.
+    else the closed form of a permutation pair, else the profile's rates. replay: also simulate the recorded requests
+    of each live run, to compare request by request.
     """
 
     model_config = ConfigDict(title="config")

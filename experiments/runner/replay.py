@@ -1,0 +1,43 @@
+"""The workload that a run served, taken from its record: a closed loop stays a closed loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from engines.errors import InputError
+from engines.policy.request import Request
+from engines.record.run import Run
+from engines.workload.workload import Workload, replay
+
+
+def recorded_workload(run: Run) -> Workload:
+    """Return the finished requests of a live or simulated run.
+
+    An open loop has the recorded arrivals. A closed loop has the same number of clients, which send the requests in
+    the same order, each when an earlier one ends in whatever serves it, after the recorded time to think. Raises
+    InputError if no request finished.
+    """
+    workload = replay(run)
+    finished = set(run.finished["request"])
+    if not finished:
+        raise InputError("replay", run.name, "no request finished in this run; replay another one")
+    clients = run.info.get("workload", {}).get("concurrency")
+    if clients is None:
+        requests = tuple(request for request in workload.requests if request.id in finished)
+        return dataclasses.replace(workload, requests=requests)
+    sent = sorted(workload.requests, key=lambda request: request.id)  # ids count in the order of sending
+    think_s = dict(zip((request.id for request in sent), _think_s(run, sent, clients), strict=True))
+    requests = tuple(dataclasses.replace(request, arrival_s=None) for request in sent if request.id in finished)
+    thinking = tuple(think_s[request.id] for request in requests)
+    info = {**workload.info, "count": len(requests)}
+    return Workload(requests, concurrency=clients, think_s=thinking if any(thinking) else (), info=info)
+
+
+def _think_s(run: Run, sent: Sequence[Request], clients: int) -> list[float]:
+    """Return the seconds between the end that released each request and its arrival; 0 for the first `clients`."""
+    if not run.info["workload"].get("mean_think_s"):
+        return [0.0] * len(sent)
+    ends = sorted(run.requests["finish_s"])
+    waits = [max(0.0, (request.arrival_s or 0.0) - end) for request, end in zip(sent[clients:], ends, strict=False)]
+    return [0.0] * min(clients, len(sent)) + waits
