@@ -31,8 +31,8 @@ FEWEST = 5  # calls that each stream of a group completes at least
 def default_groups(grid: Grid) -> list[tuple[SegmentShape, ...]]:
     """Return pairs and triples of stages that lanes run together, over the grid's ranges.
 
-    Every draft meets every verify, at batches a third and a few requests apart. Prefills, a factor of four or more apart
-    and no larger than what prompts of the middle context can pack, meet some of these, alone and together.
+    Every draft meets every verify, at batches a third and a few requests apart. Prefills, a factor of four or more
+    apart and no larger than what prompts of the middle context can pack, meet some of these, alone and together.
     """
     k, context = middle(grid.draft_lengths), middle(grid.contexts)
     sizes, tokens = spaced(grid.batches, 4 / 3, apart=4), _prefills(grid, context)

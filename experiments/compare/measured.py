@@ -37,8 +37,7 @@ Neighbours = tuple[Segment, ...]
 
 def size_of(running: RunningSegment) -> float:
     """Return the logarithm of the size that contention may depend on."""
-    prefill = running.segment in (Segment.PREFILL_DRAFT, Segment.PREFILL_TARGET)
-    return math.log(running.kernel_ms if prefill else running.batch)
+    return math.log(running.rows)
 
 
 def neighbours_of(place: int, running: Sequence[RunningSegment]) -> tuple[Neighbours, float]:

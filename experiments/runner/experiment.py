@@ -77,7 +77,8 @@ class Runner:
         self.experiment, self.folder, self.backend = experiment, folder, backend
         self.jobs, self.budget_s = jobs, budget_s
         self.points = experiment.points()
-        self.repeats = range(1, experiment.repeats + 1)
+        self.rounds = range(1, max(len(point.workloads) for point in self.points) + 1)
+        self.parts = range(1, experiment.repeats + 1)  # of the calibration
         self.table = CellTable(folder / CELLS, [point.name for point in self.points])
         self.lives: dict[tuple[str, int], Run] = {}
         place = experiment.profile or (None if self.serves else folder / "profile")  # else it is measured
@@ -95,8 +96,8 @@ class Runner:
         something in it would be replaced that no experiment wrote.
         """
         with locked(self.folder):
-            check_folder(self.folder, [(point.name, n) for point in self.points for n in self.repeats])
-            for part in (self.folder / "profile", *map(self._part, self.repeats)):
+            check_folder(self.folder, [(point.name, n) for point in self.points for n in point.repeats])
+            for part in (self.folder / "profile", *map(self._part, self.parts)):
                 check_profile_folder(part)
             self._check_profile()
             self._find_lives()
@@ -153,7 +154,7 @@ class Runner:
 
     def _find_lives(self) -> None:
         for point in self.points:
-            for repeat in self.repeats:
+            for repeat in point.repeats:
                 run = kept(self._record((point.name, repeat, "live")), self._live_digest(point, repeat))
                 if run is not None:
                     self.lives[point.name, repeat] = run
@@ -175,13 +176,13 @@ class Runner:
         parts: list[Profile] = []
         end_s = time.monotonic() + self.budget_s if self.budget_s is not None else float("inf")
         left = 0
-        for repeat in self.repeats:
-            groups = _by_layout(self.points)
+        for repeat in self.rounds:
+            groups = _by_layout([point for point in self.points if repeat in point.repeats])
             for points in groups if repeat % 2 else [group[::-1] for group in reversed(groups)]:
                 left += self._serve(points, repeat, end_s)
-            if self._calibrates and (found := self._calibration(repeat, end_s)) is not None:
+            if self._calibrates and repeat in self.parts and (found := self._calibration(repeat, end_s)) is not None:
                 parts.append(found)
-        if len(parts) < len(self.repeats):
+        if len(parts) < len(self.parts):
             return left, None
         averaged(parts).save(self.folder / "profile")
         return left, Profile.load(self.folder / "profile")
@@ -276,7 +277,7 @@ class Runner:
             from_tapes.acceptance = AcceptanceChoice("tape")
         with_live, without = [], []
         for point in self.points:
-            for repeat in self.repeats:
+            for repeat in point.repeats:
                 live, seed = self.lives.get((point.name, repeat)), self.experiment.seed + repeat - 1
                 workload = point.workloads[repeat - 1]
                 if live is None:
