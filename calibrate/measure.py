@@ -33,7 +33,7 @@ from engines.policy.draft_length import FixedDraftLength
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, UniformLength, make_workload
 
-SHARES = {"stage_costs": 0.45, "contention": 0.4, "live": 0.15}  # of the time budget
+SHARES = {"stage_costs": 0.4, "contention": 0.5, "live": 0.1}  # of the time budget
 REQUESTS, PER_CLIENT = 12, 4  # of each live run, at least
 OUTPUT_TOKENS = 96  # of the longest request of a live run
 
