@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from engines.record.metrics import summary
 from engines.record.run import Run
+from experiments.compare.comparable import SIMULATED, mode_of
 from experiments.figures import style
 from experiments.runner.cells import CELL_COLUMNS, cell_of
 
@@ -33,9 +34,9 @@ def load_curves(lives: Sequence[Run], simulations: Sequence[Run], folder: Path, 
     """Draw PANELS over the most frequent kind of load, with one look per architecture.
 
     Live runs are markers at the mean of the repeats, with a bar from the smallest to the largest. Simulated runs are
-    a line through the means, with a band. Replays are left out, since they are not closed loops.
+    a line through the means, with a band. Replays and blind simulations are left out.
     """
-    simulations = [run for run in simulations if "replays" not in run.info]
+    simulations = [run for run in simulations if mode_of(run) == SIMULATED]
     live, simulated = _table(lives), _table(simulations)
     both = pd.concat([live, simulated])
     load = both["load"].mode()[0]
