@@ -55,6 +55,7 @@ from experiments.runner.predict import (
 )
 from experiments.runner.results import CellTable, Key
 from experiments.runner.simulations import Task, simulated
+from experiments.runner.without import check_parts_of_model
 
 
 @dataclass
@@ -77,19 +78,20 @@ class Runner:
 
     backend: serves live cells. only: "live" or "simulated", to do only this part of the work. jobs: number of
     simulation processes, one per core by default. budget_s: seconds after the start when the last live cell or
-    calibration may begin. Raises InputError.
+    calibration may begin. without: parts of the model that are switched off. Raises InputError.
     """
 
     def __init__(
         self, experiment: Experiment, folder: Path, backend: LiveBackend, *,
         only: str | None = None, jobs: int | None = None, budget_s: float | None = None,
+        without: Sequence[str] = (),
     ) -> None:  # fmt: skip
         if only is not None and experiment.mode not in ("both", only):
             raise InputError("only", only, f'the mode of the experiment is "{experiment.mode}"; leave it out')
         mode = only or experiment.mode
         self.serves, self.simulates = mode != "simulated", mode != "live"
         self.experiment, self.folder, self.backend = experiment, folder, backend
-        self.jobs, self.budget_s = jobs, budget_s
+        self.jobs, self.budget_s, self.without = jobs, budget_s, check_parts_of_model(without)
         self.points = experiment.points()
         self.repeats = range(1, experiment.repeats + 1)
         self.table = CellTable(folder / CELLS, [point.name for point in self.points])
@@ -278,7 +280,7 @@ class Runner:
 
     def _prediction(self, profile: Profile) -> Prediction:
         chosen = self.acceptance or without_live(profile)
-        return Prediction(profile, chosen, max_context=self.experiment.max_context)
+        return Prediction(profile, chosen, without=self.without, max_context=self.experiment.max_context)
 
     def _simulations(self, profile: Profile) -> list[Run]:
         """Simulate every repeat of every cell with its own load, and each live run once more as a replay and blind.

@@ -92,6 +92,18 @@ def test_a_part_can_be_switched_off_in_a_simulation(work: Work, tmp_path: Path) 
     assert Run.load(tmp_path / "run").info["costs"]["without"] == ["host", "padding"]
 
 
+def test_a_part_can_be_switched_off_in_an_experiment(work: Work, tmp_path: Path) -> None:
+    _, folder = work
+    config = tmp_path / "config.toml"
+    text = 'mode = "simulated"\narchitectures = ["pd"]\nconcurrencies = [3]\n[workload]\nprompt_tokens = "20"\n'
+    config.write_text(f'profile = "{folder}/profile"\n{text}', encoding="utf-8")
+    tokens = []
+    for more in ("", "--without host"):  # into the same folder: the second replaces the first
+        assert main(f"experiment {config} --out {tmp_path}/out --jobs 1 {more}".split()) == 0
+        tokens.append(pd.read_csv(tmp_path / "out" / "cells.csv")["throughput_tokens_per_s"].item())
+    assert tokens[1] > 1.05 * tokens[0]
+
+
 def test_blind_simulations_know_the_description_and_not_the_record() -> None:
     live = synthetic.live("pdv", rate=20.0, count=30)
     late = dataclasses.replace(live, requests=live.requests.assign(arrival_s=live.requests["arrival_s"] + 1))
