@@ -6,7 +6,7 @@ None means not given, so that an option which does not apply can be refused; wha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +21,11 @@ from engines.storage.files import holds
 from engines.texts import whole_in
 from engines.workload.lengths import parse_lengths
 from engines.workload.workload import PROCESSES, Workload, make_workload, with_sampling
+from experiments.program.progress import bar
 from experiments.runner.cells import load_runs
 from experiments.runner.config import read_rows
 from experiments.runner.folder import SETTINGS, load_experiment
+from experiments.runner.predictions import predictions
 
 LAYOUT, LOAD = "Architecture", "Workload"
 DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"
@@ -247,7 +249,17 @@ def both_sides(
     return *runs, Profile.load(profile) if profile is not None else None
 
 
-def live_side(live: Path, profile: Path | None, only: str | None) -> tuple[list[Run], Profile]:
+def predicted_sides(
+    live: Path, profile: Path | None, only: str | None, without: Sequence[str] = ()
+) -> tuple[list[Run], list[Run], Profile]:
+    """The live runs of a folder or of an experiment, predictions of them made now, and their profile. Raises
+    InputError."""
+    lives, known = _live_side(live, profile, only)
+    with bar("predicting") as progress:
+        return lives, predictions(lives, known, without, progress), known
+
+
+def _live_side(live: Path, profile: Path | None, only: str | None) -> tuple[list[Run], Profile]:
     """The live runs and the profile, of a folder or of an experiment. Raises InputError."""
     if holds(live, SETTINGS):
         lives, _, found = load_experiment(live, profile, only, simulated=False)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from calibrate.profile import Profile
 from engines.errors import InputError, require_at_least
-from engines.record.run import Run
 from experiments.commands.arguments import (
     LiveArgument,
     OnlyOption,
     SimulatedArgument,
     WithoutOption,
     both_sides,
-    live_side,
+    predicted_sides,
 )
 from experiments.compare import compare as comparing
 from experiments.compare.comparable import SIMULATED, mode_of
@@ -29,7 +26,6 @@ from experiments.compare.report import WIDE, comparison_report, results_console
 from experiments.program.outputs import check_file, check_table
 from experiments.program.progress import bar
 from experiments.runner.folder import check_apart
-from experiments.runner.predictions import predictions
 
 
 def compare(
@@ -94,7 +90,9 @@ def compare(
         check_table("out", explained_path(out), ("run", "cause"))
         for path in (out, comparing.paired_path(out), explained_path(out)):
             check_apart("out", path)
-    given = _predicted(live, profile, only, without or ()) if predict else both_sides(live, simulated, profile, only)
+    given = (
+        predicted_sides(live, profile, only, without or ()) if predict else both_sides(live, simulated, profile, only)
+    )
     comparison = comparing.compare(*given)
     lives, simulations, known = given
     console = results_console()
@@ -120,14 +118,6 @@ def compare(
         failed |= not _met(found, tolerances)
     if failed:
         raise typer.Exit(1)
-
-
-def _predicted(
-    live: Path, profile: Path | None, only: str | None, without: Sequence[str]
-) -> tuple[list[Run], list[Run], Profile]:
-    lives, known = live_side(live, profile, only)
-    with bar("predicting") as progress:
-        return lives, predictions(lives, known, without, progress), known
 
 
 def _too_far(comparison: comparing.Comparison, tolerance: float | None) -> bool:
