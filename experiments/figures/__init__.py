@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calibrate.profile import Profile
 from engines.record.run import Run
-from experiments.compare.comparable import SIMULATED, check_profile, mode_of, sides
+from experiments.compare.comparable import check_profile, own_of, sides
 from experiments.compare.explain import Explanation
 from experiments.compare.solo_times import with_solo_times
 from experiments.figures.acceptance import acceptance
@@ -70,7 +70,7 @@ def draw_all(
 def busiest(lives: Sequence[Run], simulations: Sequence[Run]) -> list[tuple[Run, Run]]:
     """Return a live and a simulated run per architecture, at the highest load that both sides have."""
     simulated = {cell_of(run): run for run in reversed(simulations)}
-    simulated |= {cell_of(run): run for run in simulations if mode_of(run) == SIMULATED}
+    simulated |= {cell_of(run): run for run in reversed(own_of(simulations))}
     pairs: dict[str, tuple[Run, Run]] = {}
     for live in sorted(lives, key=lambda run: cell_of(run).level, reverse=True):
         cell = cell_of(live)

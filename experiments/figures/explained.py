@@ -44,6 +44,7 @@ def explained(found: Sequence[Explanation], folder: Path, name: str = "explained
     panel.set_ylim(len(table) - 0.4, -0.6)
     panel.set_xlabel("part of the error of the mean latency (% of the live mean latency)")
     panel.grid(visible=False, axis="y")
+    panel.use_sticky_edges = False
     panel.margins(x=0.03)
     entries: dict[str, Artist] = {cause: Patch(color=COLOURS[cause]) for cause in causes}
     entries["whole error"] = Line2D([], [], linestyle="", marker="D", markersize=3, color="black")
