@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -19,10 +20,14 @@ from engines.errors import InputError
 from engines.policy.architecture import Architecture, Segment
 from engines.policy.captured_sizes import CapturePlan
 from engines.record.run import Run
-from experiments.compare.comparable import check_profile
+from engines.storage.files import replaced
+from experiments.compare.comparable import REPLAY, check_profile, mode_of
 from experiments.compare.exchange import BATCHES, CONTENTION, HOST, PADDING, SOLO, ExchangedCosts, Player
+from experiments.compare.identity import replayed_runs
 from experiments.compare.measured import Measured, captured_by, measured, plans_of
 from experiments.compare.parting import Parting, parting
+from experiments.program.progress import Report
+from experiments.runner.cells import CELL_COLUMNS, cell_of
 from experiments.runner.replay import recorded_workload
 from experiments.runner.without import CostsWithout
 from sim.acceptance import AcceptanceSource, PerPosition, Tapes
@@ -147,3 +152,50 @@ def _mean_latency_s(run: Run) -> float:
     if done.empty:
         raise InputError("explain", run.name, "no request finished in this run; leave it out")
     return float((done["finish_s"] - done["arrival_s"]).mean())
+
+
+def explanations(
+    lives: Sequence[Run], simulations: Sequence[Run], profile: Profile, progress: Report | None = None
+) -> list[Explanation]:
+    """Explain each live run by its replay or, for those without one, by the simulation of its cell and seed.
+
+    progress: told how many runs are done, and how many there are. Raises InputError as `explain` does.
+    """
+    replays = [run for run in simulations if mode_of(run) == REPLAY]
+    replay_of = {id(live): replay for live, replay in zip(replayed_runs(replays, lives), replays, strict=True)}
+    others: dict[tuple[object, ...], Run] = {}
+    for run in simulations:
+        if mode_of(run) != REPLAY:
+            others.setdefault((cell_of(run), run.info.get("workload", {}).get("seed")), run)
+    pairs = []
+    for live in lives:
+        key = cell_of(live), live.info.get("workload", {}).get("seed")
+        pair = replay_of.get(id(live)) or others.get(key)
+        if pair is not None:
+            pairs.append((live, pair))
+    if not pairs:
+        remedy = "no simulated run has the cell and the seed of a live one; give replays, or compare with --predict"
+        raise InputError("explain", f"{len(lives)} live, {len(simulations)} simulated", remedy)
+    found = []
+    for live, simulated in pairs:
+        found.append(explain(live, simulated, profile))
+        if progress is not None:
+            progress(len(found), len(pairs))
+    return found
+
+
+def explained_path(path: Path) -> Path:
+    """Return the path of the explanations, next to the metrics."""
+    return path.with_name(f"{path.stem}_explained.csv")
+
+
+def save_explanations(found: Sequence[Explanation], path: Path) -> Path:
+    """Write one row per run, cause and segment: error_s (seconds) and share (of the live mean latency)."""
+    tables = [
+        one.parts.assign(**cell_of(one.live)._asdict(), run=one.live.name, share=one.parts["error_s"] / one.live_s)
+        for one in found
+    ]
+    with replaced(path) as beside:
+        table = pd.concat(tables)[[*CELL_COLUMNS, "run", "cause", "segment", "error_s", "share"]]
+        table.to_csv(beside, index=False, float_format="%.6g")
+    return path

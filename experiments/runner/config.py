@@ -129,7 +129,8 @@ class Experiment(Settings):
     their own. profile: the folder to simulate from; without it, the points of [calibration] are measured between the
     rounds of live cells. acceptance: for the simulations, as in `pdv simulate`; by default the tape of the live run,
     else the closed form of a permutation pair, else the profile's rates. replay: also simulate the recorded requests
-    of each live run, to compare request by request.
+    of each live run, to compare request by request. blind: also simulate each live cell as a person planning would,
+    from the description of its workload and the profile's acceptance.
     """
 
     model_config = ConfigDict(title="config")
@@ -148,6 +149,7 @@ class Experiment(Settings):
     profile: str | None = None
     acceptance: str | None = None
     replay: bool = True
+    blind: bool = True
     workload: WorkloadConfig = WorkloadConfig()
     calibration: CalibrationConfig | None = None
 

@@ -27,7 +27,7 @@ from experiments.compare.comparable import check_kind
 from experiments.compare.identity import identity
 from experiments.program.progress import Report
 from experiments.runner.cells import check_room, fingerprint
-from experiments.runner.replay import recorded_workload
+from experiments.runner.replay import planned_workload, recorded_workload
 from experiments.runner.without import CostsWithout
 from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
@@ -101,6 +101,10 @@ class Prediction:
             self._costs = CostsWithout(costs, self.without) if self.without else costs
         return self._costs
 
+    def share_costs(self, other: Prediction) -> None:
+        """Use the fitted costs of a prediction with the same profile and the same parts."""
+        self._costs = other.costs()
+
     def with_seed(self, seed: int) -> Prediction:
         """Return a copy with another seed that shares the fitted costs."""
         other = copy.copy(self)
@@ -150,6 +154,15 @@ def replayed(live: Run) -> Workload:
     return recorded_workload(live)
 
 
+def planned(live: Run) -> Workload:
+    """Return the workload that a person planning for a live run's load would simulate.
+
+    It is made from the description of the live run's workload. Raises InputError for a simulated run.
+    """
+    check_kind("blind", [live], "live")
+    return planned_workload(live)
+
+
 def predict(
     architecture: Architecture,
     workload: Workload,
@@ -183,6 +196,8 @@ def predict(
     )
     if live is not None and workload.info.get("kind") == "replay":
         run.info |= {"replays": live.name, "replays_id": identity(live)}
+    if workload.info.get("blind"):
+        run.info["blind"] = True
     run.info |= info or {}
     return run
 

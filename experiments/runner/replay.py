@@ -1,14 +1,16 @@
-"""The workload that a run served, taken from its record: a closed loop stays a closed loop."""
+"""Workloads from the record of a run: what it served, and what its description says without looking at the rest."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from engines.errors import InputError
 from engines.policy.request import Request
 from engines.record.run import Run
-from engines.workload.workload import Workload, replay
+from engines.workload.lengths import FixedLength, Lengths, LogNormalLength, UniformLength
+from engines.workload.workload import Workload, make_workload, replay
 
 
 def recorded_workload(run: Run) -> Workload:
@@ -32,6 +34,37 @@ def recorded_workload(run: Run) -> Workload:
     thinking = tuple(think_s[request.id] for request in requests)
     info = {**workload.info, "count": len(requests)}
     return Workload(requests, concurrency=clients, think_s=thinking if any(thinking) else (), info=info)
+
+
+def planned_workload(run: Run) -> Workload:
+    """Return the workload that the description of a run's makes, as `pdv simulate` with the same options would.
+
+    The seed is a part of the description, and so is a trace; what the run made of them is not.
+    """
+    made = run.info.get("workload", {})
+    lengths = [_lengths(made.get(name)) for name in ("prompt_lengths", "output_lengths")]
+    if made.get("kind") != "synthetic" or None in lengths:
+        recorded = recorded_workload(run)
+        return dataclasses.replace(recorded, info={**made, "blind": True})
+    prompts, outputs = lengths
+    assert prompts is not None
+    assert outputs is not None
+    process = made.get("process")
+    workload = make_workload(
+        made["count"], prompts, outputs, concurrency=made.get("concurrency"), rate=made.get("rate"), process=process,
+        cv=made.get("cv") if process == "gamma" else None, mean_think_s=made.get("mean_think_s", 0.0),
+        seed=made.get("seed", 0), temperature=made.get("temperature", 0.0),
+        ignore_eos=made.get("ignore_eos", True),
+    )  # fmt: skip
+    return dataclasses.replace(workload, info={**workload.info, "blind": True})
+
+
+def _lengths(described: Mapping[str, Any] | None) -> Lengths | None:
+    """Return the lengths that `Lengths.describe` described; None for those listed in a trace, or not described."""
+    kinds = {"fixed": FixedLength, "uniform": UniformLength, "lognormal": LogNormalLength}
+    values = dict(described or {})
+    kind = kinds.get(values.pop("kind", ""))
+    return None if kind is None else kind(*values.values())
 
 
 def _think_s(run: Run, sent: Sequence[Request], clients: int) -> list[float]:

@@ -14,7 +14,7 @@ from engines.errors import InputError
 from engines.policy.architecture import ARCHITECTURES
 from engines.record.run import Run
 from experiments.compare.exchange import BATCHES, CAUSES, CONTENTION, HOST, PADDING, SOLO
-from experiments.compare.explain import Explanation, explain
+from experiments.compare.explain import Explanation, explain, explanations
 from experiments.compare.parting import parting
 from experiments.runner.predict import AcceptanceChoice, Prediction, predict, replayed
 from tests.experiments import synthetic
@@ -110,6 +110,15 @@ def test_a_perfect_simulation_has_nothing_to_explain() -> None:
     found = explained(profile())
     assert abs(found.error) < 0.02
     assert all(abs(found.share(cause)) < 0.02 for cause in CAUSES)
+
+
+def test_simulations_that_are_no_replays_are_explained_by_cell_and_seed() -> None:
+    lives = [as_live(synthetic.simulated("pd", concurrency=n, name=f"live{n}")) for n in (1, 3)]
+    others = [synthetic.simulated("pd", concurrency=n, name=f"other{n}") for n in (3, 1)]
+    found = explanations(lives, others, synthetic.profile())
+    assert [(one.live.name, one.simulated.name) for one in found] == [("live1", "other1"), ("live3", "other3")]
+    with pytest.raises(InputError, match="no simulated run has the cell and the seed"):
+        explanations(lives[:1], others[:1], synthetic.profile())
 
 
 def test_what_no_cause_explains_is_called_different_batches() -> None:
