@@ -1,9 +1,9 @@
-"""Check the products of few tokens on a GPU at real shapes, and time them in many launches against their floor.
+"""Check the skinny GEMMs on a GPU at real shapes, and compare launches with their floor.
 
-Every product is that of a decoder layer, with all that it does on the way, and is compared with the library's matrix
-product and the kernels around it (relative error of the norm; bfloat16 rounds at 4e-3). Times are of a chain in a
-CUDA graph, over as many layers' weights as the second-level cache cannot hold. The floor is the bytes of the weights,
-over the bandwidth of a device-to-device copy.
+Each product is one of a decoder layer, with everything that is fused with it. It is compared with the library's
+matrix product and the kernels around that (relative error of the norm; bfloat16 rounds at 4e-3). It is timed as a
+chain in a CUDA graph, over the weights of more layers than fit into the second-level cache. The floor is the bytes of
+the weights, divided by the bandwidth of a device-to-device copy.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PRODUCTS = ("queries", "output", "gate", "down", "head")
 
 
 class Bench:
-    """One product of a layer, of several layers' weights."""
+    """One product of a layer, with the weights of several layers."""
 
     def __init__(self, shape: ModelShape, product: str, tokens: int, layers: int | None = None) -> None:
         torch.manual_seed(tokens)
@@ -68,7 +68,7 @@ class Bench:
         self.pools = [torch.zeros(2, 512, shape.kv_heads, shape.head_dim).to(self.x) for _ in range(2)]
 
     def start(self, kind: Callable[..., Pass]) -> Pass:
-        """A pass whose residual was made by as many programs as in a layer."""
+        """Start a pass. Its residual is made by as many programs as in a layer."""
         begun = kind(self.ids, self.table, self.norm, 1e-5)
         begun.add(random(self.tokens, 512), Product(random(self.shape.hidden, 512) / 22, None), self.norm)
         return begun
@@ -85,7 +85,7 @@ class Bench:
         return [begun.project(product)]
 
     def error(self) -> float:
-        """Worst relative error against the library: of what the product makes, and of what a next one makes of it."""
+        """Return the worst relative error against the library, of this product and of one that reads its result."""
         found = []
         for kind in (SkinnyPass, WidePass):
             torch.manual_seed(0)
@@ -103,13 +103,15 @@ class Bench:
 
 
 def launched(launch: Launch | None) -> AbstractContextManager[object]:
-    """Every product is launched so (None: as it is)."""
+    """Make every product use this launch; None changes nothing."""
     return nullcontext() if launch is None else mock.patch.object(skinny_gemm, "launch_for", return_value=launch)
 
 
 def launches(bench: Bench) -> list[Launch]:
-    """The launch in use first, then others whose programs all run at the same time: one to four on each processor,
-    each with an equal share of the columns and of the shared memory."""
+    """Return the launch in use, then others whose programs all run at once.
+
+    There are one to four programs per processor, with equal shares of the columns and of the shared memory.
+    """
     rows = FEW if bench.tokens <= FEW else MOST_TOKENS
     heads = bench.product == "queries" and not bench.shape.head_norms
     processors = processors_of(DEVICE)
@@ -145,7 +147,10 @@ def label(launch: Launch) -> str:
 
 @torch.inference_mode()
 def check_products(shapes: Sequence[ModelShape], counts: Sequence[int], budget_s: float, jobs: int) -> bool:
-    """Print what is found; returns whether every product is right. counts: tokens. Timing ends after the budget."""
+    """Check and time the products, and print the results. Returns whether all are correct.
+
+    counts: numbers of tokens. budget_s: limits the timing.
+    """
     begin = time.perf_counter()
     cases = list(itertools.product(shapes, PRODUCTS, counts))
     wanted = [(*case, launch) for case in cases for launch in launches(Bench(*case, layers=1))]
@@ -175,5 +180,5 @@ def check_products(shapes: Sequence[ModelShape], counts: Sequence[int], budget_s
             text, f"{bench.time_us(WidePass):7.1f} {found[used]:6.1f} ", label(used),
             *(f"{label(launch)}: {found[launch]:.1f}" for launch in best), sep="  ",
         )  # fmt: skip
-    print(f"{time.perf_counter() - begin:.0f} s; {'all right' if right else 'SOMETHING IS WRONG'}")
+    print(f"{time.perf_counter() - begin:.0f} s; {'all correct' if right else 'SOMETHING IS WRONG'}")
     return right

@@ -262,6 +262,6 @@ def _save(rows: pd.DataFrame, path: Path) -> None:
 
 def _conclude(right: bool, started: float) -> None:
     """Say whether all is right; leaves with exit code 1 if not."""
-    print(f"{time.perf_counter() - started:.0f} s; {'all right' if right else 'SOMETHING IS WRONG'}")
+    print(f"{time.perf_counter() - started:.0f} s; {'all correct' if right else 'SOMETHING IS WRONG'}")
     if not right:
         raise typer.Exit(1)

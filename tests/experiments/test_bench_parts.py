@@ -18,7 +18,7 @@ from engines.policy.architecture import Segment, Stage  # noqa: E402
 from engines.policy.request import Request  # noqa: E402
 from engines.record.roofline import Ceilings, ModelCounts, PairCounts  # noqa: E402
 from experiments.bench.caches import DAMAGES, CacheFindings  # noqa: E402
-from experiments.bench.engines import CARRIED, PACKED, _requests, candidates  # noqa: E402
+from experiments.bench.engines import MOST_CARRIED, PACKED, _requests, candidates  # noqa: E402
 from experiments.bench.exactness import Agreement, ClosedForm, Generated, agreement, expected_of  # noqa: E402
 from experiments.bench.peers import measure_peers  # noqa: E402
 from experiments.bench.plain import generate, plain_models  # noqa: E402
@@ -89,7 +89,7 @@ def test_candidates_have_a_slot_for_everyone_and_large_limits_where_more_come() 
     }  # fmt: skip
     assert {c.architecture.slots for c in chosen.values()} == {64}
     assert {c.architecture.draft_length.k for c in chosen.values()} == {3}  # type: ignore[union-attr]
-    assert max(chosen["baseline", "default"].concurrencies) <= CARRIED < 64
+    assert max(chosen["baseline", "default"].concurrencies) <= MOST_CARRIED < 64
     large = chosen["pd", "large"]
     assert [large.limit(stage) for stage in (Stage.PREFILL, Stage.DRAFT, Stage.VERIFY)] == [PACKED, 64, 64]
     assert [chosen["pdv", "default"].limit(stage) for stage in Stage] == [1, 6, 12]
@@ -133,7 +133,7 @@ def test_what_does_not_fit_the_device_is_refused(field: str, refusal: str, monke
 def test_stages_fit_up_to_the_last_position(k: int) -> None:
     longest = 512 - k - 2
     check_fits(dataclasses.replace(TINY, draft_length=k, prompts=(longest,)))
-    with pytest.raises(InputError, match="the pair positions 512 tokens"):
+    with pytest.raises(InputError, match="the pair supports 512 positions"):
         check_fits(dataclasses.replace(TINY, draft_length=k, prompts=(longest + 1,)))
 
 

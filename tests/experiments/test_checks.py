@@ -54,7 +54,7 @@ def test_a_short_soak_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert row["finished"] + row["cancelled"] == row["requests"] == 200
     assert row["finished"] > 0
     assert row["cancelled"] > 0
-    assert "all right" in capsys.readouterr().out
+    assert "all correct" in capsys.readouterr().out
 
 
 def test_a_soak_with_a_wrong_token_fails(
@@ -80,7 +80,7 @@ def test_a_check_of_slots_that_notices_nothing_fails(
 ) -> None:
     monkeypatch.setattr(caches, "check_slot", lambda *arguments, **options: [])
     assert main(f"check caches {SHORT} --out {tmp_path}".split()) == 1
-    assert "sequences; a cache spoilt on purpose (another slot) went unnoticed" in capsys.readouterr().out
+    assert "sequences; damage made on purpose (another slot) was not noticed" in capsys.readouterr().out
 
 
 def test_a_family_is_served_exactly_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_a_family_is_served_exactly_and_listed(tmp_path: Path, capsys: pytest.Ca
     assert table[["family", "outcome"]].to_numpy().tolist() == [
         ["bert", "refused at load"], ["bert", "exact"], ["gpt2", "exact"],
     ]  # fmt: skip
-    assert "served, every token equal to generate's: 2" in capsys.readouterr().out
+    assert "served, with every token equal to generate's: 2" in capsys.readouterr().out
     assert "refused at load:\n  bert: " in (tmp_path / "families.txt").read_text()
 
 
@@ -123,7 +123,7 @@ def test_a_check_of_kernels_needs_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     line = refusal(command, capsys)
-    assert line == "device = 'cuda': torch finds no such device here; run this on a machine that has one"
+    assert line == "device = 'cuda': torch finds no GPU on this machine; run this on a machine with one"
 
 
 @pytest.mark.usefixtures("with_gpu")
@@ -133,7 +133,7 @@ def test_a_check_of_kernels_needs_triton(
 ) -> None:
     monkeypatch.setattr("experiments.checks.hardware.find_spec", lambda name: None)
     line = refusal(command, capsys)
-    assert line == "device = 'cuda': its kernels need triton; install the extra: pip install 'pdv[cuda]'"
+    assert line == "device = 'cuda': the kernels need triton; install the extra: pip install 'pdv[cuda]'"
 
 
 @pytest.mark.usefixtures("with_gpu")
@@ -144,7 +144,7 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
     pytest.importorskip("triton")
     monkeypatch.setattr("engines.live.kernels.dependent_launch.shared_bytes_of", lambda device: 99 * 1024)
     line = refusal(command, capsys)
-    assert line.startswith("device = 'a small GPU': a program has 101376 bytes of shared memory there and needs ")
+    assert line.startswith("device = 'a small GPU': a program may use 101376 bytes of its shared memory but needs ")
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
         ("check kernels --shapes tiny,huge", "shape = 'huge': use one of llama2-7b"),
         ("check products --shapes huge", "shape = 'huge': use one of llama2-7b"),
         ("check products --tokens 0", "tokens = '0': "),
-        ("profile-kernels --device cpu", "device = 'cpu': kernels are those of a GPU"),
-        ("profile-kernels --device tpu", "device = 'tpu': kernels are those of a GPU"),
+        ("profile-kernels --device cpu", "device = 'cpu': the kernels need a GPU"),
+        ("profile-kernels --device tpu", "device = 'tpu': the kernels need a GPU"),
         ("profile-kernels --context 1", "context = 1: "),
         ("check graphs --dtype half", "dtype = 'half'"),
         ("check graphs --clients 0", "clients = '0'"),
@@ -172,7 +172,7 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
         ("check soak --device cuda:99", "device = 'cuda:99': "),
         ("check caches --output-tokens 1", "output_tokens = 1: "),
         ("check caches --pair no/such/folder", "pair = 'no/such/folder': "),
-        ("check caches --prompt-tokens 3000", "prompt_tokens + output_tokens = 3032: the pair takes 2043"),
+        ("check caches --prompt-tokens 3000", "prompt_tokens + output_tokens = 3032: the pair supports 2043"),
         ("check families --family lama", "family = 'lama': transformers has no such decoder"),
         ("train-pair --device tpu", "device = 'tpu': "),
         ("train-pair --library /nowhere", "library = '/nowhere': too few Python sources are there"),
