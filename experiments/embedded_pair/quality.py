@@ -86,9 +86,10 @@ def quality(
     """Return the quality of the pair saved in `folder`, measured in float32, as lines of TOML.
 
     text, held_out: int16 tokens [count] that it was and was not trained on, on the device to measure on. sizes:
-    requests, prompt tokens and output tokens to measure acceptance with. root: library folder of the prompts.
+    requests, prompt tokens and output tokens to measure acceptance with; bits per byte use four windows of text per
+    request. root: library folder of the prompts.
     """
-    lines, windows = [], min(512, len(held_out) // CONTEXT)
+    lines, windows = [], min(4 * sizes[0], len(held_out) // CONTEXT)
     for name in ("target", "draft"):
         model = load(folder / name, torch.float32, text.device)
         lines += [

@@ -14,7 +14,7 @@ from engines.policy.architecture import PDV
 from engines.policy.request import Request
 from engines.policy.scheduler import Scheduler
 from engines.record.run import Run
-from engines.workload.corpus import held_out_text
+from engines.workload.corpus import held_out_files
 from engines.workload.lengths import MOST_TOKENS, FixedLength, Lengths, ListedLength, LogNormalLength, UniformLength
 from engines.workload.workload import (
     LEAST_CV,
@@ -189,7 +189,7 @@ def test_think_times_are_exponential_after_each_clients_first_request() -> None:
 
 def test_prompts_are_real_text_of_exactly_the_asked_length() -> None:
     workload = with_prompts(make_workload(6, UniformLength(5, 60), SHORT, concurrency=1), str.encode, seed=3)
-    source = held_out_text()
+    source = b"".join(held_out_files().values())
     for request in workload.requests:
         assert request.prompt is not None
         assert len(request.prompt) == request.prompt_tokens

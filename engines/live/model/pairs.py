@@ -76,7 +76,11 @@ def find_device(name: str | torch.device) -> torch.device:
         raise InputError("device", str(name), "use cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if str(device) != str(name) or (device.index or 0) >= count:  # torch stores the index in a byte, which wraps
-        raise InputError("device", str(name), f"this machine has {count} CUDA devices; use cpu or one of them")
+        raise InputError(
+            "device",
+            str(name),
+            f"this machine has {count or 'no'} CUDA devices; use cpu{' or one of them' if count else ''}",
+        )
     return torch.device("cuda", device.index or 0)
 
 

@@ -93,7 +93,10 @@ def test_what_no_engine_could_serve_is_refused_by_its_plan() -> None:
 
 def test_models_that_are_no_decoders_are_refused_and_others_planned() -> None:
     no_decoder = AutoConfig.for_model("vit", max_position_embeddings=64, vocab_size=10)
-    for config, message in ((AutoConfig.for_model("t5"), "max_position_embeddings"), (no_decoder, "does not describe a decoder")):
+    for config, message in (
+        (AutoConfig.for_model("t5"), "max_position_embeddings"),
+        (no_decoder, "does not describe a decoder"),
+    ):
         with pytest.raises(InputError, match=f"pair = '{config.model_type}': .*{message}"):
             plan_slots(PD, (config, config), CPU, torch.float32, free=GIB)
     silent = AutoConfig.for_model("gpt2", n_layer=2)  # on its intermediate size
