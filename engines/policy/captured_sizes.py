@@ -61,10 +61,10 @@ class CapturePlan:
         """Return the captured shape that runs this one; the shape itself where none is as large."""
         segment, size, k, tokens, context = shape
         if segment is Segment.DRAFT:
-            return SegmentShape.draft(_least(self.draft_batches, size), k, context)
+            return SegmentShape.draft(least_from(self.draft_batches, size) or size, k, context)
         if segment is Segment.VERIFY:
-            return SegmentShape.verify(_least(self.verify_batches, size), k, context)
-        return SegmentShape(segment, size, k, _least(self.prefill_tokens, tokens), context)
+            return SegmentShape.verify(least_from(self.verify_batches, size) or size, k, context)
+        return SegmentShape(segment, size, k, least_from(self.prefill_tokens, tokens) or tokens, context)
 
 
 def capture_plans(
@@ -110,6 +110,7 @@ def sizes_up_to(limit: int, sizes: Sequence[int]) -> list[int]:
     return [*(size for size in sizes if size < limit), limit] if limit else []
 
 
-def _least(sizes: Sequence[int], size: int) -> int:
+def least_from(sizes: Sequence[int], size: int) -> int | None:
+    """Return the least of these sizes, in order, that is at least `size`; None if all are smaller."""
     place = bisect_left(sizes, size)
-    return sizes[place] if place < len(sizes) else size
+    return sizes[place] if place < len(sizes) else None

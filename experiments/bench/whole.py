@@ -30,6 +30,7 @@ from experiments.bench.exactness import expected_of
 from experiments.bench.peers import measure_peers
 from experiments.bench.settings import BenchSettings
 from experiments.bench.stages import find_ceilings, measure_stages
+from experiments.program.outputs import save_table
 from experiments.program.progress import bar, console
 from experiments.runner import preflight as fitting
 
@@ -72,8 +73,7 @@ class BenchResult:
         for name in ("stages", "engines", "peers"):
             table = getattr(self, name)
             if not table.empty:
-                with replaced(folder / f"{name}.csv") as beside:
-                    table.to_csv(beside, index=False, float_format="%.6g", lineterminator="\n")
+                save_table(table, folder / f"{name}.csv")
 
 
 def check_fits(settings: BenchSettings) -> None:

@@ -37,7 +37,7 @@ from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.policy.request import Request
 from engines.workload.workload import UniformLength, Workload, make_workload
 from experiments.bench.engines import MOST_CARRIED, carries, for_clients, free_memory
-from experiments.bench.exactness import Expected, expected_of, is_tie
+from experiments.bench.exactness import Expected, expected_of, first_difference, is_tie
 from experiments.program.progress import Report
 from experiments.runner.preflight import check_fits
 
@@ -122,11 +122,6 @@ def serve_all(architecture: Architecture, pair: Pair, loads: Sequence[Load], gra
 
 
 # --- comparing ------------------------------------------------------------------------------------------
-
-
-def first_difference(a: Sequence[int], b: Sequence[int], count: int) -> int | None:
-    """Return the first of `count` positions at which the tokens differ or one is missing; None if there is none."""
-    return next((i for i in range(count) if i >= min(len(a), len(b)) or a[i] != b[i]), None)
 
 
 def compare(

@@ -13,9 +13,10 @@ import itertools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,6 +166,14 @@ def compile_ahead(shape: ModelShape, queries: int, config: LaunchConfig) -> None
         print(f"{label(config)} for {shape.name}, {queries} new tokens: {type(error).__name__}: {error}"[:150])
 
 
+def compile_all(compile_one: Callable[..., None], wanted: Iterable[tuple[Any, ...]], jobs: int) -> None:
+    """Call `compile_one` with each different tuple of arguments, in `jobs` processes."""
+    begin, wanted = time.perf_counter(), dict.fromkeys(wanted)
+    with console.status("compiling"), ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_one, *zip(*wanted, strict=True), chunksize=4))
+    print(f"{torch.cuda.get_device_name()}: {len(wanted)} launches compiled, {time.perf_counter() - begin:.0f} s")
+
+
 def label(config: LaunchConfig) -> str:
     return f"{config.keys}/{config.warps}/{config.stages}/{config.splits}"
 
@@ -215,14 +224,7 @@ def check_kernels(shapes: Sequence[ModelShape], budget_s: float, jobs: int) -> b
     ]  # fmt: skip
     wanted = [(b.shape, b.queries, resolved(b, None)) for _, b in checked]
     wanted += [(b.shape, b.queries, config) for _, b in timed for config in launches(b)]
-    with (
-        console.status("compiling"),
-        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
-    ):
-        list(pool.map(compile_ahead, *zip(*dict.fromkeys(wanted), strict=True)))
-    print(
-        f"{torch.cuda.get_device_name()}: {len(set(wanted))} launches compiled, {time.perf_counter() - begin:.0f} s"
-    )
+    compile_all(compile_ahead, wanted, jobs)
 
     right = True
     for shape in shapes:

@@ -9,10 +9,8 @@ the weights, divided by the bandwidth of a device-to-device copy.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from unittest import mock
 
@@ -34,8 +32,7 @@ from engines.live.kernels.skinny_gemm import (
 )
 from engines.live.serving.utilisation import measure_ceilings
 from engines.pairs.shapes import ModelShape
-from experiments.checks.kernels import DEVICE, LIMIT, graph_us, random, relative_error
-from experiments.program.progress import console
+from experiments.checks.kernels import DEVICE, LIMIT, compile_all, graph_us, random, relative_error
 
 COLD_BYTES = 4 * 10**8
 PRODUCTS = ("queries", "output", "gate", "down", "head")
@@ -154,12 +151,7 @@ def check_products(shapes: Sequence[ModelShape], counts: Sequence[int], budget_s
     begin = time.perf_counter()
     cases = list(itertools.product(shapes, PRODUCTS, counts))
     wanted = [(*case, launch) for case in cases for launch in launches(Bench(*case, layers=1))]
-    with (
-        console.status("compiling"),
-        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
-    ):
-        list(pool.map(compile_ahead, *zip(*wanted, strict=True), chunksize=4))
-    print(f"{torch.cuda.get_device_name()}: {len(wanted)} launches compiled, {time.perf_counter() - begin:.0f} s")
+    compile_all(compile_ahead, wanted, jobs)
 
     bandwidth = measure_ceilings(DEVICE, torch.bfloat16).copy_bytes_per_s / 1e6
     right = True

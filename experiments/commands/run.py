@@ -60,13 +60,14 @@ def run(
     max_context: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of prompt and output together \\[default: what the pair can].", rich_help_panel=LIVE
+            help="Tokens of prompt and output together \\[default: the pair's limit].", rich_help_panel=LIVE
         ),
     ] = None,
     reserve_gib: Annotated[
         float | None,
         typer.Option(
-            help="Memory to leave alone, GiB \\[default: a tenth of what is free, 4 at most].", rich_help_panel=LIVE
+            help="Memory to leave unused, in GiB \\[default: a tenth of the free memory, at most 4].",
+            rich_help_panel=LIVE,
         ),
     ] = None,
     concurrency: ConcurrencyOption = None,
@@ -89,11 +90,11 @@ def run(
     hybrid: HybridOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the record.")] = Path("runs/live"),
 ) -> None:
-    """Serve a workload with a [bold]live[/bold] engine and keep the record.
+    """Serve a workload with a [bold]live[/bold] engine and save the record.
 
-    Real models answer real prompts (held-out text), laid out as the architecture says. The record is a folder:
-    run.toml, tables of requests, steps and device spans, and each request's acceptance tape. `pdv compare` and
-    `pdv trace` read it, `pdv simulate --replay` repeats it.
+    The models answer real prompts (held-out text). The record is a folder with run.toml, the tables of requests,
+    steps and spans, and the acceptance tape of each request. `pdv compare`, `pdv figures` and `pdv trace` read it.
+    `pdv simulate --replay` simulates the same load.
 
     Example: pdv run --architecture pdv --concurrency 5 --prompt-tokens 32-96 --output-tokens 64 --out runs/pdv-c5
     """

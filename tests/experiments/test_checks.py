@@ -72,7 +72,7 @@ def test_slots_hold_what_a_recomputation_gives(tmp_path: Path, capsys: pytest.Ca
     (row,) = pd.read_csv(tmp_path / "caches.csv", keep_default_na=False).to_dict("records")
     assert row["sequences"] > 0
     assert row["failure"] == ""
-    assert "as recomputed" in capsys.readouterr().out
+    assert "equal to the recomputation" in capsys.readouterr().out
 
 
 def test_a_check_of_slots_that_notices_nothing_fails(
@@ -114,7 +114,7 @@ def test_a_trained_pair_can_be_loaded(
     assert said["acceptance"]["requests"] == 2
     assert load_pair(tmp_path / "pair").vocabulary == 264
     capsys.readouterr()
-    assert f"{tmp_path / 'pair'}': draft is there already; move" in refusal(command, capsys)
+    assert f"{tmp_path / 'pair'}': it contains draft; move" in refusal(command, capsys)
 
 
 @pytest.mark.parametrize("command", GPU_CHECKS)

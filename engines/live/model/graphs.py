@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +23,10 @@ from engines.live.model.attention import Layout, packed_places
 from engines.live.model.eager import EagerRunner
 from engines.live.model.stages import Stages
 from engines.policy.architecture import Segment
-from engines.policy.captured_sizes import CapturePlan
+from engines.policy.captured_sizes import CapturePlan, least_from
 from engines.policy.segment_shape import SegmentShape
 
 WARM_UPS = 2
-
-Progress = Callable[[int, int], None]  # graphs captured, graphs in all
 
 
 class Captured:
@@ -74,9 +71,6 @@ class _Prompts(_Shape):
     """The same of a prefill: its last sequence takes the padding."""
 
     layout: Layout = field(kw_only=True)
-
-
-_AnyShape = TypeVar("_AnyShape", bound=_Shape)
 
 
 class GraphRunner(EagerRunner):
@@ -168,10 +162,11 @@ class GraphRunner(EagerRunner):
         return torch.full((size,), self.stages.scratch, dtype=torch.int64, device=self.stages.device)
 
     def _batch_shape(self, segment: Segment, size: int) -> _Shape | None:
-        return _smallest(self._batches[segment], size)
+        shapes = self._batches[segment]
+        return shapes.get(least_from(list(shapes), size) or 0)
 
     def _prefill_shape(self, prompts: int, tokens: int) -> _Prompts | None:
-        shape = _smallest(self._prefills, tokens)
+        shape = self._prefills.get(least_from(list(self._prefills), tokens) or 0)
         padding = len(shape.layout.owner) - tokens if shape else 0
         return shape if prompts <= self._plan.prompts and padding <= self.stages.row_length else None
 
@@ -212,12 +207,6 @@ class GraphRunner(EagerRunner):
 
     def _input(self, place: Tensor, values: Numbers) -> tuple[Tensor, Tensor]:
         return place, staged(values, place.device)
-
-
-def _smallest(shapes: dict[int, _AnyShape], size: int) -> _AnyShape | None:
-    sizes = list(shapes)
-    place = bisect_left(sizes, size)
-    return shapes[sizes[place]] if place < len(sizes) else None
 
 
 def _count_nodes(graph: torch.cuda.CUDAGraph) -> int:
