@@ -69,12 +69,8 @@ def expected_of(name: str, pair: Pair) -> Expected:
     return Generated(pair)
 
 
-def first_difference(a: Sequence[int], b: Sequence[int], count: int | None = None) -> int | None:
-    """Return the first position at which the tokens differ or one is missing; None if there is none.
-
-    count: compare only this many.
-    """
-    count = max(len(a), len(b)) if count is None else count
+def first_difference(a: Sequence[int], b: Sequence[int], count: int) -> int | None:
+    """Return the first of `count` positions at which the tokens differ or one is missing; None if there is none."""
     return next((i for i in range(count) if i >= min(len(a), len(b)) or a[i] != b[i]), None)
 
 
@@ -105,7 +101,7 @@ def agreement(expected: Expected, requests: Iterable[Request], outputs: Mapping[
         said = list(outputs.get(request.id, ()))
         checked, equal = checked + 1, equal + (said == right)
         if said != right and not first:
-            first = f"request {request.id}, output token {first_difference(said, right)}"
+            first = f"request {request.id}, output token {first_difference(said, right, len(said) + 1)}"
     return Agreement(checked, equal, first)
 
 

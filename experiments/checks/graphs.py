@@ -55,8 +55,6 @@ DRAFT_LENGTHS = {
 DECODINGS = {"greedy": (False,), "sampled": (True,), "mixed": (False, True)}  # which requests sample, in turn
 CASE = ["dtype", "architecture", "draft_length", "decoding"]
 
-# --- cases ----------------------------------------------------------------------------------------------
-
 
 class Load(NamedTuple):
     """A closed loop. decoding: a key of DECODINGS."""
@@ -98,9 +96,6 @@ def even_temperature(pair_name: str) -> float:
     return margin(spec.target_shape, spec.layer_scale) * math.sqrt(4 * weight) / weight
 
 
-# --- serving --------------------------------------------------------------------------------------------
-
-
 class Served(NamedTuple):
     """Output tokens by request ID, as far as each request came, and the draft lengths that occurred, ascending."""
 
@@ -119,9 +114,6 @@ def serve_all(architecture: Architecture, pair: Pair, loads: Sequence[Load], gra
             outputs = {handle.request.id: handle.tokens for handle in handles}
             served.append(Served(outputs, sorted(set(run.steps["draft_length"]) - {0})))
     return served
-
-
-# --- comparing ------------------------------------------------------------------------------------------
 
 
 def compare(
@@ -167,9 +159,6 @@ def check(
             **compare(pair, expected, load.workload.requests, replayed, once),
             "control_requests": len(both), "control_equal": sum(once.outputs[i] == again[i] for i in both),
         }  # fmt: skip
-
-
-# --- reporting ------------------------------------------------------------------------------------------
 
 
 def report(rows: pd.DataFrame) -> Table:

@@ -6,9 +6,9 @@ An option that is not given is None, so that one without effect can be refused. 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,112 +24,68 @@ from experiments.runner.cells import load_runs
 from experiments.runner.config import read_rows
 from experiments.runner.folder import load_experiment
 
-LAYOUT, LOAD = "Architecture", "Workload"
 DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"
 AUTO = "auto"  # as many slots as fit
 ARRIVALS, LENGTHS = ("process", "cv"), ("prompt_tokens", "output_tokens")
 
+
+def option(panel: str) -> Callable[..., Any]:
+    """Return a function that makes an option in this panel of the help, from its help text and names."""
+    return lambda help, *names: typer.Option(*names, help=help, rich_help_panel=panel)
+
+
+_layout, _load, _models = option("Architecture"), option("Workload"), option("Models")
+_PAIRS = (
+    "`embedded`, a folder with target/ and draft/ in it, or a permutation pair such as "
+    "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8"
+)
+
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 PairOption = Annotated[
-    str | None,
-    typer.Option(
-        help="`embedded`, a folder with target/ and draft/ in it, or a permutation pair such as "
-        "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8 \\[default: embedded on a CPU, this example on a GPU]."
-    ),
+    str | None, typer.Option(help=f"{_PAIRS} \\[default: embedded on a CPU, this example on a GPU].")
 ]
+ModelsOption = Annotated[str, _models(f"{_PAIRS}.", "--pair")]
+TargetOption = Annotated[str | None, _models("Folder of the target model, with --draft.")]
+DraftOption = Annotated[str | None, _models("Folder of the draft model, with --target.")]
 ArchitectureOption = Annotated[
-    str | None,
-    typer.Option(
-        "--architecture", "-a", help="baseline, pd, pdv, or a .toml file \\[default: pdv].",
-        rich_help_panel=LAYOUT,
-    ),
-]  # fmt: skip
+    str | None, _layout("baseline, pd, pdv, or a .toml file \\[default: pdv].", "--architecture", "-a")
+]
 DraftLengthOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Draft length k: 4 (fixed), or 2-8 or adaptive (adapts to acceptance).", rich_help_panel=LAYOUT
-    ),
+    str | None, _layout("Draft length k: 4 (fixed), or 2-8 or adaptive (adapts to acceptance).")
 ]
-BatchLimitOption = Annotated[
-    str | None, typer.Option(help="Largest batches in requests, such as draft=12,verify=24.", rich_help_panel=LAYOUT)
-]
-WorkersOption = Annotated[
-    int | None, typer.Option(help="Workers per lane (baseline: requests served at once).", rich_help_panel=LAYOUT)
-]
+BatchLimitOption = Annotated[str | None, _layout("Largest batches in requests, such as draft=12,verify=24.")]
+WorkersOption = Annotated[int | None, _layout("Workers per lane (baseline: requests served at once).")]
 SlotsOption = Annotated[
     str | None,
-    typer.Option(
-        help="Slots in the KV cache pool (requests). `auto` takes as many as fit and the load can use, 1024 at most. "
-        "This is the default in a live run, unless the .toml file sets slots.",
-        rich_help_panel=LAYOUT,
+    _layout(
+        "Slots in the KV cache pool (requests). `auto` takes as many as fit and the load can use, 1024 at most. "
+        "This is the default in a live run, unless the .toml file sets slots."
     ),
 ]
-PermitsOption = Annotated[
-    int | None,
-    typer.Option(help="Steps that may run on the device at once; with 1, lanes take turns.", rich_help_panel=LAYOUT),
-]
+PermitsOption = Annotated[int | None, _layout("Steps that may run on the device at once; with 1, lanes take turns.")]
 HybridOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Run draft and verify as one step at this many active requests or fewer; 0 turns it off.",
-        rich_help_panel=LAYOUT,
-    ),
+    int | None, _layout("Run draft and verify as one step at this many active requests or fewer; 0 turns it off.")
 ]
-ConcurrencyOption = Annotated[
-    int | None,
-    typer.Option("--concurrency", "-c", help="Closed loop: number of clients.", rich_help_panel=LOAD),
-]
-RateOption = Annotated[
-    float | None, typer.Option("--rate", "-r", help="Open loop: requests per second.", rich_help_panel=LOAD)
-]
+ConcurrencyOption = Annotated[int | None, _load("Closed loop: number of clients.", "--concurrency", "-c")]
+RateOption = Annotated[float | None, _load("Open loop: requests per second.", "--rate", "-r")]
 ProcessOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Arrivals of an open loop: poisson, gamma or fixed \\[default: poisson].", rich_help_panel=LOAD
-    ),
+    str | None, _load("Arrivals of an open loop: poisson, gamma or fixed \\[default: poisson].")
 ]
 CvOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Coefficient of variation of gamma interarrival times, 0.001 to 100 \\[default: 1].",
-        rich_help_panel=LOAD,
-    ),
+    float | None, _load("Coefficient of variation of gamma interarrival times, 0.001 to 100 \\[default: 1].")
 ]
 TraceOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--trace",
-        help="Take arrivals and lengths from a trace (.csv or .jsonl, plain or gzip).",
-        rich_help_panel=LOAD,
-    ),
+    Path | None, _load("Take arrivals and lengths from a trace (.csv or .jsonl, plain or gzip).", "--trace")
 ]
-MaxPromptOption = Annotated[
-    int | None, typer.Option(help="Cap the prompts of a trace, in tokens.", rich_help_panel=LOAD)
-]
-MaxOutputOption = Annotated[
-    int | None, typer.Option(help="Cap the outputs of a trace, in tokens.", rich_help_panel=LOAD)
-]
+MaxPromptOption = Annotated[int | None, _load("Cap the prompts of a trace, in tokens.")]
+MaxOutputOption = Annotated[int | None, _load("Cap the outputs of a trace, in tokens.")]
 RequestsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--requests", "-n", help="Number of requests \\[default: 32, or all of a trace].", rich_help_panel=LOAD
-    ),
+    int | None, _load("Number of requests \\[default: 32, or all of a trace].", "--requests", "-n")
 ]
-PromptOption = Annotated[
-    str | None,
-    typer.Option(help="Prompt length in tokens: 64, 16-96 or 64~0.5[16-256] \\[default: 64].", rich_help_panel=LOAD),
-]
-OutputOption = Annotated[
-    str | None,
-    typer.Option(help="Output length in tokens, in the same format \\[default: 64].", rich_help_panel=LOAD),
-]
-TemperatureOption = Annotated[
-    float | None, typer.Option(help="Sampling temperature; 0 is greedy \\[default: 0].", rich_help_panel=LOAD)
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option(help="Seed of the workload and of simulated durations \\[default: 0].", rich_help_panel=LOAD),
-]
+PromptOption = Annotated[str | None, _load("Prompt length in tokens: 64, 16-96 or 64~0.5[16-256] \\[default: 64].")]
+OutputOption = Annotated[str | None, _load("Output length in tokens, in the same format \\[default: 64].")]
+TemperatureOption = Annotated[float | None, _load("Sampling temperature; 0 is greedy \\[default: 0].")]
+SeedOption = Annotated[int | None, _load("Seed of the workload and of simulated durations \\[default: 0].")]
 LiveArgument = Annotated[
     Path, typer.Argument(help="Folder of a live run, of several (including repeats), or of an experiment.")
 ]

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from experiments.bench.settings import defaults_for
-from experiments.commands.arguments import DeviceOption, PairOption, one_device, parse_numbers
+from experiments.commands.arguments import DeviceOption, PairOption, one_device, option, parse_numbers
 from experiments.program.outputs import check_output
 from experiments.runner.preflight import check_live
 
-STAGES, LOAD = "Stages", "Engines"
+_stages, _engines = option("Stages"), option("Engines")
 
 
 def bench(
@@ -23,42 +23,20 @@ def bench(
     device: DeviceOption = "cpu",
     draft_length: Annotated[int | None, typer.Option(help="Draft length k \\[default: 4].")] = None,
     context: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens per request before a draft or verify \\[default: 64; GPU: 400].", rich_help_panel=STAGES
-        ),
+        int | None, _stages("Tokens per request before a draft or verify \\[default: 64; GPU: 400].")
     ] = None,
-    batches: Annotated[
-        str | None,
-        typer.Option(help="Batch sizes of draft and verify \\[default: 1,4; GPU: 1,8,64].", rich_help_panel=STAGES),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(help="Tokens per prefill \\[default: 16,64; GPU: 128,512,960].", rich_help_panel=STAGES),
-    ] = None,
+    batches: Annotated[str | None, _stages("Batch sizes of draft and verify \\[default: 1,4; GPU: 1,8,64].")] = None,
+    prompts: Annotated[str | None, _stages("Tokens per prefill \\[default: 16,64; GPU: 128,512,960].")] = None,
     concurrencies: Annotated[
-        str | None,
-        typer.Option(help="Clients of the closed loops \\[default: 1,8; GPU: 1,10,64].", rich_help_panel=LOAD),
+        str | None, _engines("Clients of the closed loops \\[default: 1,8; GPU: 1,10,64].")
     ] = None,
-    prompt_tokens: Annotated[
-        int | None, typer.Option(help="Tokens per prompt \\[default: 32; GPU: 128].", rich_help_panel=LOAD)
-    ] = None,
-    output_tokens: Annotated[
-        int | None, typer.Option(help="Tokens per output \\[default: 32; GPU: 256].", rich_help_panel=LOAD)
-    ] = None,
+    prompt_tokens: Annotated[int | None, _engines("Tokens per prompt \\[default: 32; GPU: 128].")] = None,
+    output_tokens: Annotated[int | None, _engines("Tokens per output \\[default: 32; GPU: 256].")] = None,
     architectures: Annotated[
-        str | None,
-        typer.Option(
-            help="Names or .toml files of architectures \\[default: baseline,pd,pdv].", rich_help_panel=LOAD
-        ),
+        str | None, _engines("Names or .toml files of architectures \\[default: baseline,pd,pdv].")
     ] = None,
-    requests_per_client: Annotated[
-        int | None, typer.Option(help="Most requests per client \\[default: 3].", rich_help_panel=LOAD)
-    ] = None,
-    peers: Annotated[
-        bool,
-        typer.Option("--peers/--no-peers", help="Also measure transformers' own generation.", rich_help_panel=LOAD),
-    ] = True,
+    requests_per_client: Annotated[int | None, _engines("Most requests per client \\[default: 3].")] = None,
+    peers: Annotated[bool, _engines("Also measure transformers' own generation.", "--peers/--no-peers")] = True,
     budget_s: Annotated[
         float | None,
         typer.Option(help="Approximate total time once the pair is loaded, in seconds \\[default: 40; GPU: 300]."),

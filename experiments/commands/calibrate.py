@@ -13,16 +13,16 @@ from calibrate.parts import check_parts, remove_parts
 from calibrate.profile import PROFILE_FILES
 from engines.errors import require_positive
 from engines.storage.locks import locked
-from experiments.commands.arguments import DeviceOption, parse_numbers
+from experiments.commands.arguments import DeviceOption, DraftOption, ModelsOption, TargetOption, parse_numbers
 from experiments.program.outputs import UNFINISHED, check_ours, check_output
 from experiments.program.progress import bar, console
 from experiments.runner.preflight import check_calibration_fits, check_live
 
 
 def calibrate(
-    pair: Annotated[str, typer.Option(help="`embedded`, or a folder with target/ and draft/ in it.")] = "embedded",
-    target: Annotated[str | None, typer.Option(help="Folder of the target model, with --draft.")] = None,
-    draft: Annotated[str | None, typer.Option(help="Folder of the draft model, with --target.")] = None,
+    pair: ModelsOption = "embedded",
+    target: TargetOption = None,
+    draft: DraftOption = None,
     device: DeviceOption = "cpu",
     batches: Annotated[str, typer.Option(help="Batch sizes of draft and verify.")] = "1,2,4,6,12",
     draft_lengths: Annotated[str, typer.Option(help="Draft lengths k.")] = "4",
@@ -43,12 +43,9 @@ def calibrate(
     Example: pdv calibrate --device cpu --batches 1,2,4,8 --draft-lengths 4 --budget-s 60 --out profile
     """
     given = {
-        "batches": batches,
-        "draft_lengths": draft_lengths,
-        "contexts": contexts,
-        "prompt_tokens": prompt_tokens,
+        "batches": batches, "draft_lengths": draft_lengths, "contexts": contexts, "prompt_tokens": prompt_tokens,
         "packed": packed,
-    }
+    }  # fmt: skip
     points = {name: parse_numbers(name, text) for name, text in given.items()}
     require_positive("budget_s", budget_s)
     check_output("out", out, PROFILE_FILES)

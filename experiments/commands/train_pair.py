@@ -11,29 +11,25 @@ import typer
 
 from engines.errors import InputError
 from engines.storage.locks import locked
-from experiments.commands.arguments import DeviceOption
+from experiments.commands.arguments import DeviceOption, option
 from experiments.program.outputs import MOVE, check_output
 from experiments.program.progress import bar
 from experiments.runner.preflight import check_live
 
-TIME, MEASURING = "Seconds per phase", "Measuring"
+_time, _measuring = option("Seconds per phase"), option("Measuring")
 
 
 def train_pair(
     device: DeviceOption = "cpu",
-    target_seconds: Annotated[float, typer.Option(help="Train the target on text.", rich_help_panel=TIME)] = 200.0,
-    draft_seconds: Annotated[float, typer.Option(help="Train the draft on text.", rich_help_panel=TIME)] = 30.0,
-    pool_seconds: Annotated[float, typer.Option(help="Generate outputs of the target.", rich_help_panel=TIME)] = 40.0,
-    distil_seconds: Annotated[
-        float, typer.Option(help="Train the draft on these outputs.", rich_help_panel=TIME)
-    ] = 60.0,
+    target_seconds: Annotated[float, _time("Train the target on text.")] = 200.0,
+    draft_seconds: Annotated[float, _time("Train the draft on text.")] = 30.0,
+    pool_seconds: Annotated[float, _time("Generate outputs of the target.")] = 40.0,
+    distil_seconds: Annotated[float, _time("Train the draft on these outputs.")] = 60.0,
     batch: Annotated[int, typer.Option(help="Windows of 2048 tokens per training step.")] = 32,
     pool_requests: Annotated[int, typer.Option(help="Outputs generated at a time.")] = 2048,
-    requests: Annotated[
-        int, typer.Option(help="Held-out prompts to measure acceptance with.", rich_help_panel=MEASURING)
-    ] = 128,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens per prompt.", rich_help_panel=MEASURING)] = 128,
-    output_tokens: Annotated[int, typer.Option(help="Tokens per output.", rich_help_panel=MEASURING)] = 128,
+    requests: Annotated[int, _measuring("Held-out prompts to measure acceptance with.")] = 128,
+    prompt_tokens: Annotated[int, _measuring("Tokens per prompt.")] = 128,
+    output_tokens: Annotated[int, _measuring("Tokens per output.")] = 128,
     library: Annotated[
         Path | None,
         typer.Option(help="Folder of Python sources \\[default: the running Python's standard library]."),

@@ -41,9 +41,6 @@ def silent(what: str, fraction: float) -> None:
     assert 0 <= fraction <= 1
 
 
-# --- floors ---------------------------------------------------------------------------------------------
-
-
 def cost(segment: Segment, batch: int, k: int, tokens: int, context: int, p50_ms: float) -> dict[str, object]:
     return {"segment": str(segment), "batch_size": batch, "draft_length": k, "tokens": tokens, 
             "context_tokens": context, "p50_ms": p50_ms}  # fmt: skip
@@ -76,9 +73,6 @@ def test_floors_of_an_h100_are_those_of_the_table() -> None:
     )  # fmt: skip
     floors = with_floors(table, PairCounts(llama, tiny), Ceilings(3.0e12, 790e12))["floor_ms"]
     assert floors.tolist() == pytest.approx([2.9, 5.1, 9.8], rel=0.05)
-
-
-# --- what is measured -----------------------------------------------------------------------------------
 
 
 def test_candidates_have_a_slot_for_everyone_and_large_limits_where_more_come() -> None:
@@ -137,9 +131,6 @@ def test_stages_fit_up_to_the_last_position(k: int) -> None:
         check_fits(dataclasses.replace(TINY, draft_length=k, prompts=(longest + 1,)))
 
 
-# --- exactness ------------------------------------------------------------------------------------------
-
-
 def test_an_output_is_exact_or_its_first_difference_is_named() -> None:
     known = {(1,): [5, 6, 7], (2,): [8, 9, 1]}
     expected = SimpleNamespace(exact=True, what="", tokens=lambda prompt, count: known.get(tuple(prompt)))
@@ -192,9 +183,6 @@ def test_findings_are_sound_only_if_something_was_seen_and_every_damage_noticed(
     assert not CacheFindings("pd", sequences=3).ok
     assert not CacheFindings("pd", sequences=3, damage={**everything, "wrong length": False}).ok
     assert not CacheFindings("pd", sequences=3, damage=everything, failures=["keys: 1 > 0.1"]).ok
-
-
-# --- peers ----------------------------------------------------------------------------------------------
 
 
 def test_a_peer_that_cannot_run_here_says_so(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,8 +146,6 @@ class GraphRunner(EagerRunner):
             graph.replay()
         return result
 
-    # --- shapes -----------------------------------------------------------------------------------------
-
     def _uniform(self, sizes: Sequence[int]) -> dict[int, _Shape]:
         return {size: _Shape(self._scratch_slots(size)) for size in sizes}
 
@@ -187,8 +185,6 @@ class GraphRunner(EagerRunner):
                     (shape, (k, x), partial(stages.verify, shape.slots, k, x)) for k in self._plan.draft_lengths
                 ]
         return tasks[::-1]
-
-    # --- inputs -----------------------------------------------------------------------------------------
 
     def _prefill_inputs(
         self, shape: _Prompts, slots: Sequence[int], counts: Sequence[int]

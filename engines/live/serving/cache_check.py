@@ -96,15 +96,9 @@ class CacheReport:
 
 @torch.inference_mode()
 def check_slot(
-    stages: Stages,
-    slot: int,
-    tokens: Sequence[int],
-    prompt_tokens: int,
-    *,
-    greedy: bool = True,
-    reference: Pair | None = None,
-    tolerance: Tolerance | None = None,
-) -> list[CacheReport]:
+    stages: Stages, slot: int, tokens: Sequence[int], prompt_tokens: int, *, greedy: bool = True,
+    reference: Pair | None = None, tolerance: Tolerance | None = None,
+) -> list[CacheReport]:  # fmt: skip
     """Compare a slot with a recomputation. Returns one report for the target and one for the draft.
 
     tokens: prompt and output so far; the last token has been picked, but no pass has read it yet. Nothing may run on
@@ -128,20 +122,14 @@ def check_slot(
         value_errors = [_errors(pool.values[i][slot, :rows], v[:rows]) for i, v in enumerate(values)]
         seen = _read_pool(forward, pool, slot, sequence, unread)
         picks = role == "target" and greedy
-        reports.append(
-            CacheReport(
-                slot=slot,
-                role=role,
-                rows=rows,
-                known=known,
-                key_error=max(whole for whole, _ in key_errors),
-                value_error=max(whole for whole, _ in value_errors),
-                row_error=max(worst for _, worst in key_errors + value_errors),
-                logit_error=_errors(seen, logits[rows:])[1],
-                pick_gap=_pick_gap(logits[prompt_tokens - 1 : -1], sequence[prompt_tokens:]) if picks else 0.0,
-                tolerance=tolerance,
-            )
-        )
+        report = CacheReport(
+            slot=slot, role=role, rows=rows, known=known, tolerance=tolerance,
+            key_error=max(whole for whole, _ in key_errors), value_error=max(whole for whole, _ in value_errors),
+            row_error=max(worst for _, worst in key_errors + value_errors),
+            logit_error=_errors(seen, logits[rows:])[1],
+            pick_gap=_pick_gap(logits[prompt_tokens - 1 : -1], sequence[prompt_tokens:]) if picks else 0.0,
+        )  # fmt: skip
+        reports.append(report)
     return reports
 
 
@@ -174,11 +162,8 @@ def _recompute(model: PreTrainedModel, sequence: Tensor) -> tuple[list[Tensor], 
     with plain_attention(model):
         out = model(input_ids=sequence[None], use_cache=True)
     layers = out.past_key_values.layers
-    return (
-        [la.keys[0].transpose(0, 1) for la in layers],
-        [la.values[0].transpose(0, 1) for la in layers],
-        out.logits[0],
-    )
+    keys, values = ([getattr(la, name)[0].transpose(0, 1) for la in layers] for name in ("keys", "values"))
+    return keys, values, out.logits[0]
 
 
 def _read_pool(forward: Forward, pool: SlotPool, slot: int, sequence: Tensor, unread: int) -> Tensor:

@@ -69,16 +69,9 @@ class MemoryPlan:
 
 
 def plan_slots(
-    architecture: Architecture,
-    configs: Configs,
-    device: torch.device,
-    dtype: torch.dtype,
-    max_context: int | None = None,
-    *,
-    reserve: int | None = None,
-    free: int | None = None,
-    loaded: bool = False,
-) -> MemoryPlan:
+    architecture: Architecture, configs: Configs, device: torch.device, dtype: torch.dtype,
+    max_context: int | None = None, *, reserve: int | None = None, free: int | None = None, loaded: bool = False,
+) -> MemoryPlan:  # fmt: skip
     """Plan the memory of an engine for a pair (see engines.live.model.pairs.load_configs) on a device.
 
     max_context: as for LiveEngine. reserve: bytes; by default a tenth of the free memory, at most 4 GiB. free: bytes;
