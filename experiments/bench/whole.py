@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import platform
 import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +18,7 @@ from calibrate.stage_costs import Progress
 from engines.errors import InputError
 from engines.live.model.kv_cache import positions_of
 from engines.live.model.pairs import default_dtype, find_device, load_configs, load_pair
-from engines.live.serving.serve import device_name
+from engines.live.serving.serve import device_name, library_versions
 from engines.policy.architecture import PD, Step
 from engines.policy.draft_length import FixedDraftLength
 from engines.storage.files import replaced
@@ -132,8 +130,7 @@ def _info(settings: BenchSettings, device: torch.device, command: str) -> dict[s
         "dtype": str(default_dtype(device)).removeprefix("torch."),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "versions": {name: version(name) for name in ("torch", "transformers")}
-        | {"python": platform.python_version()},
+        "versions": library_versions(),
         "settings": asdict(settings),
     }
 

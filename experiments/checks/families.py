@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def variants_of(names: Sequence[str]) -> list[Variant]:
 
 def table(variants: Iterable[Variant]) -> Iterator[Row]:
     """Yield one row per variant."""
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     for variant in variants:
         with tempfile.TemporaryDirectory() as folder, lane_settings(torch.device("cpu")):
             yield check(variant, Path(folder))

@@ -69,7 +69,7 @@ def profile_stage(stream: Stream, call: RepeatableCall) -> pd.DataFrame:
             with profile(activities=[ProfilerActivity.CUDA]) as profiler:
                 ready()
                 torch.cuda.synchronize()
-        events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        events = [e for e in profiler.events() if e.device_type.name == "CUDA"]
         kernels = [Kernel(short(e.name), e.time_range.start, e.time_range.end) for e in events]
         tables.append(advances(kernel for kernel in kernels if not kernel.name.startswith(("Memcpy", "Memset"))))
     ran = [table.loc[table["kernel"] != "idle", "advance_us"].sum() for table in tables]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any, cast
 
@@ -234,7 +235,7 @@ def _check_weights(role: str, folder: Path, found: Mapping[str, Any]) -> None:
 def _quiet() -> Iterator[None]:
     """Silence transformers meanwhile. What matters is in the error that is raised."""
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         yield
     finally:

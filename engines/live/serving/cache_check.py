@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 
 from engines.live.model.attention import PackedBatch, plain_attention
 from engines.live.model.kv_cache import SlotPool
-from engines.live.model.pairs import Forward, Pair
+from engines.live.model.load_check import Forward
+from engines.live.model.pairs import Pair
 from engines.live.model.stages import Stages
 from engines.live.serving.engine import LiveEngine
 

@@ -78,13 +78,14 @@ def describe(engine: LiveEngine, workload: Workload) -> dict[str, Any]:
         "max_context": engine.max_context,
         "prefill_tokens": engine.prefill_tokens,
         "architecture": engine.architecture.to_dict(),
-        "workload": {
-            **workload.info,
-            **({"concurrency": workload.concurrency} if workload.concurrency is not None else {}),
-        },
-        "versions": {name: version(name) for name in ("torch", "transformers")}
-        | {"python": platform.python_version()},
+        "workload": workload.info | ({} if workload.concurrency is None else {"concurrency": workload.concurrency}),
+        "versions": library_versions(),
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what decides times and outputs."""
+    return {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
 
 
 def device_name(device: torch.device) -> str:
