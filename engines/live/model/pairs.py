@@ -233,7 +233,7 @@ def _check_weights(role: str, folder: Path, found: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers meanwhile. What matters is in the error that is raised."""
+    """Silence transformers during the block, since the raised errors contain what matters."""
     before = logging.get_verbosity()
     logging.set_verbosity(CRITICAL)
     try:
