@@ -20,16 +20,7 @@ from torch import Tensor
 from engines.live.kernels import skinny_gemm
 from engines.live.kernels.dependent_launch import processors_of
 from engines.live.kernels.passes import Pass, Product, WidePass
-from engines.live.kernels.skinny_gemm import (
-    FEW,
-    LEAST_COLUMNS,
-    MOST_COLUMNS,
-    MOST_TOKENS,
-    SHARED_BYTES,
-    Launch,
-    SkinnyPass,
-    launch_for,
-)
+from engines.live.kernels.skinny_gemm import Launch, SkinnyPass
 from engines.live.serving.utilisation import measure_ceilings
 from engines.pairs.shapes import ModelShape
 from experiments.checks.kernels import DEVICE, LIMIT, compile_all, graph_us, random, relative_error
@@ -109,19 +100,19 @@ def launches(bench: Bench) -> list[Launch]:
 
     There are one to four programs per processor, with equal shares of the columns and of the shared memory.
     """
-    rows = FEW if bench.tokens <= FEW else MOST_TOKENS
+    rows = skinny_gemm.FEW if bench.tokens <= skinny_gemm.FEW else skinny_gemm.MOST_TOKENS
     heads = bench.product == "queries" and not bench.shape.head_norms
     processors = processors_of(DEVICE)
-    found = [launch_for(bench.outputs, bench.inputs, rows, processors, heads)]
+    found = [skinny_gemm.launch_for(bench.outputs, bench.inputs, rows, processors, heads)]
     split = (1, 2, 4) if bench.outputs <= 64 * processors and not heads else (1,)
     for each, splits, warps in itertools.product((1, 2, 3, 4), split, (2, 4)):
         columns = 2 * -(-bench.outputs * splits // (2 * processors * each))
         columns = 1 << (columns - 1).bit_length() if heads else columns
-        if not LEAST_COLUMNS <= columns <= MOST_COLUMNS or rows * columns > 128 * 32 * warps:
+        if not skinny_gemm.LEAST_COLUMNS <= columns <= skinny_gemm.MOST_COLUMNS or rows * columns > 128 * 32 * warps:
             continue
         for step in (64, 128, 256):
             tile = 1 << (columns - 1).bit_length()
-            stages = min(8, SHARED_BYTES // each // (2 * (tile + rows) * step))
+            stages = min(8, skinny_gemm.SHARED_BYTES // each // (2 * (tile + rows) * step))
             if stages >= 3 and bench.inputs // splits >= 2 * step and bench.inputs % step == 0:
                 found.append(Launch(columns, splits, step, warps, stages, 256))
     return list(dict.fromkeys(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -25,18 +26,10 @@ from experiments.commands.arguments import parse_numbers  # noqa: E402
 from experiments.embedded_pair import train  # noqa: E402
 
 pytestmark = pytest.mark.live
+Refusal = Callable[[str], str]
 GPU_CHECKS = ["check products", "check kernels", "profile-kernels"]
 TINY = "--pair permutation:tiny+tiny-draft:alpha=0.7"
 SHORT = f"{TINY} --architectures pdv --prompt-tokens 12 --output-tokens 12"
-
-
-def refusal(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The line that a command is refused with."""
-    assert main(command.split()) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    return line.removeprefix("pdv: ")
 
 
 @pytest.fixture
@@ -94,7 +87,7 @@ def test_a_family_is_served_exactly_and_listed(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_trained_pair_can_be_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refusal: Refusal
 ) -> None:
     library = tmp_path / "library"
     library.mkdir()
@@ -114,36 +107,32 @@ def test_a_trained_pair_can_be_loaded(
     assert said["acceptance"]["requests"] == 2
     assert load_pair(tmp_path / "pair").vocabulary == 264
     capsys.readouterr()
-    assert f"{tmp_path / 'pair'}': it contains draft; move" in refusal(command, capsys)
+    assert f"{tmp_path / 'pair'}': it contains draft; move" in refusal(command)
 
 
 @pytest.mark.parametrize("command", GPU_CHECKS)
-def test_a_check_of_kernels_needs_a_gpu(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_check_of_kernels_needs_a_gpu(command: str, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    line = refusal(command, capsys)
+    line = refusal(command)
     assert line == "device = 'cuda': torch finds no GPU on this machine; run this on a machine with one"
 
 
 @pytest.mark.usefixtures("with_gpu")
 @pytest.mark.parametrize("command", GPU_CHECKS)
-def test_a_check_of_kernels_needs_triton(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_check_of_kernels_needs_triton(command: str, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     monkeypatch.setattr("experiments.checks.hardware.find_spec", lambda name: None)
-    line = refusal(command, capsys)
+    line = refusal(command)
     assert line == "device = 'cuda': the kernels need triton; install the extra: pip install 'pdv[cuda]'"
 
 
 @pytest.mark.usefixtures("with_gpu")
 @pytest.mark.parametrize("command", GPU_CHECKS[:2])
 def test_a_check_of_kernels_needs_the_memory_of_their_launches(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr("engines.live.kernels.dependent_launch.shared_bytes_of", lambda device: 99 * 1024)
-    line = refusal(command, capsys)
+    line = refusal(command)
     assert line.startswith("device = 'a small GPU': a program may use 101376 bytes of its shared memory but needs ")
 
 
@@ -182,20 +171,18 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
     ],
 )
 def test_bad_input_gets_one_line_before_any_work(
-    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("engines.live.model.pairs.make_pair", lambda *arguments: pytest.fail("a pair was made"))
-    assert message in refusal(command, capsys)
+    assert message in refusal(command)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("with_gpu")
-def test_more_tokens_than_a_skinny_pass_has_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_more_tokens_than_a_skinny_pass_has_are_refused(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     pytest.importorskip("triton")
-    assert refusal("check products --tokens 65", capsys) == "tokens = 65: use 64 or fewer"
+    assert refusal("check products --tokens 65") == "tokens = 65: use 64 or fewer"
 
 
 @pytest.mark.parametrize(
@@ -203,31 +190,29 @@ def test_more_tokens_than_a_skinny_pass_has_are_refused(
     [("check graphs", "graphs.csv"), ("check soak", "soak.csv"), ("check caches", "caches.csv"),
      ("check families", "families.csv"), ("train-pair", "target")],
 )  # fmt: skip
-def test_what_others_put_there_is_not_replaced(
-    command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_others_put_there_is_not_replaced(command: str, name: str, tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / name).write_text("mine\n")
-    assert "move it, or give another folder" in refusal(f"{command} --out {tmp_path}", capsys)
+    assert "move it, or give another folder" in refusal(f"{command} --out {tmp_path}")
     assert (tmp_path / name).read_text() == "mine\n"
-    assert "give a folder" in refusal(f"{command} --out {tmp_path / name}", capsys)
+    assert "give a folder" in refusal(f"{command} --out {tmp_path / name}")
 
 
 @pytest.mark.parametrize("command", ["check soak --requests 20", f"check caches {SHORT}", "check families"])
 def test_one_process_at_a_time_writes_there(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     monkeypatch.setattr(LiveEngine, "__init__", lambda *arguments, **options: pytest.fail("an engine was made"))
     with locked(tmp_path):
         monkeypatch.setattr("engines.storage.locks._held", set())  # as another process sees it
-        assert "another process is writing there" in refusal(f"{command} --out {tmp_path}", capsys)
+        assert "another process is writing there" in refusal(f"{command} --out {tmp_path}")
 
 
 def test_a_soak_that_cannot_fit_is_refused_before_the_pair_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     monkeypatch.setattr("engines.live.serving.memory.free_bytes", lambda device: 1 << 20)
     monkeypatch.setattr(soak, "load_pair", lambda *arguments, **options: pytest.fail("the pair was made"))
-    assert "does not fit" in refusal(f"check soak --out {tmp_path}", capsys)
+    assert "does not fit" in refusal(f"check soak --out {tmp_path}")
 
 
 @pytest.mark.parametrize(
