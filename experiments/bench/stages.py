@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
@@ -38,13 +37,9 @@ def with_floors(costs: pd.DataFrame, counts: PairCounts, ceilings: Ceilings) -> 
     rows = []
     for _, row in costs.iterrows():
         work = count_work(Segment(row["segment"]), counts, row)
-        floor_ms, median_s = 1e3 * np.asarray(ceilings.floor_s(work)), row["p50_ms"] / 1e3
+        floor_s, median_s = ceilings.floor_s(work), row["p50_ms"] / 1e3
         rows.append(
-            {
-                "floor_ms": float(floor_ms),
-                "times_floor": row["p50_ms"] / float(floor_ms),
-                "tb_per_s": float(np.asarray(work.bytes)) / median_s / 1e12,
-                "tflop_per_s": float(np.asarray(work.operations)) / median_s / 1e12,
-            }
+            (1e3 * floor_s, median_s / floor_s, work.bytes / median_s / 1e12, work.operations / median_s / 1e12)
         )
-    return pd.concat([costs, pd.DataFrame(rows, index=costs.index)], axis=1)
+    names = ["floor_ms", "times_floor", "tb_per_s", "tflop_per_s"]
+    return costs.join(pd.DataFrame(rows, costs.index, names, dtype=float))

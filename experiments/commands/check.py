@@ -37,8 +37,7 @@ OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the tab
 @check.command()
 def graphs(
     pair: Annotated[
-        str | None,
-        typer.Option(help="A pair, as for `pdv bench` \\[default: a permutation pair with few layers]."),
+        str | None, typer.Option(help="A pair, as for `pdv bench` \\[default: a permutation pair with few layers].")
     ] = None,
     device: DeviceOption = "cpu",
     dtype: Annotated[

@@ -31,8 +31,7 @@ def train_pair(
     prompt_tokens: Annotated[int, _measuring("Tokens per prompt.")] = 128,
     output_tokens: Annotated[int, _measuring("Tokens per output.")] = 128,
     library: Annotated[
-        Path | None,
-        typer.Option(help="Folder of Python sources \\[default: the running Python's standard library]."),
+        Path | None, typer.Option(help="Folder of Python sources \\[default: the running Python's standard library].")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the pair.")] = Path("pair"),
 ) -> None:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.policy.architecture import ARCHITECTURES, PD, PDV, Segment, Step
-from engines.policy.captured_sizes import (
-    CapturedSizes,
-    CapturePlan,
-    capture_plans,
-    prefill_tokens_of,
-    sizes_up_to,
-)
+from engines.policy.captured_sizes import CapturedSizes, CapturePlan, capture_plans, prefill_tokens_of, sizes_up_to
 from engines.policy.draft_length import AdaptiveDraftLength
 from engines.policy.segment_shape import SegmentShape
 

@@ -7,11 +7,7 @@ import pytest
 from engines.errors import InputError
 from engines.workload.corpus import held_out_files
 from engines.workload.lengths import FixedLength, UniformLength
-from engines.workload.workload import (
-    make_workload,
-    with_prompts,
-    with_random_prompts,
-)
+from engines.workload.workload import make_workload, with_prompts, with_random_prompts
 
 SHORT = FixedLength(8)
 

@@ -59,9 +59,7 @@ def test_a_replay_whose_live_run_is_not_there_is_refused(namesakes: Namesakes) -
     assert identity(first) != identity(second)
 
 
-def test_a_replay_recorded_before_runs_had_an_identity_is_known_by_an_unambiguous_name(
-    namesakes: Namesakes,
-) -> None:
+def test_a_replay_recorded_before_runs_had_an_identity_is_known_by_an_unambiguous_name(namesakes: Namesakes) -> None:
     lives, replays = namesakes
     old = dataclasses.replace(replays[0], info={k: v for k, v in replays[0].info.items() if k != "replays_id"})
     assert len(compare(lives[:1], [old]).paired) == 3

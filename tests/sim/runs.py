@@ -9,9 +9,7 @@ from calibrate.contention import NoContention
 from engines.policy.architecture import Architecture
 from engines.record.run import Run
 from engines.workload.workload import UniformLength, Workload, make_workload
-from sim.acceptance import (
-    Independent,
-)
+from sim.acceptance import Independent
 from sim.costs import CostModel
 from sim.engine import simulate
 from tests.calibrate.profiles import made_up

@@ -11,9 +11,7 @@ from engines.policy.architecture import BASELINE, PD, PDV, Architecture
 from engines.policy.draft_length import AdaptiveDraftLength
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, make_workload
-from sim.acceptance import (
-    PerPosition,
-)
+from sim.acceptance import PerPosition
 from tests.sim.runs import QUIET, SURE, run, same, thinking
 
 OFF: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {

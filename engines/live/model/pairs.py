@@ -132,11 +132,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def make_pair(
-    name: str,
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
-    fused: bool = True,
-    origins: Origins | None = None,
+    name: str, target: PreTrainedModel, draft: PreTrainedModel, fused: bool = True, origins: Origins | None = None
 ) -> Pair:
     """Make a pair of two models that are in memory. Both are switched to attention over the slot pool.
 

@@ -87,20 +87,12 @@ class LiveEngine:
     """
 
     def __init__(
-        self,
-        architecture: Architecture,
-        pair: Pair,
-        max_context: int | None = None,
-        graphs: bool | None = None,
-        sampling: bool = False,
-        prefill_tokens: int | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-        reserve: int | None = None,
-    ) -> None:
-        configs = (pair.target.config, pair.draft.config)
-        plan = plan_slots(
-            architecture, configs, pair.device, pair.dtype, max_context, reserve=reserve, loaded=True
-        )  # fmt: skip
+        self, architecture: Architecture, pair: Pair, max_context: int | None = None, graphs: bool | None = None,
+        sampling: bool = False, prefill_tokens: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None, reserve: int | None = None,
+    ) -> None:  # fmt: skip
+        configs, device = (pair.target.config, pair.draft.config), pair.device
+        plan = plan_slots(architecture, configs, device, pair.dtype, max_context, reserve=reserve, loaded=True)
         plan.check(architecture.slots)
         self.architecture, self.pair = architecture, pair
         self.stages = Stages(pair, architecture.slots, architecture.draft_length.maximum, max_context)
