@@ -1,5 +1,6 @@
 """Measure the embedded pair: bits per byte of each model, and how often the target accepts drafts."""
 
+import inspect
 import math
 from pathlib import Path
 
@@ -36,9 +37,12 @@ def greedy_continuation(model: LlamaForCausalLM, prompts: torch.Tensor, count: i
     Generation does not stop at <eos>.
     """
     cache = DynamicCache(config=model.config)
+    name = (
+        "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    )  # in older versions
     step, output = prompts, []
     for _ in range(count):
-        logits = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(step, **{name: cache}, use_cache=True, logits_to_keep=1).logits
         step = logits[:, -1].argmax(-1, keepdim=True)
         output.append(step)
     return torch.cat(output, dim=1)

@@ -162,7 +162,7 @@ def _recompute(model: PreTrainedModel, sequence: Tensor) -> tuple[list[Tensor], 
     """Return keys and values per layer, [tokens, kv_heads, head_dim], and logits, [tokens, vocabulary]."""
     with plain_attention(model):
         out = model(input_ids=sequence[None], use_cache=True)
-    layers = out.past_key_values.layers
+    layers = out["cache" if "cache" in out else "past_key_values"].layers  # the name in older transformers
     keys, values = ([getattr(la, name)[0].transpose(0, 1) for la in layers] for name in ("keys", "values"))
     return keys, values, out.logits[0]
 
