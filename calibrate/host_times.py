@@ -14,6 +14,7 @@ from engines.record.run import Run
 
 TYPICAL_MS = 1.0  # residuals beyond it weigh less and less: a hiccup of the machine is not the law, a busy host is
 HOLD = 0.02  # how strongly a coefficient is held at 0, ms per unit; what no batch tells apart stays there
+LEAST_MS = 0.1  # below it, times scatter by the same
 FEWEST = 3  # batches of a step that tell a law
 
 
@@ -73,15 +74,22 @@ def _law(batches: pd.DataFrame) -> list[float]:
 
 
 def _fit(columns: np.ndarray, measured_ms: pd.Series, signed: int | None = None) -> list[float]:
-    """Coefficients of a robust linear fit, 0 or more but for the column `signed`."""
+    """Return the coefficients of a robust linear fit, 0 or more but for the column `signed`.
+
+    Long times scatter more than short ones, so a second fit weighs errors relative to what the first one predicts.
+    """
     scale = np.maximum(columns.max(axis=0, initial=1.0), 1.0)
     measured = measured_ms.to_numpy(float)
     known = np.concatenate([[0.0], np.ones(columns.shape[1] - 1)])  # the constant is free
-
-    def errors(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([columns / scale @ x - measured, HOLD * known * x])
-
-    start = np.full(columns.shape[1], max(float(np.median(measured)) if len(measured) else 0.0, 1e-3) / 2)
     least = [-np.inf if i == signed else 0.0 for i in range(columns.shape[1])]
-    found = least_squares(errors, start, bounds=(least, np.inf), loss="soft_l1", f_scale=TYPICAL_MS).x
+    found = np.full(columns.shape[1], max(float(np.median(measured)) if len(measured) else 0.0, 1e-3) / 2)
+    spread = np.ones(len(measured))
+    for _ in range(2):
+
+        def errors(x: np.ndarray, spread: np.ndarray = spread) -> np.ndarray:
+            return np.concatenate([(columns / scale @ x - measured) / spread, HOLD * known * x])
+
+        found = least_squares(errors, found, bounds=(least, np.inf), loss="soft_l1", f_scale=TYPICAL_MS).x
+        predicted = columns / scale @ found
+        spread = np.maximum(predicted, LEAST_MS) / max(float(predicted.mean()), LEAST_MS) if len(measured) else spread
     return (found / scale).tolist()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from calibrate.overlap import Span, rate_beside_all, times_beside
+from calibrate.overlap import Span, no_hiccups, rate_beside_all, times_beside
 from calibrate.profile import CONTENTION_COLUMNS
 from calibrate.stage_costs import Grid, Progress
 from calibrate.workbench import Workbench, alternating_workers, make_runner, make_stages
@@ -31,31 +31,36 @@ FEWEST = 5  # calls that each stream of a group completes at least
 def default_groups(grid: Grid) -> list[tuple[SegmentShape, ...]]:
     """Return pairs and triples of stages that lanes run together, over the grid's ranges.
 
-    Every draft meets every verify, at batches a third and a few requests apart. Prefills, a factor of four or more
-    apart and no larger than what prompts of the middle context can pack, meet some of these, alone and together.
+    Every draft meets every verify, at batches a third and a few requests apart. Prefills, no larger than what prompts
+    of the middle context can pack, meet some of these, alone and together.
     """
     k, context = middle(grid.draft_lengths), middle(grid.contexts)
     sizes, tokens = spaced(grid.batches, 4 / 3, apart=4), _prefills(grid, context)
     some = spaced(sizes, 4)
 
-    def decode(n: int) -> tuple[SegmentShape, SegmentShape]:
-        return SegmentShape.draft(n, k, context), SegmentShape.verify(n, k, context)
+    def draft(n: int) -> SegmentShape:
+        return SegmentShape.draft(n, k, context)
+
+    def verify(n: int) -> SegmentShape:
+        return SegmentShape.verify(n, k, context)
 
     def prefill(segment: Segment, total: int) -> SegmentShape:
         packed = next((n for n in grid.packed if total <= n * context), grid.packed[-1])
         return SegmentShape.prefill(segment, packed, total)
 
+    partners = [*map(draft, sorted({some[0], some[-1]})), *map(verify, some)]
     prompts = [prefill(segment, total) for segment in Step.PREFILL.segments for total in tokens]
     fewer = [prefill(segment, tokens[len(tokens) // 2]) for segment in Step.PREFILL.segments]
-    pairs = [(decode(n)[0], decode(m)[1]) for n in sizes for m in sizes]
-    pairs += [(prompt, other) for prompt in prompts for n in some for other in decode(n)]
-    return [*pairs, *((*decode(n), prompt) for n in some for prompt in fewer)]
+    pairs = [(draft(n), verify(m)) for n in sizes for m in sizes]
+    pairs += [(prompt, other) for prompt in prompts for other in partners]
+    return [*pairs, *((draft(n), verify(n), prompt) for n in some for prompt in fewer)]
 
 
 def _prefills(grid: Grid, context: int) -> list[int]:
-    """Tokens of the prefills to measure beside others."""
+    """Tokens of the prefills to measure beside others: where a GPU is busy with one, a third more tells."""
     fit = [total for total in grid.prompt_tokens if total <= grid.packed[-1] * context] or grid.prompt_tokens[:1]
-    return spaced(fit, 4)
+    most = fit[-1]
+    return sorted({*spaced(fit, 4), *(total for total in spaced(fit, 4 / 3) if total * 8 >= most)})
 
 
 def spaced(values: Sequence[int], factor: float, apart: int = 1) -> list[int]:
@@ -169,7 +174,10 @@ def _spans(lanes: Sequence[Lane], seconds: float) -> list[list[Span]]:
 
 
 def _mean_s(spans: Sequence[Span]) -> float:
-    return float(np.mean([end - start for start, end in spans]))
+    """Return the mean duration, but for hiccups."""
+    return float(
+        np.mean([end - start for (start, end), usual in zip(spans, no_hiccups(spans), strict=True) if usual])
+    )
 
 
 def _known(known: Known, group: Sequence[SegmentShape], i: int, others: frozenset[int]) -> float | None:

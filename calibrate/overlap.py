@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
 from scipy.optimize import brentq
 
 Span = tuple[float, float]  # start and end, seconds on one clock
+HICCUP = 3.0
 SLOWEST, FASTEST = 1e-4, 1.05  # range of rates; they can be measured slightly above 1
+
+
+def no_hiccups(spans: Sequence[Span]) -> list[bool]:
+    """Return for each span whether it took less than HICCUP times the median: longer ones had the machine stall."""
+    longest = HICCUP * median(end - start for start, end in spans)
+    return [end - start <= longest for start, end in spans]
 
 
 def times_beside(spans: Sequence[Sequence[Span]]) -> list[tuple[int, dict[frozenset[int], float]]]:
     """Return, for each stream, how many of its spans count and their seconds by the set of other streams that ran.
 
-    spans: those of each stream, in order. A span counts if it starts after all streams have begun and ends before the
-    first stream has ended for good.
+    spans: those of each stream, in order. A span counts if it starts after all streams have begun, ends before the
+    first stream has ended for good, and is no hiccup of the machine.
     """
     begin, end = max(s[0][0] for s in spans), min(s[-1][1] for s in spans)
-    counted = [[begin <= start and stop <= end for start, stop in each] for each in spans]
+    counted = [
+        [begin <= start and stop <= end and ok for (start, stop), ok in zip(each, no_hiccups(each), strict=True)]
+        for each in spans
+    ]
     moments = sorted(
         (moment, starts, stream, counts)
         for stream, each in enumerate(spans)

@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from calibrate.profile_tables import COLUMNS
 from engines.errors import InputError
 from engines.storage.files import remove_files, replaced
+from engines.storage.tables import read_parquet
 
 STAMP = "settings.json"
 MARK = ".pdv-parts"  # file that marks a folder as created for parts, so that it may be removed
@@ -59,8 +61,8 @@ class Parts:
         path = self.folder / f"{name}.parquet" if self.folder else None
         if path and path.is_file():
             try:
-                return pd.read_parquet(path)
-            except (OSError, ValueError):
+                return read_parquet("part", path, COLUMNS[name], "measure it again").to_pandas()
+            except InputError:
                 pass  # damaged: measure it again
         table = measure()
         if path:

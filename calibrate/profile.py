@@ -57,17 +57,15 @@ class Profile:
 
     info: device, pair, dtype, date, command (text), versions (a table), max_context (tokens), draft_length (k at
     which acceptance was measured) and, if batches are padded to fixed sizes, batch_buckets and token_buckets.
-    stage_costs: one row per measured point. prefill_draft and prefill_target: batch_size = packed prompts, tokens =
-    their total tokens, draft_length and context_tokens 0. draft: all its k steps, tokens = batch * k; verify:
-    tokens = batch * (k + 1); context_tokens = mean tokens per request in the KV cache. kernels: kernels per
-    execution.
-    host_times: one row per step, in the order of Step: the law of a batch's time on the host (calibrate.host_times).
-    contention: one row per stream of a group that ran together; solo_ms = its mean duration alone, rate = its speed
-    while all were on the device, as a fraction of its solo speed.
-    acceptance: rate at position i = unconditional probability that the first i drafts are all accepted; requests,
-    alpha_mean and alpha_sd (standard deviation over requests of the conditional acceptance) are the same on every
-    row.
-    tapes: request ID -> int8 array, as in engines.record.run.Run.
+    stage_costs: one row per measured point. Prefill: batch_size = number of prompts, tokens = their total,
+    draft_length and context_tokens 0. Draft: all k passes, tokens = batch_size * k. Verify: tokens = batch_size * (k
+    + 1). context_tokens = mean tokens per request in the KV cache. kernels = kernels per execution.
+    host_times: one row per step, in the order of Step: host time of a batch (see calibrate.host_times).
+    contention: one row per stream of a group that ran together. solo_ms = mean duration alone; rate = speed while all
+    were on the device, as a fraction of the solo speed.
+    acceptance: rate at position i = unconditional probability that the first i drafts are all accepted. requests,
+    alpha_mean and alpha_sd (standard deviation over requests of the conditional acceptance) are the same in every
+    row. tapes: request ID -> int8 array, as in engines.record.run.Run.
     """
 
     info: dict[str, Any]
@@ -86,8 +84,10 @@ class Profile:
 
     @property
     def captured(self) -> CapturedSizes | None:
-        """What the engines of this device pad to; None where they pad nothing. Profiles before version 4 do not
-        name the tokens, which were then TOKENS."""
+        """The sizes to which the engines of this device pad; None if they do not pad.
+
+        Profiles before version 4 do not name the token sizes, which were then TOKENS.
+        """
         batches = self.info.get("batch_buckets")
         return CapturedSizes(batches, self.info.get("token_buckets", TOKENS)) if batches else None
 
@@ -169,8 +169,7 @@ def _first_host_times(costs: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def _as_laws(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The table of a profile of version 2 or 3, which had one number for a woken worker and one for a batch that is
-    back-to-back, whatever the batch."""
+    """Convert the table of a version 2 or 3 profile, with one wake-up and one back-to-back time per step."""
     for column in ("step", "wake_up_ms", "back_to_back_ms"):
         if column not in table:
             raise InputError(str(path), ", ".join(map(str, table.columns)), f"column {column} is missing; {AGAIN}")
@@ -179,7 +178,7 @@ def _as_laws(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _law(steps: pd.Series, wake_up_ms: pd.Series, back_to_back_ms: pd.Series) -> pd.DataFrame:
-    """Half of the time before the device and half after it."""
+    """Return host times of which half is before the device and half after it."""
     half = np.minimum(wake_up_ms, back_to_back_ms) / 2
     rest = (wake_up_ms - back_to_back_ms).clip(lower=0.0)
     values = [steps, half, 0.0, rest, 0.0, half, 0.0]

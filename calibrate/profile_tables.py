@@ -138,6 +138,7 @@ def _refuse(where: str, table: pd.DataFrame, column: str, row: int | None, reaso
 
 
 def check_meaning(costs: pd.DataFrame, host_times: pd.DataFrame, acceptance: pd.DataFrame) -> None:
+    """Check relations between the columns and rows of a profile's tables. Raises InputError."""
     quantiles = costs[list(QUANTILES)].to_numpy()
     falls = (np.diff(quantiles, axis=1) < 0).any(axis=1)
     _refuse("stage_costs.csv", costs, "p95_ms", first(falls), "quantiles must rise")

@@ -136,7 +136,7 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
         order, budget = random.Random(0), Budget(budget_s)
         for count in itertools.count(IN_A_ROW, IN_A_ROW):
             for step in order.sample(steps, len(steps)):
-                row = workers(partial(_in_a_row, bench, stream, step))
+                row = workers(partial(_in_a_row, bench, stream, step, steps[0]))
                 for point, each in zip(step, zip(*row, strict=True), strict=True):
                     times[point].extend(each)
                 name = "+".join(point.name for point in step)
@@ -147,10 +147,22 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
     return pd.DataFrame([_row(point, kernels[point], times[point]) for point in points])
 
 
-def _in_a_row(bench: Workbench, stream: Stream, step: Sequence[SegmentShape]) -> list[list[float]]:
-    """Seconds of each segment of the step, IN_A_ROW times."""
+def _in_a_row(
+    bench: Workbench, stream: Stream, step: Sequence[SegmentShape], decode: Sequence[SegmentShape]
+) -> list[list[float]]:
+    """Return the seconds of each segment of a step, IN_A_ROW times.
+
+    Batches of a decode lane follow one another, the first of a row does not count. A prefill comes now and then, each
+    time after `decode`: prefills in a row would heat the device until its clock falls.
+    """
     calls = [bench.call(shape) for shape in step]
-    return [bench.time(stream, *calls) for _ in range(1 + IN_A_ROW)][1:]
+    before = calls if step[0].draft_length else [bench.call(shape) for shape in decode]
+    found = []
+    for number in range(IN_A_ROW):
+        if number == 0 or before is not calls:
+            bench.time(stream, *before)
+        found.append(bench.time(stream, *calls))
+    return found
 
 
 def _row(point: SegmentShape, kernels: int, times: list[float]) -> dict[str, object]:

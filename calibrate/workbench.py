@@ -29,8 +29,11 @@ CONTEXT_SPREAD = 1 / 3  # from the mean context of a batch to its longest, as a 
 
 @dataclass(frozen=True)
 class RepeatableCall:
-    """A segment that can be run again and again. reset: puts the tables back to before it; ready: does what the host
-    can do beforehand, and returns what is timed."""
+    """A segment that can be run again and again.
+
+    reset: restores the tables. ready: does the work of the host that can be done beforehand, and returns the call to
+    time.
+    """
 
     reset: Callable[[], Any]
     ready: Callable[[], Callable[[], Any]]
@@ -41,9 +44,9 @@ class RepeatableCall:
 
 
 class Workbench:
-    """Runs segments in its own slots, which lie apart from those of every other workbench over the same stages.
+    """Runs segments in slots of its own, which no other workbench on the same stages may use.
 
-    runner: by default uncaptured; `make_runner` returns what an engine uses. Slots hold random tokens.
+    runner: uncaptured by default; `make_runner` makes the one that an engine uses. The slots hold random tokens.
     """
 
     def __init__(self, stages: Stages, first_slot: int, slots: int, runner: EagerRunner | None = None) -> None:
@@ -53,8 +56,11 @@ class Workbench:
         _wait_for(stages.device)
 
     def call(self, shape: SegmentShape) -> RepeatableCall:
-        """A segment over the first slots of this bench. The tokens of a prefill are shared out evenly; contexts are
-        spread around their mean, as those of requests at work are (CONTEXT_SPREAD, less where the slots end)."""
+        """Return a call of a segment on the first slots. The tokens of a prefill are divided evenly.
+
+        Contexts are spread around their mean, as those of requests in progress are (CONTEXT_SPREAD, less where the
+        slots end).
+        """
         size, k = shape.batch_size, shape.draft_length
         slots, stages = self.slots[:size], self.stages
         share, rest = divmod(shape.tokens, size)
@@ -62,7 +68,7 @@ class Workbench:
         known = self._contexts(size, int(shape.context_tokens)) if k else counts
         rows, lengths = (torch.tensor(values, device=stages.device) for values in (slots, known))
 
-        def reset() -> None:  # stages lengthen sequences; what they then find must be the same each time
+        def reset() -> None:  # stages extend the sequences, but every call must start from the same state
             stages.set_lengths(rows, lengths, k)
 
         return RepeatableCall(reset, lambda: self.runner.ready(shape.segment, slots, counts, k, False))
@@ -72,8 +78,10 @@ class Workbench:
         return [round(length) for length in np.linspace(mean - width, mean + width, size)]
 
     def count_kernels(self, shape: SegmentShape) -> int:
-        """Return the kernels of a segment: the nodes of the graphs that replay it, and on a CPU the computing (not
-        viewing) operators. No profiler is used: CUPTI stays attached to a process and slows all that follows."""
+        """Return the number of kernels of a segment: nodes of its graphs or, on a CPU, operators that are not views.
+
+        This uses no profiler: CUPTI stays attached to a process and slows everything that follows.
+        """
         if isinstance(self.runner, GraphRunner) and self.stages.device.type == "cuda":
             return self.runner.kernels(shape)
         call, counter = self.call(shape), _OperatorCounter()
@@ -83,11 +91,11 @@ class Workbench:
         return counter.count
 
     def time(self, stream: Stream, *calls: RepeatableCall) -> list[float]:
-        """Seconds that the stream takes for each of the calls, as an engine's spans count them."""
+        """Return the duration of each call on the stream in seconds, timed as in an engine's spans."""
         return [end - start for start, end in self.spans(stream, *calls)]
 
     def spans(self, stream: Stream, *calls: RepeatableCall) -> list[tuple[float, float]]:
-        """Start and end of calls that follow one another on the stream, on time.perf_counter's clock.
+        """Return start and end of calls that follow one another on the stream, on the clock of time.perf_counter.
 
         The calls are the segments of one step: they start from the same tables.
         """
@@ -103,8 +111,10 @@ class Workbench:
 def make_runner(
     stages: Stages, stream: Stream, shapes: Sequence[SegmentShape], graphs: bool | None = None
 ) -> EagerRunner:
-    """What an engine would run these shapes with on a stream: captured graphs of exactly these sizes on a GPU.
-    graphs: capture or not, whatever the device."""
+    """Return the runner that an engine would use for these shapes: on a GPU, captured graphs of exactly these sizes.
+
+    graphs: whether to capture; by default on a GPU only.
+    """
     if not (stream.cuda is not None if graphs is None else graphs):
         return EagerRunner(stages)
     sizes = {segment: {shape.batch_size for shape in shapes if shape.segment is segment} for segment in Segment}
@@ -119,7 +129,7 @@ def make_runner(
         sizes=CapturedSizes(sorted(draft | verify), tokens),
     )
     runner = GraphRunner(stages, stream, plan, counted=True)
-    _wait_for(stages.device)  # what the captures read was made on another stream
+    _wait_for(stages.device)  # the inputs of the captures were made on another stream
     runner.capture()
     return runner
 
@@ -131,7 +141,7 @@ def _wait_for(device: torch.device) -> None:
 
 @contextmanager
 def alternating_workers() -> Iterator[Callable[[Callable[[], _Found]], _Found]]:
-    """A function that calls a measurement in one of two threads, by turns, and returns what it found."""
+    """Yield a function that runs a measurement in one of two threads, in turn, and returns its result."""
 
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
         threads = cycle((first, second))
@@ -139,7 +149,7 @@ def alternating_workers() -> Iterator[Callable[[Callable[[], _Found]], _Found]]:
 
 
 def make_stages(pair: Pair, slots: int, draft_length: int, context_tokens: int) -> Stages:
-    """Stages with room for `slots` requests of `context_tokens` tokens and their drafts."""
+    """Make stages with room for `slots` requests of `context_tokens` tokens and their drafts."""
     return Stages(pair, slots, draft_length, context_tokens + 1)
 
 
@@ -156,7 +166,7 @@ class _OperatorCounter(TorchDispatchMode):
 
 
 class Budget:
-    """Time that a measurement may take, seconds."""
+    """A time limit for measurements, in seconds."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,27 +24,33 @@ from experiments.commands.trace import trace
 from experiments.commands.train_pair import train_pair
 from experiments.program.ending import ended_by
 
+
+def _joined(text: str) -> str:
+    """Join the lines of each paragraph, since rich would keep the line breaks."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
+
+
 app = typer.Typer(
     name="pdv",
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Compare layouts of speculative decoding: serve live, calibrate, simulate, compare, plot.
+    help=_joined("""Compare layouts of speculative decoding: serve live, calibrate, simulate, compare, plot.
 
-    The usual order is to [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device,
-    [bold]simulate[/bold] the same workload, [bold]compare[/bold] the two and draw [bold]figures[/bold].
-    [bold]experiment[/bold] does all of this for a grid of cells, [bold]demo[/bold] for a small grid.
-    [bold]bench[/bold] checks that outputs are exact and compares the engines with transformers;
-    [bold]check[/bold] checks one part of the engines alone.
-    Unless an option says otherwise, times are in seconds, lengths in tokens and rates in requests per second.
-    """,
+    Usually you [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device, [bold]simulate[/bold] the
+    same workload, [bold]compare[/bold] the two and draw [bold]figures[/bold]. [bold]experiment[/bold] does all of
+    this for a grid of cells, and [bold]demo[/bold] for a small one. Times are in seconds, lengths in tokens and
+    rates in requests per second, unless an option says otherwise.
+    """),
 )
 for command in (run, calibrate, simulate, compare, figures, trace, experiment, bench, demo):
     app.command()(command)
 app.add_typer(check)
 app.command()(profile_kernels)
 app.command()(train_pair)
+for info in (*app.registered_commands, *check.registered_commands):
+    info.help = _joined(info.callback.__doc__ or "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

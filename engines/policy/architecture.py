@@ -283,10 +283,7 @@ BASELINE = Architecture(
 )
 PD = Architecture(
     "pd",
-    lanes=(
-        Lane("prefill", {Step.PREFILL: 1}, stream=0),
-        Lane("decode", {Step.DRAFT_VERIFY: 6}, stream=1),
-    ),
+    lanes=(Lane("prefill", {Step.PREFILL: 1}, stream=0), Lane("decode", {Step.DRAFT_VERIFY: 6}, stream=1)),
     priority=(Stage.DRAFT, Stage.VERIFY, Stage.PREFILL),
 )
 PDV = Architecture(

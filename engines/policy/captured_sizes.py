@@ -1,7 +1,7 @@
-"""The sizes that an engine captures graphs of, and how it pads a batch to them. Needs no torch.
+"""The sizes of graphs that an engine captures, and how it pads batches to them. Needs no torch.
 
-A captured graph runs one size. A smaller batch is padded to it and takes as long, so the simulator pads as the engine
-does.
+A captured graph runs one size. A smaller batch is padded to it and takes as long, so the simulator pads in the same
+way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096
 
 
 class CapturedSizes(NamedTuple):
-    """Sizes to capture: of draft and verify batches, and of the tokens of a prefill."""
+    """Sizes to capture: of draft and verify batches, and of prefills in tokens."""
 
     batches: Sequence[int]
     tokens: Sequence[int]
@@ -33,9 +33,8 @@ ENGINES = CapturedSizes(BATCHES, TOKENS)  # what engines capture
 class CapturePlan:
     """What one stream captures.
 
-    draft_batch, verify_batch: largest batches. draft_lengths: every k that can come. prompts, tokens: most prompts of
-    a prefill, and most tokens of them together; 0 without prefill. sizes: to capture below the largest, which is
-    captured too.
+    draft_batch, verify_batch: largest batches. draft_lengths: all possible k. prompts, tokens: most prompts and most
+    tokens of a prefill; 0 without prefill. sizes: the sizes to capture below the largest, which is always captured.
     """
 
     draft_batch: int = 0
@@ -58,27 +57,27 @@ class CapturePlan:
         return sizes_up_to(self.tokens, self.sizes.tokens)
 
     def padded(self, shape: SegmentShape) -> SegmentShape:
-        """Return the captured shape that runs this one; the shape itself where none is as large.
+        """Return the captured shape that runs this one, or the shape itself if it is larger than all of them.
 
-        Requests that only fill up a draft or a verify have next to no context, so its mean falls.
+        The rows that only fill up a draft or a verify have next to no context, so the mean context falls.
         """
         segment, size, k, tokens, context = shape
         if segment is Segment.DRAFT:
-            full = _least(self.draft_batches, size)
+            full = least_from(self.draft_batches, size) or size
             return SegmentShape.draft(full, k, context * size / full)
         if segment is Segment.VERIFY:
-            full = _least(self.verify_batches, size)
+            full = least_from(self.verify_batches, size) or size
             return SegmentShape.verify(full, k, context * size / full)
-        return SegmentShape(segment, size, k, _least(self.prefill_tokens, tokens), context)
+        return SegmentShape(segment, size, k, least_from(self.prefill_tokens, tokens) or tokens, context)
 
 
 def capture_plans(
     architecture: Architecture, prefill_tokens: int, sizes: CapturedSizes | None = ENGINES
 ) -> dict[int, CapturePlan]:
-    """Return what an engine captures, by stream.
+    """Return the capture plan of each stream.
 
-    prefill_tokens: most tokens of one prefill, all its prompts together (`prefill_tokens_of`). sizes: None, and the
-    result is empty, for an engine that captures nothing.
+    prefill_tokens: most tokens of one prefill (see prefill_tokens_of). sizes: None for an engine that captures
+    nothing; the result is then empty.
     """
     if sizes is None:
         return {}
@@ -104,8 +103,10 @@ def _plan_for(architecture: Architecture, stream: int, prefill_tokens: int, size
 
 
 def prefill_tokens_of(architecture: Architecture, longest_prompt: int) -> int:
-    """Return the most tokens of one prefill that an engine captures: a full one, but no more than TOKENS holds unless
-    one prompt alone does. Larger ones run uncaptured."""
+    """Return the largest prefill that an engine captures, in tokens. Larger ones run uncaptured.
+
+    This is a full prefill, but at most TOKENS[-1], unless a single prompt is longer.
+    """
     packed = max(lane.steps.get(Step.PREFILL, 0) for lane in architecture.lanes)
     return max(longest_prompt, min(packed * longest_prompt, TOKENS[-1]))
 
@@ -115,6 +116,7 @@ def sizes_up_to(limit: int, sizes: Sequence[int]) -> list[int]:
     return [*(size for size in sizes if size < limit), limit] if limit else []
 
 
-def _least(sizes: Sequence[int], size: int) -> int:
+def least_from(sizes: Sequence[int], size: int) -> int | None:
+    """Return the smallest of these ascending sizes that is at least `size`, or None."""
     place = bisect_left(sizes, size)
-    return sizes[place] if place < len(sizes) else size
+    return sizes[place] if place < len(sizes) else None

@@ -120,6 +120,3 @@ class AdaptiveController:
             self.k = max(rule.minimum, self.k - 1)
         elif rate > rule.raise_above and verify_queue <= rule.short_queue:
             self.k = min(rule.maximum, self.k + 1)
-
-
-Controller = FixedController | AdaptiveController

@@ -63,12 +63,6 @@ def held_out_files(root: Path | None = None) -> dict[str, bytes]:
     return files
 
 
-def held_out_text(min_bytes: int = 0, root: Path | None = None) -> bytes:
-    """Return all held-out source in path order, repeated until it has at least `min_bytes`."""
-    text = b"".join(held_out_files(root).values())
-    return text * max(1, -(-min_bytes // len(text)))
-
-
 def held_out_prompt(seed: int, index: int, length: int, root: Path | None = None) -> bytes:
     """Return prompt number `index` of a workload: `length` ASCII bytes of a held-out file, from the start of a line.
 

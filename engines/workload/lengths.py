@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from engines.errors import InputError, require_whole
-from engines.policy.request import MOST_TOKENS
+from engines.policy.request import MOST_TOKENS as MOST_TOKENS
 from engines.texts import range_in, whole_in
 
 MOST_SIGMA = 10.0  # of a logarithm: one such standard deviation is a factor of 22,000

@@ -1,2 +1,1 @@
-"""One device and one pair: are outputs exact, how far is each stage from its floor, and what do the engines reach
-beside what users would run instead."""
+"""Bench one pair on one device: exact outputs, stages vs. floors, engines vs. transformers."""

@@ -1,4 +1,4 @@
-"""Whether the slot pools hold what a plain recomputation gives, and whether the check would notice if not."""
+"""Check that the slot pools equal a plain recomputation, and that the check notices damage."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ LAYER_SCALES = (1.0, 0.5, 0.2, 0.1, 0.05)
 
 @dataclass
 class CacheFindings:
-    """What was found in the pools of one architecture. sequences: how many were compared (both models each); worst:
-    the largest errors, by kind (engines.live.serving.cache_check.CacheReport); failures: those out of tolerance;
-    damage: whether the check noticed slots that were spoilt on purpose, by kind of damage."""
+    """Results for the pools of one architecture.
+
+    sequences: number compared (each for both models). worst: largest errors by kind, see
+    engines.live.serving.cache_check.CacheReport. failures: errors out of tolerance. damage: by kind, whether the
+    check noticed slots that were damaged on purpose.
+    """
 
     architecture: str
     sequences: int = 0
@@ -40,21 +43,21 @@ class CacheFindings:
 
     @property
     def ok(self) -> bool:
-        """Something was compared, nothing was wrong, and every damage was noticed."""
+        """Whether something was compared, nothing was wrong, and all damage was noticed."""
         looked = self.sequences > 0 and set(self.damage) == set(DAMAGES)
         return looked and not self.failures and all(self.damage.values())
 
     @property
     def failure(self) -> str:
-        """What is not as it must be, in words; empty if all is."""
+        """Why the check failed; empty if it passed."""
         if self.ok:
             return ""
         if self.failures:
             return f"the cache is wrong: {self.failures[0]}"
         unnoticed = [name for name, noticed in self.damage.items() if not noticed]
         if unnoticed:
-            return f"a cache spoilt on purpose ({unnoticed[0]}) went unnoticed"
-        return "no sequence was compared, or none spoilt on purpose; ask for longer outputs"
+            return f"damage made on purpose ({unnoticed[0]}) was not noticed"
+        return "no sequence was compared, or none was damaged on purpose; use longer outputs"
 
     def add(self, reports: list[CacheReport]) -> None:
         self.sequences += len(reports) // 2
@@ -79,27 +82,29 @@ DAMAGES: dict[str, Callable[[Tensor, int, int], None]] = {
 
 
 def lengths_of(settings: BenchSettings) -> tuple[int, int]:
-    """Tokens of every prompt and output."""
+    """Return the tokens per prompt and per output."""
     return settings.prompt_tokens, min(OUTPUT_TOKENS, settings.output_tokens)
 
 
 def check_room(settings: BenchSettings) -> None:
-    """Raises InputError, before anything is loaded, for what the pair or the device cannot hold."""
+    """Raise InputError, before anything is loaded, if this exceeds the pair or the device."""
     needed = sum(lengths_of(settings))
     for name in settings.architectures:
         architecture = _small(name, settings)
         most = context_on(architecture, settings.pair)
         if needed > most:
-            raise InputError("prompt_tokens + output_tokens", needed, f"the pair takes {most}; ask for shorter ones")
+            raise InputError("prompt_tokens + output_tokens", needed, f"the pair supports {most}; use shorter ones")
         check_fits(architecture, settings.pair, device=settings.device, max_context=needed)
 
 
 def check_caches(settings: BenchSettings, progress: Progress) -> list[CacheFindings]:
-    """Serve a few requests with each architecture, and compare sampled sequences while they run. The damage is made
-    and undone once an architecture, when two requests are at work. The pair is loaded for it: of a permutation pair
-    one whose layers say as much as they can while drafts are still accepted."""
+    """Serve a few requests with each architecture, and compare sampled sequences while they run.
+
+    Once per architecture, while two requests run, a slot is damaged and restored. For a permutation pair, this loads
+    the variant whose layers affect the logits most while drafts are still accepted.
+    """
     progress("loading the pair", 0.0)
-    pair = load_pair(_with_loud_layers(settings.pair), device=settings.device)
+    pair = load_pair(_with_strong_layers(settings.pair), device=settings.device)
     prompt, output = lengths_of(settings)
     lengths = FixedLength(prompt), FixedLength(output)
     workload = prompts_for(pair, make_workload(REQUESTS, *lengths, concurrency=CLIENTS), settings.seed)
@@ -123,7 +128,7 @@ def _look_into(engine: LiveEngine, workload: Workload) -> CacheFindings:
     return findings
 
 
-def _with_loud_layers(name: str) -> str:
+def _with_strong_layers(name: str) -> str:
     if not name.startswith(PREFIX):
         return name
     specs = [replace(parse_pair(name), layer_scale=scale) for scale in LAYER_SCALES]
@@ -131,7 +136,7 @@ def _with_loud_layers(name: str) -> str:
 
 
 def _small(name: str, settings: BenchSettings) -> Architecture:
-    """A few slots, and batches no larger."""
+    """Return the architecture with a few slots, and batches that are no larger."""
     architecture = load_architecture(name)
     limits = {
         step: min(limit, CLIENTS) for lane in architecture.lanes for step, limit in lane.steps.items()
@@ -142,7 +147,7 @@ def _small(name: str, settings: BenchSettings) -> Architecture:
 
 @torch.inference_mode()
 def _damage(engine: LiveEngine) -> dict[str, bool]:
-    """Spoil the keys of one layer of a slot in each way, check, and put them back; {} unless two requests run."""
+    """Damage the keys of one layer of a slot in each way, check, and restore them. Needs two running requests."""
     with engine.quiet():
         states = [state for state in engine.scheduler.active.values() if state.emitted]
         slots = [state.slot for state in states if state.slot is not None]
@@ -159,5 +164,5 @@ def _damage(engine: LiveEngine) -> dict[str, bool]:
             noticed[name] = any(report.failures for report in reports)
             pool[slot] = kept
         if pool.is_cuda:
-            torch.cuda.synchronize(pool.device)  # lanes go on in streams of their own
+            torch.cuda.synchronize(pool.device)  # the lanes continue on other streams
         return noticed

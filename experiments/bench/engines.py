@@ -1,4 +1,4 @@
-"""The engines under closed loops: how fast while the load is full, how long requests take, whether all is exact."""
+"""Measure the engines under closed loops: throughput, latencies, and whether outputs are exact."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.bench.exactness import Expected, agreement
 from experiments.bench.settings import BenchSettings
 
-PACKED = 4  # prompts of a prefill where limits are large
-CARRIED = 10  # clients at most where a worker carries one request: with more of them, more only wait
+PACKED = 4  # prompts per prefill with large limits
+MOST_CARRIED = 10  # most clients of an architecture that runs requests to completion; further ones would only wait
 WARM_UP_TOKENS = 32
-FEWEST_ROUNDS = 1.5  # requests a client at least, so that the load is full for a while
+FEWEST_ROUNDS = 1.5  # fewest requests per client, so that all clients are busy for a while
 BUDGET_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An architecture to measure. limits: "default", or "large" where every client fits a batch."""
+    """An architecture to measure. limits: "default", or "large" if every client fits into a batch."""
 
     architecture: Architecture
     limits: str
     concurrencies: tuple[int, ...]
 
     def limit(self, stage: Stage) -> int:
-        """Largest batch of a stage; of draft where verify is one step with it."""
+        """Return the batch limit of a stage; that of draft if verify is part of the same step."""
         try:
             lane, step = self.architecture.lane_for(stage)
         except KeyError:
@@ -51,20 +51,22 @@ class Candidate:
 
 
 def carries(architecture: Architecture) -> bool:
-    """Whether a worker carries one request."""
+    """Return whether workers run requests to completion."""
     return any(lane.run_to_completion for lane in architecture.lanes)
 
 
 def for_clients(architecture: Architecture, clients: int) -> Architecture:
-    """The architecture with a slot and, where requests are batched, a place in every batch for each client."""
+    """Return the architecture with a slot and, if requests are batched, a place in every batch for each client."""
     architecture = architecture.replace(slots=clients)
     sizes = dict.fromkeys((Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY), clients)
     return architecture if carries(architecture) else architecture.with_batch_limits({**sizes, Step.PREFILL: PACKED})
 
 
 def candidates(settings: BenchSettings) -> list[Candidate]:
-    """Every architecture with its default limits and, where more clients come than those let into a batch, with a
-    batch for all of them and packed prefills. There is a slot for every client."""
+    """Return every architecture with its default limits and, if there are more clients, one with larger limits.
+
+    Larger limits let all clients into a batch and pack prefills. There is always a slot for every client.
+    """
     top = max(settings.concurrencies)
     found = []
     for name in settings.architectures:
@@ -73,7 +75,7 @@ def candidates(settings: BenchSettings) -> list[Candidate]:
         )  # fmt: skip
         default = Candidate(architecture, "default", settings.concurrencies)
         if carries(architecture):
-            few = tuple(c for c in settings.concurrencies if c <= CARRIED) or settings.concurrencies[:1]
+            few = tuple(c for c in settings.concurrencies if c <= MOST_CARRIED) or settings.concurrencies[:1]
             found.append(Candidate(architecture, "default", few))
             continue
         found.append(default)
@@ -85,8 +87,11 @@ def candidates(settings: BenchSettings) -> list[Candidate]:
 def measure_engines(
     pair: Pair, settings: BenchSettings, ceilings: Ceilings, expected: Expected, progress: Progress
 ) -> pd.DataFrame:
-    """One row a candidate and concurrency. Each engine is started once (and captures its graphs, capture_s), serves
-    short requests to warm up, then a closed loop whose requests are as many as fit its share of the budget."""
+    """Return one row per candidate and concurrency.
+
+    Each engine starts once and captures its graphs (start_s). At each concurrency it serves short requests to warm
+    up, then a closed loop with as many requests as fit its share of the budget.
+    """
     chosen = candidates(settings)
     cells = sum(len(candidate.concurrencies) for candidate in chosen)
     seconds = BUDGET_SHARE * settings.budget_s / cells
@@ -111,7 +116,7 @@ def _measure(
         candidate.architecture, pair, settings.prompt_tokens + settings.output_tokens,
         prefill_tokens=candidate.limit(Stage.PREFILL) * settings.prompt_tokens,
         progress=lambda done, total: progress(f"{name}: graph {done} of {total}", 0.0),
-        reserve=0,  # it was planned with before the pair was loaded
+        reserve=0,  # the check before the pair was loaded planned it
     )  # fmt: skip
     with engine:
         start_s = time.perf_counter() - started
@@ -140,20 +145,20 @@ def closed_loop_row(
 
 
 def closed_loop(pair: Pair, settings: BenchSettings, clients: int, count: int, output_tokens: int) -> Workload:
-    """`count` requests of as many clients; request i has the same prompt whatever the count."""
+    """Make a closed loop of `count` requests. Request i has the same prompt for any count."""
     lengths = FixedLength(settings.prompt_tokens), FixedLength(output_tokens)
     return prompts_for(pair, make_workload(count, *lengths, concurrency=clients, seed=settings.seed), settings.seed)
 
 
 def _decode_rate(run: Run) -> float:
-    """Tokens a second that verifying emitted between its first start and its last end."""
+    """Return the tokens per second emitted between the first start and the last end of a verify."""
     verifies = run.spans[run.spans["segment"] == "verify"]
     emitted = run.steps.loc[run.steps["batch_id"].isin(verifies["batch_id"]), "emitted"].sum()
     return float(emitted) / float(verifies["end_s"].max() - verifies["start_s"].min())
 
 
 def _requests(clients: int, affordable: float, most_each: int) -> int:
-    """How many requests: what the budget affords, between FEWEST_ROUNDS and `most_each` for every client."""
+    """Return the number of requests: as many as the budget allows, within the limits per client."""
     return int(np.clip(affordable, max(math.ceil(FEWEST_ROUNDS * clients), 2), most_each * clients))
 
 
@@ -163,14 +168,14 @@ def _described(candidate: Candidate) -> dict[str, Any]:
 
 
 def numbers(run: Run) -> dict[str, Any]:
-    """A run in one row: requests, what engines.record.metrics.summary says, and how much of the device it used."""
+    """Return a run as one row: requests, engines.record.metrics.summary, and utilisation."""
     used = run.info["utilisation"]
     shares = {name: used[name] for name in ("nvml_utilisation", "floor_share") if name in used}
     return {"requests": len(run.requests), "finished": len(run.finished), **summary(run), **shares}
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what engines that are gone have held."""
+    """Free the memory that closed engines have left."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Whether outputs are those of the target alone."""
+"""Check whether outputs are those of the target alone."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from engines.pairs.permutation import PREFIX, PermutationSpec, expected_output, 
 from engines.policy.request import Request
 from experiments.bench.plain import generate, plain_models
 
-ROUNDING = {torch.bfloat16: 2.0**-6, torch.float32: 1e-5}  # how far logits may part, as a share of the largest
-GENERATED = 4  # prompts that are also given to transformers where nothing is known in closed form
+ROUNDING = {torch.bfloat16: 2.0**-6, torch.float32: 1e-5}  # largest difference of logits, relative to the largest
+GENERATED = 4  # number of prompts that transformers also completes if there is no closed form
 
 
 class Expected(Protocol):
-    """What the target alone says. exact: every output must be that; otherwise rounding may part them."""
+    """Outputs of the target alone. exact: every output must be equal; otherwise rounding may cause differences."""
 
     exact: bool
     what: str
 
     def tokens(self, prompt: Sequence[int], count: int) -> list[int] | None:
-        """The greedy output after a prompt, `count` tokens; None where it is not known."""
+        """Return the first `count` greedy output tokens after a prompt; None if unknown."""
 
 
 class ClosedForm:
-    """The output of a permutation pair."""
+    """The outputs of a permutation pair."""
 
     exact, what = True, "the closed form"
 
@@ -42,7 +42,7 @@ class ClosedForm:
 
 
 class Generated:
-    """What transformers' generate gives for the first few prompts that are asked about."""
+    """The outputs of transformers' generate, for the first few prompts."""
 
     what = "transformers' generate"
 
@@ -63,16 +63,24 @@ class Generated:
 
 
 def expected_of(name: str, pair: Pair) -> Expected:
-    """What to compare the outputs of the pair of that name with."""
+    """Return the expected outputs of a pair. name: its name."""
     if name.startswith(PREFIX) and parse_pair(name).closed_form:
         return ClosedForm(parse_pair(name))
     return Generated(pair)
 
 
+def first_difference(a: Sequence[int], b: Sequence[int], count: int) -> int | None:
+    """Return the first of `count` positions at which the tokens differ or one is missing; None if there is none."""
+    return next((i for i in range(count) if i >= min(len(a), len(b)) or a[i] != b[i]), None)
+
+
 @dataclass(frozen=True)
 class Agreement:
-    """Outputs beside what was expected. checked: outputs whose expected tokens are known; equal: those that are
-    just that; first: where the first difference is, in words."""
+    """Result of a comparison of outputs.
+
+    checked: outputs whose expected tokens are known. equal: those that are equal. first: describes the first
+    difference.
+    """
 
     checked: int
     equal: int
@@ -83,7 +91,7 @@ class Agreement:
 
 
 def agreement(expected: Expected, requests: Iterable[Request], outputs: Mapping[int, Sequence[int]]) -> Agreement:
-    """Compare the outputs, by request id, of greedy requests; a missing output is an empty one."""
+    """Compare the outputs of greedy requests, by request ID. A missing output counts as empty."""
     checked = equal = 0
     first = ""
     for request in requests:
@@ -93,15 +101,16 @@ def agreement(expected: Expected, requests: Iterable[Request], outputs: Mapping[
         said = list(outputs.get(request.id, ()))
         checked, equal = checked + 1, equal + (said == right)
         if said != right and not first:
-            place = next((i for i, (a, b) in enumerate(zip(said, right, strict=False)) if a != b), len(said))
-            first = f"request {request.id}, output token {place}"
+            first = f"request {request.id}, output token {first_difference(said, right, len(said) + 1)}"
     return Agreement(checked, equal, first)
 
 
 @torch.inference_mode()
 def is_tie(pair: Pair, request: Request, output: Sequence[int], tokens: Sequence[int]) -> bool:
-    """Whether, after the output so far, each of these tokens is as good as the target's best, within rounding. What
-    counts is the logit, or logit / temperature + noise, of a plain transformers pass, which knows no slots."""
+    """Return whether each of these tokens equals the target's best one, within rounding, after the output so far.
+
+    Scores are the logits, or logits / temperature + noise, of a plain transformers pass without slots.
+    """
     context = torch.tensor([[*(request.prompt or ()), *output]], device=pair.device)
     with plain_attention(pair.target):
         scores = pair.target(context, use_cache=False, logits_to_keep=1).logits[0].float()

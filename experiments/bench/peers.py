@@ -1,4 +1,4 @@
-"""What users would run instead, on the same pair and prompts in the same process: transformers' own generation."""
+"""Measure transformers' own generation on the same pair and prompts, in the same process."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from experiments.bench.exactness import Expected, agreement
 from experiments.bench.plain import generate, plain_models
 from experiments.bench.settings import BenchSettings
 
-OUTPUT_TOKENS = 64  # at most; their speed hardly depends on it, and some are slow
-BLOCK_TOKENS = 256  # of transformers' paged cache
+OUTPUT_TOKENS = 64  # limit; the speed hardly depends on it, and some systems are slow
+BLOCK_TOKENS = 256  # per block of transformers' paged cache
 Outputs = list[list[int]]
 
 
 def measure_peers(pair: Pair, settings: BenchSettings, expected: Expected, progress: Progress) -> pd.DataFrame:
-    """One row a system and number of requests. The throughput does not count warming up or set-up; a system that this
-    machine or version cannot run gets a row that says why."""
+    """Return one row per system and number of requests. Throughput excludes set-up and warm-up.
+
+    A system that this machine or version cannot run gets a row with the reason.
+    """
     top = max(settings.concurrencies)
     requests = closed_loop(pair, settings, top, top, min(OUTPUT_TOKENS, settings.output_tokens)).requests
     several = [n for n in settings.concurrencies if n > 1]
@@ -56,7 +58,7 @@ def _row(
     try:
         with plain_models(pair, settings.draft_length), _threads(pair.device):
             outputs, seconds = run(pair, requests)
-    except Exception as error:  # another library, of any version, on any device
+    except Exception as error:  # another library may raise anything
         reason = (str(error).strip().splitlines() or [""])[0]
         return {**row, "checked": 0, "equal": 0, "note": f"not available: {type(error).__name__}: {reason}"}
     found = agreement(expected, requests, {r.id: out for r, out in zip(requests, outputs, strict=True)})
@@ -74,12 +76,12 @@ def _assisted(pair: Pair, requests: Sequence[Request]) -> tuple[Outputs, float]:
 
 def _generated(pair: Pair, requests: Sequence[Request], assisted: bool) -> tuple[Outputs, float]:
     prompts = [request.prompt or () for request in requests]
-    generate(pair, prompts, 8, assisted)  # warms up
+    generate(pair, prompts, 8, assisted)  # warm-up
     return _timed(pair, lambda: generate(pair, prompts, requests[0].max_tokens, assisted))
 
 
 def _continuous(pair: Pair, requests: Sequence[Request]) -> tuple[Outputs, float]:
-    """The first call sets the manager up and warms it, the second is timed."""
+    """Run continuous batching twice: the first call sets up and warms up, the second is timed."""
     model: Any = pair.target
     prompts = [list(request.prompt or ()) for request in requests]
     config = GenerationConfig(
@@ -108,7 +110,7 @@ def _continuous(pair: Pair, requests: Sequence[Request]) -> tuple[Outputs, float
 
 
 def _memory(pair: Pair, requests: Sequence[Request]) -> Any:
-    """Its own default on a GPU, most of the free memory; on a CPU, where that takes long, what the requests need."""
+    """Return the cache settings: on a GPU the default (most of the free memory), on a CPU what the requests need."""
     if pair.device.type != "cpu":
         return None
     from transformers import ContinuousBatchingConfig  # not in every version
@@ -119,7 +121,7 @@ def _memory(pair: Pair, requests: Sequence[Request]) -> Any:
 
 
 def _threads(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU one thread computes, as in a lane: those of small models mostly wait for one another."""
+    """Use one thread on a CPU, as a lane does: in small models, further threads mostly wait."""
     return lane_settings(device) if device.type == "cpu" else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""The pair's models as transformers runs them, for as long as a block lasts."""
+"""The models of a pair as transformers runs them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from engines.live.model.pairs import Pair
 
 @contextmanager
 def plain_models(pair: Pair, draft_length: int = 4) -> Iterator[None]:
-    """Both models with ordinary attention, greedy, going on after an end of sequence, and the draft proposing
-    `draft_length` tokens each time; as they were before once the block is left."""
+    """Run both models with ordinary attention, greedily and past the end of a sequence, during the block.
+
+    draft_length: number of tokens that the draft proposes in assisted generation.
+    """
     models = (pair.target, pair.draft)
     configs, verbosity = [model.generation_config for model in models], logging.get_verbosity()
     with ExitStack() as stack:
@@ -38,7 +40,7 @@ def plain_models(pair: Pair, draft_length: int = 4) -> Iterator[None]:
 
 
 def generate(pair: Pair, prompts: Sequence[Sequence[int]], count: int, assisted: bool = False) -> list[list[int]]:
-    """`count` tokens after each of the prompts, which are equally long, from transformers' generate in one batch."""
+    """Return `count` tokens after each prompt from transformers' generate in one batch. Prompts are equally long."""
     inputs = torch.tensor([list(prompt) for prompt in prompts], device=pair.device)
     model: Any = pair.target
     out = model.generate(

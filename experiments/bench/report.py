@@ -1,4 +1,4 @@
-"""A bench as tables for people."""
+"""Format a bench as tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from experiments.program.progress import AS_IT_IS
 
 
 def bench_report(result: BenchResult) -> RenderableType:
-    """All tables and the verdict."""
+    """Return all tables and the verdict."""
     info, ceilings = result.info, result.info["ceilings"]
     copies, products = (ceilings[name] / 1e12 for name in ("copy_bytes_per_s", "matrix_operations_per_s"))
     head = (
@@ -32,14 +32,14 @@ def bench_report(result: BenchResult) -> RenderableType:
         parts.append(_peers(result))
     starts = {_engine(row): row["start_s"] for row in result.engines.to_dict("records")}
     started = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in starts.items())
-    parts.append(Text(f"starting, with any capturing of graphs, not counted above: {started}"))
+    parts.append(Text(f"start of the engines, with the capture of graphs (not included above): {started}"))
     parts += [Text(line) for line in _checks(result)]
     parts.append(Text("took " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.parts.items())))
     return Group(*parts)
 
 
 def write_bench_report(result: BenchResult, folder: Path) -> Path:
-    """The report as plain text, beside the tables."""
+    """Write the report as plain text into the folder of the tables."""
     path = folder / "bench.txt"
     with replaced(path) as beside, beside.open("w", encoding="utf-8") as file:
         Console(**AS_IT_IS, file=file, width=WIDTH).print(bench_report(result))
@@ -71,8 +71,8 @@ def _engines(result: BenchResult) -> Table:
     table = _table(title, "engine", ["clients", *metrics, "busy\n≥1", "(%)\n≥2", "\n≥3", "exact"])
     table.padding = (0, 0)  # so that each row has one line in WIDTH columns
     table.caption = (
-        "batch limits of prefill/draft/verify behind the name; steady: while all clients were busy; busy: share of "
-        "the time with so many stages on the device"
+        "behind the name: batch limits of prefill/draft/verify; steady: while all clients were busy; busy: fraction "
+        "of the time with this many stages on the device"
     )
     previous = None
     for row in result.engines.to_dict("records"):
@@ -90,7 +90,7 @@ def _engines(result: BenchResult) -> Table:
 
 
 def _peers(result: BenchResult) -> Table:
-    table = _table("instead: transformers' own, on the same pair and prompts", "system", [])
+    table = _table("for comparison: transformers' own generation, on the same pair and prompts", "system", [])
     for heading in ("requests", "output\ntokens", "tokens/s", "exact"):
         table.add_column(heading, justify="right")
     table.add_column("", overflow="fold", max_width=42)
@@ -103,9 +103,9 @@ def _peers(result: BenchResult) -> Table:
 
 
 def _checks(result: BenchResult) -> list[str]:
-    """What was checked, and what came of it."""
+    """Return one line per check, with its result."""
     checked, equal = (int(result.engines[name].sum()) for name in ("checked", "equal"))
-    rule = "" if result.info["must_be_exact"] else " (rounding may part them: not a failure)"
+    rule = "" if result.info["must_be_exact"] else " (rounding may cause differences, which are not failures)"
     lines = [f"outputs: {equal} of {checked} equal {result.info['expected']}{rule}"]
     for findings in result.caches:
         worst = findings.worst
@@ -114,7 +114,7 @@ def _checks(result: BenchResult) -> list[str]:
             f"caches, {findings.architecture}: {findings.sequences} sequences, worst error of a layer's keys "
             f"{worst.get('key_error', math.nan):.2g}, values {worst.get('value_error', math.nan):.2g}, logits "
             f"{worst.get('logit_error', math.nan):.2g}: {'within' if not findings.failures else 'OUT OF'} tolerance; "
-            f"spoilt on purpose: {noticed or 'never'}"
+            f"damaged on purpose: {noticed or 'never'}"
         )
     failures = result.failures
     return [*lines, *(f"FAILED: {failure}" for failure in failures), *([] if failures else ["all checks passed"])]
@@ -132,7 +132,7 @@ def _table(title: str, first: str, headings: Sequence[str]) -> Table:
 
 
 def _engine(row: Mapping[Any, Any]) -> str:
-    """An architecture with its batch limits."""
+    """Return the name of an architecture with its batch limits."""
     return f"{row['architecture']} {'/'.join(str(row[f'{stage}_limit']) for stage in Stage)}"
 
 
@@ -141,7 +141,7 @@ def _exact(row: Mapping[Any, Any]) -> str:
 
 
 def _short(value: float, digits: int = 3) -> str:
-    """With so many digits that count, and no exponent."""
+    """Format a number with this many significant digits and no exponent."""
     if value is None or math.isnan(value):
         return "-"
     if value == 0:

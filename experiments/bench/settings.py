@@ -1,4 +1,4 @@
-"""What a bench measures, and what it measures unless told otherwise."""
+"""Settings of a bench, and their defaults."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from engines.errors import InputError, require_positive, require_whole
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """pair, device: as in engines.live.model.pairs.load_pair. Lengths are tokens.
+    """What a bench measures. Lengths are in tokens.
 
-    Stages: draft and verify of `batches` requests with `draft_length` drafts each and `context` tokens before them;
-    prefills of one prompt of `prompts` tokens. Engines: closed loops of `concurrencies` clients, each with
-    `requests_per_client` requests at most, of `prompt_tokens` and `output_tokens`. budget_s: about how long
-    everything may take once the pair is there.
+    pair, device: as in engines.live.model.pairs.load_pair. Stages: draft and verify of `batches` requests with
+    `draft_length` drafts each and `context` tokens before them; prefills of one prompt of `prompts` tokens. Engines:
+    closed loops of `concurrencies` clients, each with at most `requests_per_client` requests of `prompt_tokens` and
+    `output_tokens`. budget_s: approximate total time once the pair is loaded, in seconds.
     """
 
     pair: str
@@ -45,7 +45,7 @@ class BenchSettings:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence that is positioned, drafts included."""
+        """Tokens of the longest sequence, including drafts."""
         return max(self.context, *self.prompts, self.prompt_tokens + self.output_tokens) + self.draft_length + 2
 
 
@@ -62,5 +62,5 @@ LARGE = BenchSettings(
 
 
 def defaults_for(device: str) -> BenchSettings:
-    """What is measured on a kind of device unless told otherwise: minutes on a GPU, less on a CPU."""
+    """Return the default settings for a kind of device: minutes on a GPU, less on a CPU."""
     return SMALL if device == "cpu" else LARGE

@@ -1,8 +1,7 @@
-"""Every stage alone, as the engines run it, against the least time that the device allows."""
+"""Measure every stage alone, as the engines run it, against its roofline floor."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
@@ -17,31 +16,30 @@ BUDGET_SHARE = 0.08
 
 
 def find_ceilings(pair: Pair) -> Ceilings:
-    """What the device reaches in the pair's dtype, with the threads that a lane has."""
+    """Measure the ceilings of the device in the pair's data type, with the threads of a lane."""
     with lane_settings(pair.device):
         return measure_ceilings(pair.device, pair.dtype)
 
 
 def measure_stages(pair: Pair, settings: BenchSettings, ceilings: Ceilings, progress: Progress) -> pd.DataFrame:
-    """One row a segment and size: the columns of a profile's stage costs, and those of with_floors."""
+    """Return one row per segment and size: the columns of a profile's stage costs, and those of with_floors."""
     grid = Grid(settings.batches, (settings.draft_length,), (settings.context,), settings.prompts)
     costs = measure_stage_costs(pair, grid, BUDGET_SHARE * settings.budget_s, progress)
     return with_floors(costs, pair_counts(pair), ceilings)
 
 
 def with_floors(costs: pd.DataFrame, counts: PairCounts, ceilings: Ceilings) -> pd.DataFrame:
-    """Adds to stage costs: floor_ms (engines.record.roofline.Ceilings.floor_s), times_floor (median over floor), and
-    the rates that the median achieves, tb_per_s and tflop_per_s."""
+    """Add floors and achieved rates to stage costs.
+
+    floor_ms: see engines.record.roofline.Ceilings.floor_s. times_floor: median / floor. tb_per_s, tflop_per_s: rates
+    that the median achieves.
+    """
     rows = []
     for _, row in costs.iterrows():
         work = count_work(Segment(row["segment"]), counts, row)
-        floor_ms, median_s = 1e3 * np.asarray(ceilings.floor_s(work)), row["p50_ms"] / 1e3
+        floor_s, median_s = ceilings.floor_s(work), row["p50_ms"] / 1e3
         rows.append(
-            {
-                "floor_ms": float(floor_ms),
-                "times_floor": row["p50_ms"] / float(floor_ms),
-                "tb_per_s": float(np.asarray(work.bytes)) / median_s / 1e12,
-                "tflop_per_s": float(np.asarray(work.operations)) / median_s / 1e12,
-            }
+            (1e3 * floor_s, median_s / floor_s, work.bytes / median_s / 1e12, work.operations / median_s / 1e12)
         )
-    return pd.concat([costs, pd.DataFrame(rows, index=costs.index)], axis=1)
+    names = ["floor_ms", "times_floor", "tb_per_s", "tflop_per_s"]
+    return costs.join(pd.DataFrame(rows, costs.index, names, dtype=float))

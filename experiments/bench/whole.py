@@ -1,14 +1,12 @@
-"""A whole bench, part by part, and what comes of it."""
+"""Run a whole bench, part by part."""
 
 from __future__ import annotations
 
 import datetime
-import platform
 import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +18,7 @@ from calibrate.stage_costs import Progress
 from engines.errors import InputError
 from engines.live.model.kv_cache import positions_of
 from engines.live.model.pairs import default_dtype, find_device, load_configs, load_pair
-from engines.live.serving.serve import device_name
+from engines.live.serving.serve import device_name, library_versions
 from engines.policy.architecture import PD, Step
 from engines.policy.draft_length import FixedDraftLength
 from engines.storage.files import replaced
@@ -30,6 +28,7 @@ from experiments.bench.exactness import expected_of
 from experiments.bench.peers import measure_peers
 from experiments.bench.settings import BenchSettings
 from experiments.bench.stages import find_ceilings, measure_stages
+from experiments.program.outputs import save_table
 from experiments.program.progress import bar, console
 from experiments.runner import preflight as fitting
 
@@ -38,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass
 class BenchResult:
-    """Everything that was measured so far. parts: seconds that each part took. info: what bench.toml says beside."""
+    """All measurements so far. parts: seconds per part. info: the other contents of bench.toml."""
 
     info: dict[str, Any]
     stages: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -49,7 +48,7 @@ class BenchResult:
 
     @property
     def failures(self) -> list[str]:
-        """What is not as it must be, in words."""
+        """One message per failed check."""
         found = []
         for row in self.engines.to_dict("records"):
             where = f"{row['architecture']} ({row['limits']} limits), {row['clients']} clients"
@@ -64,7 +63,7 @@ class BenchResult:
         return found
 
     def save(self, folder: Path) -> None:
-        """bench.toml and a table for each part that is there."""
+        """Write bench.toml and the tables that are not empty."""
         caches = [{**asdict(findings), "ok": findings.ok} for findings in self.caches]
         text = {**self.info, "seconds": self.parts, "failures": self.failures, "caches": caches}
         with replaced(folder / "bench.toml") as beside:
@@ -72,15 +71,14 @@ class BenchResult:
         for name in ("stages", "engines", "peers"):
             table = getattr(self, name)
             if not table.empty:
-                with replaced(folder / f"{name}.csv") as beside:
-                    table.to_csv(beside, index=False, float_format="%.6g", lineterminator="\n")
+                save_table(table, folder / f"{name}.csv")
 
 
 def check_fits(settings: BenchSettings) -> None:
-    """Raise InputError, before anything is loaded, for what the pair or the device cannot hold."""
+    """Raise InputError, before anything is loaded, if the settings exceed the pair or the device."""
     positions = positions_of(*load_configs(settings.pair))
     if settings.longest > positions:
-        remedy = f"the pair positions {positions} tokens, drafts included; ask for shorter ones"
+        remedy = f"the pair supports {positions} positions, including drafts; use shorter ones"
         raise InputError("context, prompts, prompt_tokens + output_tokens", settings.longest, remedy)
     alone = PD.with_batch_limits({Step.DRAFT_VERIFY: max(settings.batches)}).replace(
         slots=max(settings.batches), draft_length=FixedDraftLength(settings.draft_length)
@@ -91,8 +89,10 @@ def check_fits(settings: BenchSettings) -> None:
 
 
 def run_bench(settings: BenchSettings, out: Path, command: str) -> tuple[BenchResult, Path]:
-    """Measure everything; each part is stored as it is finished, in the folder under `out` that is returned with the
-    result. Raises InputError for settings that the pair or the device cannot hold."""
+    """Measure everything. Returns the result and its folder, a subfolder of `out`.
+
+    Each part is saved when it is finished. Raises InputError if the settings exceed the pair or the device.
+    """
     check_fits(settings)
     device = find_device(settings.device)
     result = BenchResult(_info(settings, device, command))
@@ -130,13 +130,12 @@ def _info(settings: BenchSettings, device: torch.device, command: str) -> dict[s
         "dtype": str(default_dtype(device)).removeprefix("torch."),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "versions": {name: version(name) for name in ("torch", "transformers")}
-        | {"python": platform.python_version()},
+        "versions": library_versions(),
         "settings": asdict(settings),
     }
 
 
 def _folder_name(device: str, pair: str) -> str:
-    """<device>-<pair>, fit for a file system."""
+    """Return <device>-<pair> as a valid folder name."""
     text = f"{device}-{pair.rstrip('/').rpartition('/')[2]}"
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

@@ -1,8 +1,8 @@
-"""Which families of models are served exactly, and which are refused? A table, made with tiny random models.
+"""Check which model families are served exactly and which are refused, with tiny random models.
 
-For every decoder family that transformers knows, and some variants of them: a tiny pair with random weights is made,
-saved, loaded as any other pair and, unless it is refused then, serves a few requests of different lengths in two
-architectures. Every output is compared, token for token, with the target's own `generate`, one request at a time.
+For every decoder family that transformers knows, and for some variants, a tiny pair with random weights is built,
+saved and loaded like any other pair. If it is not refused, it serves a few requests of different lengths in two
+architectures. Every output is compared, token by token, with the target's own `generate` for one request at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ FULL = ["full_attention"] * 2
 
 @dataclass(frozen=True)
 class Variant:
-    """A family with some settings of its own. name says which, for a reader; empty for the family's defaults."""
+    """A family with changed settings. name: describes the change; empty for the family's defaults."""
 
     family: str
     name: str = ""
@@ -80,8 +81,11 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a variant. tokens: compared with generate. context: tokens a request may have, where served.
-    said: why it was refused or not made, or what went wrong."""
+    """The outcome for a variant.
+
+    tokens: number compared with generate. context: tokens that a request may have, if the pair was served. said: why
+    it was refused or not built, or what went wrong.
+    """
 
     family: str
     variant: str
@@ -92,13 +96,13 @@ class Row:
 
 
 def check(variant: Variant, folder: Path) -> Row:
-    """Make the variant in an empty folder, load it, serve it and compare."""
+    """Build a variant in an empty folder, load it, serve it and compare."""
     what = (variant.family, variant.name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             save_pair(tiny_model(tiny_config(variant.family, variant.changes)), folder)
-    except Exception as error:  # families that cannot be shrunk like this raise whatever they like
+    except Exception as error:  # a family that cannot be shrunk may raise anything
         said = error.remedy if isinstance(error, InputError) else str(error)
         return Row(*what, NOT_MADE, said=_line(said or type(error).__name__))
     try:
@@ -107,7 +111,7 @@ def check(variant: Variant, folder: Path) -> Row:
         return Row(*what, REFUSED, said=_line(error.remedy))
     try:
         return _served(what, pair, folder)
-    except Exception as error:  # nothing may fail any more: that is what the table shows
+    except Exception as error:  # a pair that was loaded must not fail; the table shows it
         return Row(*what, FAILED, said=_line(f"{type(error).__name__}: {error}"))
 
 
@@ -139,7 +143,7 @@ def _requests(vocabulary: int) -> tuple[Request, ...]:
 
 
 def _generated(target: Any, request: Request) -> list[int]:
-    """What transformers' generate gives, greedily and to the end."""
+    """Return the greedy output of transformers' generate, at full length."""
     prompt = torch.tensor([request.prompt])
     options = {"max_new_tokens": request.max_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     with torch.inference_mode():
@@ -148,7 +152,7 @@ def _generated(target: Any, request: Request) -> list[int]:
 
 
 def variants_of(names: Sequence[str]) -> list[Variant]:
-    """All variants of these families, or of all where none is named. Raises InputError."""
+    """Return all variants of these families, or of all families if none is named. Raises InputError."""
     known = families()
     for name in names:
         if name not in known:
@@ -158,15 +162,15 @@ def variants_of(names: Sequence[str]) -> list[Variant]:
 
 
 def table(variants: Iterable[Variant]) -> Iterator[Row]:
-    """A row for each variant."""
-    logging.set_verbosity(logging.CRITICAL)
+    """Yield one row per variant."""
+    logging.set_verbosity(CRITICAL)
     for variant in variants:
         with tempfile.TemporaryDirectory() as folder, lane_settings(torch.device("cpu")):
             yield check(variant, Path(folder))
 
 
 def summary(rows: list[Row], seconds: float) -> str:
-    """The table in words."""
+    """Return the table as text."""
     by_outcome = {outcome: [row for row in rows if row.outcome == outcome] for outcome in (EXACT, REFUSED, NOT_MADE)}
     broken = [row for row in rows if row.outcome in (WRONG, FAILED)]
     versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch"))
@@ -174,10 +178,10 @@ def summary(rows: list[Row], seconds: float) -> str:
         "Decoder families of transformers, as tiny models with random weights (pdv check families).",
         f"{versions}, Python {platform.python_version()}, {platform.machine()}, CPU, float32; {seconds:.0f} s.",
         "",
-        f"served, every token equal to generate's: {len(by_outcome[EXACT])}",
-        f"refused when they are loaded, with the reason: {len(by_outcome[REFUSED])}",
-        f"not made (transformers cannot, or not by shrinking known sizes): {len(by_outcome[NOT_MADE])}",
-        f"served with wrong tokens, or failing later: {len(broken)}",
+        f"served, with every token equal to generate's: {len(by_outcome[EXACT])}",
+        f"refused at load time, with the reason: {len(by_outcome[REFUSED])}",
+        f"not built (transformers cannot, or not by shrinking the known sizes): {len(by_outcome[NOT_MADE])}",
+        f"served with wrong tokens, or failed later: {len(broken)}",
     ]
     for outcome, rows_of in by_outcome.items():
         lines += ["", f"{outcome}:"]

@@ -1,15 +1,16 @@
-"""Whether stages captured as CUDA graphs say, token by token, what the same stages say uncaptured.
+"""Check that stages captured as CUDA graphs produce the same tokens as the same stages uncaptured.
 
-Closed loops of random lengths are served twice, replayed and uncaptured: by every architecture, with a fixed and an
-adaptive draft length, greedy, sampled and mixed, by several numbers of clients. What must hold:
+Closed loops of random lengths are served twice, from graphs and uncaptured: by every architecture, with a fixed and
+an adaptive draft length, with greedy, sampled and mixed decoding, and with several numbers of clients.
 
-- Greedy outputs that are known (a permutation pair's closed form; transformers' own in float32) are just that.
-- Any other output may part from its twin only at a tie. Graphs pad batches, and matrix products of another size round
-  otherwise, so where the two first part a plain transformers pass scores both tokens (logit / temperature + noise):
-  both must be as good as the best, within rounding. In float32 hardly a token in a hundred thousand is such a tie.
+- Greedy outputs that are known (the closed form of a permutation pair, or transformers' own in float32) must be
+equal.
+- Any other output may differ from its twin only at a tie. Graphs pad batches, and matrix products of another size
+  round differently. So a plain transformers pass scores both tokens at the first difference (logit / temperature +
+  noise): both must equal the best within rounding. In float32, hardly one token in a hundred thousand is such a tie.
 
-The control says how much parting is none of the graphs' doing: the share of requests on which uncaptured runs with
-different numbers of clients agree. On a CPU nothing is captured, but places, padding and replays are the same.
+The control shows how many differences are not due to graphs: it is the fraction of requests for which uncaptured runs
+with different numbers of clients agree. On a CPU nothing is captured, but slots, padding and replays are the same.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ from engines.policy.architecture import Architecture, load_architecture
 from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.policy.request import Request
 from engines.workload.workload import UniformLength, Workload, make_workload
-from experiments.bench.engines import CARRIED, carries, for_clients, free_memory
-from experiments.bench.exactness import Expected, expected_of, is_tie
+from experiments.bench.engines import MOST_CARRIED, carries, for_clients, free_memory
+from experiments.bench.exactness import Expected, expected_of, first_difference, is_tie
 from experiments.program.progress import Report
 from experiments.runner.preflight import check_fits
 
-# Layers that say as much as the closed form allows, so that a token computed from the wrong context shows.
+# The layers affect the logits as much as the closed form allows, so that a wrong context changes tokens.
 PAIRS = {
     "cpu": "permutation:tiny+tiny-draft:scale=0.3",
     "cuda": "permutation:llama2-7b+tinyllama-1.1b:scale=1:layers=2",
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-LONGEST_PROMPT, LONGEST_OUTPUT = 128, 16  # tokens; contexts above 128 are split over programs in small batches
+LONGEST_PROMPT, LONGEST_OUTPUT = 128, 16  # tokens; small batches split contexts above 128 over programs
 DRAFT_LENGTHS = {
     "4": FixedDraftLength(4),
     "3 to 5": AdaptiveDraftLength(3, 5, 4, window=6, every=2, raise_above=0.6, lower_below=0.5),
@@ -54,11 +55,9 @@ DRAFT_LENGTHS = {
 DECODINGS = {"greedy": (False,), "sampled": (True,), "mixed": (False, True)}  # which requests sample, in turn
 CASE = ["dtype", "architecture", "draft_length", "decoding"]
 
-# --- cases ----------------------------------------------------------------------------------------------
-
 
 class Load(NamedTuple):
-    """One closed loop. decoding: a key of DECODINGS."""
+    """A closed loop. decoding: a key of DECODINGS."""
 
     decoding: str
     clients: int
@@ -66,12 +65,12 @@ class Load(NamedTuple):
 
 
 def layout(name: str, draft_length: str, clients: int) -> Architecture:
-    """An architecture with a slot and, where requests are batched, a place in every batch for each client."""
+    """Return an architecture with a slot and, if requests are batched, a place in every batch for each client."""
     return for_clients(load_architecture(name), clients).replace(draft_length=DRAFT_LENGTHS[draft_length])
 
 
 def make_loads(pair: Pair, clients: Sequence[int], temperature: float) -> list[Load]:
-    """Every decoding by every number of clients; request i is the same for all numbers of clients."""
+    """Make a load per decoding and number of clients. Request i is the same for all numbers of clients."""
     lengths = UniformLength(1, LONGEST_PROMPT), UniformLength(1, LONGEST_OUTPUT)
     loads = []
     for decoding, samples in DECODINGS.items():
@@ -86,8 +85,10 @@ def make_loads(pair: Pair, clients: Sequence[int], temperature: float) -> list[L
 
 
 def even_temperature(pair_name: str) -> float:
-    """A temperature at which a permutation pair's favourite has about half of the probability (at 0.8 it has nearly
-    all): the other logits are standard normal, and together weigh about as much as their number."""
+    """Return a temperature at which the top token of a permutation pair has a probability of about one half.
+
+    At 0.8 it has nearly all. The other logits are standard normal, so their total weight is about their number.
+    """
     if not pair_name.startswith(PREFIX):
         return 0.8
     spec = parse_pair(pair_name)
@@ -95,11 +96,8 @@ def even_temperature(pair_name: str) -> float:
     return margin(spec.target_shape, spec.layer_scale) * math.sqrt(4 * weight) / weight
 
 
-# --- serving --------------------------------------------------------------------------------------------
-
-
 class Served(NamedTuple):
-    """Output tokens by request id, as far as a request came; draft lengths that came up, in order of size."""
+    """Output tokens by request ID, as far as each request came, and the draft lengths that occurred, ascending."""
 
     outputs: dict[int, list[int]]
     drafted: list[int]
@@ -107,7 +105,7 @@ class Served(NamedTuple):
 
 def serve_all(architecture: Architecture, pair: Pair, loads: Sequence[Load], graphs: bool) -> list[Served]:
     """Serve the loads one after another with one engine."""
-    free_memory(pair.device)  # of the engine before
+    free_memory(pair.device)  # of the previous engine
     served = []
     with LiveEngine(architecture, pair, LONGEST_PROMPT + LONGEST_OUTPUT, graphs=graphs, sampling=True) as engine:
         for load in loads:
@@ -118,19 +116,13 @@ def serve_all(architecture: Architecture, pair: Pair, loads: Sequence[Load], gra
     return served
 
 
-# --- comparing ------------------------------------------------------------------------------------------
-
-
-def first_difference(a: Sequence[int], b: Sequence[int], count: int) -> int | None:
-    """The first of `count` places where the two have not the same token, or one has none."""
-    return next((i for i in range(count) if i >= min(len(a), len(b)) or a[i] != b[i]), None)
-
-
 def compare(
     pair: Pair, expected: Expected, requests: Sequence[Request], graphs: Served, eager: Served
 ) -> dict[str, Any]:
-    """How many outputs are equal, part at a tie or are wrong. known: how many had to be what is known; first: where
-    the first wrong one is, in words."""
+    """Count the outputs that are equal, differ at a tie, or are wrong.
+
+    known: number of outputs whose tokens are known. first: describes the first wrong one.
+    """
     found: dict[str, Any] = {"requests": len(requests), "equal": 0, "ties": 0, "wrong": 0, "known": 0, "first": ""}
     for request in requests:
         count, a, b = request.max_tokens, graphs.outputs[request.id], eager.outputs[request.id]
@@ -153,7 +145,7 @@ def compare(
 def check(
     pair: Pair, expected: Expected, name: str, draft_length: str, loads: Sequence[Load]
 ) -> Iterator[dict[str, Any]]:
-    """One row a load of an architecture."""
+    """Yield one row per load of an architecture."""
     architecture = layout(name, draft_length, max(load.clients for load in loads))
     graphs, eager = (serve_all(architecture, pair, loads, captured) for captured in (True, False))
     for load, replayed, once in zip(loads, graphs, eager, strict=True):
@@ -169,12 +161,11 @@ def check(
         }  # fmt: skip
 
 
-# --- reporting ------------------------------------------------------------------------------------------
-
-
 def report(rows: pd.DataFrame) -> Table:
-    """One row a case, all numbers of clients together."""
-    table = Table(box=box.SIMPLE_HEAD, caption="known: had to be what is known; control: uncaptured runs that agree")
+    """Return a table with one row per case, for all numbers of clients together."""
+    table = Table(
+        box=box.SIMPLE_HEAD, caption="known: compared with known tokens; control: uncaptured runs that agree"
+    )
     for heading in ("", "architecture", "k", "decoding"):
         table.add_column(heading)
     for heading in ("requests", "equal", "ties", "wrong", "known", "control"):
@@ -190,11 +181,11 @@ def report(rows: pd.DataFrame) -> Table:
 def check_all(
     pair_name: str, device: str, dtypes: Sequence[str], names: Sequence[str], clients: Sequence[int], progress: Report
 ) -> pd.DataFrame:
-    """One row a case and number of clients. Raises InputError before any work."""
+    """Return one row per case and number of clients. Raises InputError before any work."""
     for dtype in dtypes:
         if dtype not in DTYPES:
-            raise InputError("dtype", dtype, f"use {' or '.join(DTYPES)}, or both with a comma between")
-    few = [n for n in clients if n <= max(CARRIED, clients[0])]  # of more clients, more only wait
+            raise InputError("dtype", dtype, f"use {' or '.join(DTYPES)}, or both, separated by a comma")
+    few = [n for n in clients if n <= max(MOST_CARRIED, clients[0])]  # further clients would only wait
     fitting = {name: few if carries(load_architecture(name)) else clients for name in names}
     for name, draft_length in itertools.product(names, DRAFT_LENGTHS):
         largest = layout(name, draft_length, fitting[name][-1])

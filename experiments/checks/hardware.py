@@ -1,4 +1,4 @@
-"""What a check of kernels needs of the GPU."""
+"""Check that a GPU can run a kernel check."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from experiments.runner.preflight import check_live
 
 
 def check_gpu(device: str = "cuda") -> None:
-    """Raises InputError unless Triton's kernels can be compiled and timed there."""
+    """Raise InputError unless Triton kernels can be compiled and timed on this device."""
     if not device.startswith("cuda"):
-        raise InputError("device", device, "kernels are those of a GPU; use cuda or cuda:N")
+        raise InputError("device", device, "the kernels need a GPU; use cuda or cuda:N")
     check_live("cpu")  # is torch there?
     import torch
 
     if not torch.cuda.is_available():
-        raise InputError("device", device, "torch finds no such device here; run this on a machine that has one")
+        raise InputError("device", device, "torch finds no GPU on this machine; run this on a machine with one")
     check_live(device)
     if find_spec("triton") is None:
-        raise InputError("device", device, "its kernels need triton; install the extra: pip install 'pdv[cuda]'")
+        raise InputError("device", device, "the kernels need triton; install the extra: pip install 'pdv[cuda]'")
 
 
 def check_shared_memory(needed: int) -> None:
-    """Raises InputError unless a program may have so many bytes of the CUDA device's shared memory."""
+    """Raise InputError unless a program may use this many bytes of the CUDA device's shared memory."""
     import torch
 
     from engines.live.kernels.dependent_launch import shared_bytes_of
 
     there = shared_bytes_of(torch.device("cuda", torch.cuda.current_device()))
     if there < needed:
-        remedy = f"a program has {there} bytes of shared memory there and needs {needed}; use a Hopper GPU or later"
+        remedy = f"a program may use {there} bytes of its shared memory but needs {needed}; use a Hopper GPU or later"
         raise InputError("device", torch.cuda.get_device_name(), remedy)

@@ -1,10 +1,10 @@
-"""Where the time of a draft and a verify goes, kernel by kernel, as the engines run them on a GPU.
+"""Profile a draft and a verify on a GPU, kernel by kernel, as the engines run them.
 
-A kernel may start while the one before it still runs, so its own duration says little. `advance_us` is the time from
-the end of all kernels before it, or from its own start if it began later, to its own end: the advances of a stage sum
-to the time in which its kernels ran. What is left is `idle`: the device waited for the next graph to be launched,
-which takes longer under the profiler than without it. One row a kernel name; times are of one replay, the median of
-five.
+A kernel may start while its predecessor still runs, so its own duration says little. `advance_us` is the time from
+the end of all earlier kernels, or from its own start if that is later, to its own end. The advances of a stage add up
+to the time during which its kernels ran. The rest is `idle`: the device waited for the next graph to be launched,
+which takes longer under the profiler. There is one row per kernel name. Times are those of the median of five
+replays.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAME_LENGTH = 48
 
 
 class Kernel(NamedTuple):
-    """One launch, microseconds."""
+    """One launch, in microseconds."""
 
     name: str
     start: float
@@ -37,7 +37,7 @@ class Kernel(NamedTuple):
 
 
 def advances(kernels: Iterable[Kernel]) -> pd.DataFrame:
-    """One row a name, and one called idle: launches, advance_us, duration_us (both summed over the launches)."""
+    """Return one row per name, and one for idle: launches, advance_us, duration_us (sums over the launches)."""
     rows, done = [], None
     for kernel in sorted(kernels, key=lambda each: (each.start, each.end)):
         before = kernel.start if done is None else done
@@ -51,12 +51,12 @@ def advances(kernels: Iterable[Kernel]) -> pd.DataFrame:
 
 
 def short(name: str) -> str:
-    """A kernel's name without what C++ says around it; the rest may be cut off."""
+    """Return a kernel's name without C++ decoration, cut to NAME_LENGTH."""
     return name.removeprefix("void ").replace("at::native::", "").split("(")[0][:NAME_LENGTH]
 
 
 def profile_stage(stream: Stream, call: RepeatableCall) -> pd.DataFrame:
-    """The columns of `advances`, the median replay by the time that its kernels ran."""
+    """Return the `advances` of the median replay, by the total time of its kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     call()
@@ -69,7 +69,7 @@ def profile_stage(stream: Stream, call: RepeatableCall) -> pd.DataFrame:
             with profile(activities=[ProfilerActivity.CUDA]) as profiler:
                 ready()
                 torch.cuda.synchronize()
-        events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        events = [e for e in profiler.events() if e.device_type.name == "CUDA"]
         kernels = [Kernel(short(e.name), e.time_range.start, e.time_range.end) for e in events]
         tables.append(advances(kernel for kernel in kernels if not kernel.name.startswith(("Memcpy", "Memset"))))
     ran = [table.loc[table["kernel"] != "idle", "advance_us"].sum() for table in tables]
@@ -80,8 +80,10 @@ def profile_stage(stream: Stream, call: RepeatableCall) -> pd.DataFrame:
 def profile_pair(
     name: str, batches: Sequence[int], context: int, k: int, device: str, progress: Report
 ) -> pd.DataFrame:
-    """Draft and verify of each batch size. Adds to `advances` the columns segment, batch, stage_ms: the median time
-    of the stage without the profiler."""
+    """Profile draft and verify at each batch size.
+
+    Adds to `advances` the columns segment, batch_size and stage_ms (median time without the profiler).
+    """
     pair = load_pair(name, device=device)
     stages = make_stages(pair, batches[-1], k, context + k + 1)
     stream = make_stream(pair.device)
@@ -104,7 +106,7 @@ def report(rows: pd.DataFrame) -> str:
     lines = []
     for (segment, batch, stage_ms), table in rows.groupby(["segment", "batch_size", "stage_ms"], sort=False):
         busy = table.loc[table["kernel"] != "idle", "advance_us"].sum()
-        lines.append(f"{segment}, batch {batch}: {stage_ms:.2f} ms; its kernels, profiled: {busy / 1e3:.2f} ms")
+        lines.append(f"{segment}, batch {batch}: {stage_ms:.2f} ms; kernels under the profiler: {busy / 1e3:.2f} ms")
         for row in table.to_dict("records"):
             launches, advance_us = row["launches"], row["advance_us"]
             each = advance_us / max(1, launches)
@@ -113,7 +115,7 @@ def report(rows: pd.DataFrame) -> str:
 
 
 def check(name: str, batches: Sequence[int], context: int, k: int, device: str) -> None:
-    """Raises InputError for what the pair or the device cannot hold."""
+    """Raise InputError if this exceeds the pair or the device."""
     lanes = PD.with_batch_limits({Step.DRAFT_VERIFY: batches[-1], Step.PREFILL: 1})
     architecture = lanes.replace(slots=batches[-1], draft_length=FixedDraftLength(k))
     check_fits(architecture, name, device=device, max_context=context + k + 2)

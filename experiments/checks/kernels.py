@@ -1,9 +1,9 @@
-"""Check the Triton kernels on a GPU at real shapes, and time attention in many launches against its floor.
+"""Check the Triton kernels on a GPU at real shapes, and compare attention launches with their floor.
 
-Every kernel runs on random data, into memory that was poisoned, beside slots that hold what is not a number, and is
-compared with the PyTorch function of the same name in float32 (relative error of the norm; bfloat16 rounds at 4e-3).
-Attention is timed over as many layers' pools as the second-level cache cannot hold, in a CUDA graph. The floor is
-the bytes of the keys and values read, over the bandwidth of a device-to-device copy.
+Every kernel runs on random data. Its output memory is filled with NaN before, and so are all other slots of the pool.
+The result is compared with the PyTorch function of the same name in float32 (relative error of the norm; bfloat16
+rounds at 4e-3). Attention is timed in a CUDA graph, over the pools of more layers than fit into the second-level
+cache. The floor is the bytes of the keys and values read, divided by the bandwidth of a device-to-device copy.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import itertools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,15 +32,15 @@ from engines.pairs.shapes import ModelShape
 from experiments.program.progress import console
 
 CONTEXT, ROW_LENGTH, COLD_BYTES = 400, 512, 3 * 10**8
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # without a GPU the kernels can be interpreted
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # without a GPU, the kernels can be interpreted
 LIMIT = 1e-2  # relative error that bfloat16 operands may cause
 LAUNCHES = (  # keys, warps, stages
     (32, 1, 4), (32, 2, 4), (32, 4, 4), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3),
     (128, 4, 2), (128, 4, 3), (128, 8, 2),
 )  # fmt: skip
-SIZES = (1, 8, 64)  # sequences
-CHECKED = (1, 2, 5, 9)  # new tokens of each
-TIMED = {"tinyllama-1.1b": (1, 2)}  # of a draft; a target's are 5
+SIZES = (1, 8, 64)  # batch sizes
+CHECKED = (1, 2, 5, 9)  # new tokens per sequence
+TIMED = {"tinyllama-1.1b": (1, 2)}  # new tokens of a draft model; a target has 5
 
 
 def relative_error(out: Tensor, reference: Tensor) -> float:
@@ -47,7 +48,7 @@ def relative_error(out: Tensor, reference: Tensor) -> float:
 
 
 def poison(like: Tensor, copies: int = 4) -> None:
-    """Leave what is not a number in the memory that the allocator will hand out next for such a tensor."""
+    """Fill the memory that the allocator will return next for such a tensor with NaN."""
     blocks = [torch.full_like(like, torch.nan) for _ in range(copies)]
     del blocks
 
@@ -57,8 +58,7 @@ def random(*shape: int) -> Tensor:
 
 
 class Bench:
-    """Sequences of mixed lengths (400 tokens in the mean) in shuffled slots of several layers' pools; all else in
-    the pools is not a number."""
+    """Sequences of mixed lengths (mean 400 tokens) in shuffled slots of several layers' pools. The rest is NaN."""
 
     def __init__(self, shape: ModelShape, size: int, queries: int, layers: int | None = None) -> None:
         self.shape, self.queries = shape, queries
@@ -100,7 +100,7 @@ class Bench:
 
 
 def graph_us(work: Callable[[], object]) -> float:
-    """Microseconds that a CUDA graph of the work takes: the median of nine replays."""
+    """Return the duration of a CUDA graph of the work in microseconds, the median of nine replays."""
     work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -124,7 +124,7 @@ def twenty_times(function: Callable[..., Tensor], arguments: list[object]) -> No
 
 
 def between_products(shape: ModelShape, tokens: int) -> list[tuple[str, float, float]]:
-    """(name, worst relative error, microseconds) of each element-wise kernel."""
+    """Return (name, worst relative error, microseconds) of each element-wise kernel."""
     rows = torch.randperm(3 * ROW_LENGTH, device=DEVICE)[:tokens]
     kv_size = (3, ROW_LENGTH, shape.kv_heads, shape.head_dim)
     angles = torch.rand(tokens, shape.head_dim // 2, device=DEVICE) * 400
@@ -157,13 +157,21 @@ def between_products(shape: ModelShape, tokens: int) -> list[tuple[str, float, f
 
 
 def compile_ahead(shape: ModelShape, queries: int, config: LaunchConfig) -> None:
-    """Fill Triton's cache on disk, in a process of its own: compiling one launch after another takes minutes."""
+    """Fill Triton's cache on disk in a process of its own, since compiling the launches in sequence takes minutes."""
     bench = Bench(shape, 1, queries, layers=1)
     try:
         bench.kernel(config)(bench.query, bench.pool.keys[0], bench.pool.values[0])
         torch.cuda.synchronize()
     except Exception as error:
         print(f"{label(config)} for {shape.name}, {queries} new tokens: {type(error).__name__}: {error}"[:150])
+
+
+def compile_all(compile_one: Callable[..., None], wanted: Iterable[tuple[Any, ...]], jobs: int) -> None:
+    """Call `compile_one` with each different tuple of arguments, in `jobs` processes."""
+    begin, wanted = time.perf_counter(), dict.fromkeys(wanted)
+    with console.status("compiling"), ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_one, *zip(*wanted, strict=True), chunksize=4))
+    print(f"{torch.cuda.get_device_name()}: {len(wanted)} launches compiled, {time.perf_counter() - begin:.0f} s")
 
 
 def label(config: LaunchConfig) -> str:
@@ -176,7 +184,7 @@ def resolved(bench: Bench, config: LaunchConfig | None) -> LaunchConfig:
 
 
 def launches(bench: Bench) -> list[LaunchConfig]:
-    """The launch in use first, then it with other splits, then others."""
+    """Return the launch in use, then the same with other splits, then others."""
     used = resolved(bench, None)
     assert used.splits is not None
     splits = [dataclasses.replace(used, splits=s) for s in (used.splits // 2, used.splits * 2) if 1 <= s <= 16]
@@ -184,11 +192,11 @@ def launches(bench: Bench) -> list[LaunchConfig]:
 
 
 def check(benches: list[tuple[int, Bench]]) -> bool:
-    """Compare attention with its reference; prints the worst error of each shape."""
+    """Compare attention with its reference and print the worst error per shape. Returns whether all are correct."""
     errors: dict[str, float] = {}
     for _, bench in benches:
         reference, attend = bench.reference(), bench.kernel(None)
-        for _ in range(2):  # the second time in scratch memory that the first has used
+        for _ in range(2):  # the second time with used scratch memory
             poison(bench.query)
             out = attend(bench.query, bench.pool.keys[0], bench.pool.values[0])
             error = relative_error(out, reference)
@@ -201,7 +209,10 @@ def check(benches: list[tuple[int, Bench]]) -> bool:
 
 @torch.inference_mode()
 def check_kernels(shapes: Sequence[ModelShape], budget_s: float, jobs: int) -> bool:
-    """Print what is found; returns whether every kernel is right. Timing ends after the budget."""
+    """Check and time the kernels, and print the results. Returns whether all are correct.
+
+    budget_s: limits the timing.
+    """
     begin = time.perf_counter()
     checked = [
         (size, Bench(shape, size, queries, layers=1))
@@ -213,14 +224,7 @@ def check_kernels(shapes: Sequence[ModelShape], budget_s: float, jobs: int) -> b
     ]  # fmt: skip
     wanted = [(b.shape, b.queries, resolved(b, None)) for _, b in checked]
     wanted += [(b.shape, b.queries, config) for _, b in timed for config in launches(b)]
-    with (
-        console.status("compiling"),
-        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
-    ):
-        list(pool.map(compile_ahead, *zip(*dict.fromkeys(wanted), strict=True)))
-    print(
-        f"{torch.cuda.get_device_name()}: {len(set(wanted))} launches compiled, {time.perf_counter() - begin:.0f} s"
-    )
+    compile_all(compile_ahead, wanted, jobs)
 
     right = True
     for shape in shapes:
@@ -237,13 +241,13 @@ def check_kernels(shapes: Sequence[ModelShape], budget_s: float, jobs: int) -> b
     print(f"{'shape':15} {'new':>3} {'batch':>5} {'floor':>6} {'flash':>6} {'used':>6}  launches")
     for size, bench in timed:
         if time.perf_counter() - begin > budget_s:
-            print(f"{bench.shape.name:15} {bench.queries:3} {size:5}  left out: time is up")
+            print(f"{bench.shape.name:15} {bench.queries:3} {size:5}  not timed: time is up")
             continue
         found: dict[LaunchConfig, float] = {}
         for config in launches(bench):
             try:
                 found[config] = bench.time_us(bench.kernel(config))
-            except Exception:  # more shared memory than there is; compile_ahead has said so
+            except Exception:  # too much shared memory; compile_ahead has printed the error
                 continue
         used = resolved(bench, None)
         best = sorted(found, key=found.__getitem__)[:5]
@@ -252,5 +256,5 @@ def check_kernels(shapes: Sequence[ModelShape], budget_s: float, jobs: int) -> b
             f"{bench.time_us(bench.flash):6.1f} {found[used]:6.1f} ",
             *(f"{label(config)}: {found[config]:.1f}" for config in [*best, used]), sep="  ",
         )  # fmt: skip
-    print(f"{time.perf_counter() - begin:.0f} s; {'all right' if right else 'SOMETHING IS WRONG'}")
+    print(f"{time.perf_counter() - begin:.0f} s; {'all correct' if right else 'SOMETHING IS WRONG'}")
     return right

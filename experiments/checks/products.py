@@ -1,18 +1,16 @@
-"""Check the products of few tokens on a GPU at real shapes, and time them in many launches against their floor.
+"""Check the skinny GEMMs on a GPU at real shapes, and compare launches with their floor.
 
-Every product is that of a decoder layer, with all that it does on the way, and is compared with the library's matrix
-product and the kernels around it (relative error of the norm; bfloat16 rounds at 4e-3). Times are of a chain in a
-CUDA graph, over as many layers' weights as the second-level cache cannot hold. The floor is the bytes of the weights,
-over the bandwidth of a device-to-device copy.
+Each product is one of a decoder layer, with everything that is fused with it. It is compared with the library's
+matrix product and the kernels around that (relative error of the norm; bfloat16 rounds at 4e-3). It is timed as a
+chain in a CUDA graph, over the weights of more layers than fit into the second-level cache. The floor is the bytes of
+the weights, divided by the bandwidth of a device-to-device copy.
 """
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from unittest import mock
 
@@ -22,27 +20,17 @@ from torch import Tensor
 from engines.live.kernels import skinny_gemm
 from engines.live.kernels.dependent_launch import processors_of
 from engines.live.kernels.passes import Pass, Product, WidePass
-from engines.live.kernels.skinny_gemm import (
-    FEW,
-    LEAST_COLUMNS,
-    MOST_COLUMNS,
-    MOST_TOKENS,
-    SHARED_BYTES,
-    Launch,
-    SkinnyPass,
-    launch_for,
-)
+from engines.live.kernels.skinny_gemm import Launch, SkinnyPass
 from engines.live.serving.utilisation import measure_ceilings
 from engines.pairs.shapes import ModelShape
-from experiments.checks.kernels import DEVICE, LIMIT, graph_us, random, relative_error
-from experiments.program.progress import console
+from experiments.checks.kernels import DEVICE, LIMIT, compile_all, graph_us, random, relative_error
 
 COLD_BYTES = 4 * 10**8
 PRODUCTS = ("queries", "output", "gate", "down", "head")
 
 
 class Bench:
-    """One product of a layer, of several layers' weights."""
+    """One product of a layer, with the weights of several layers."""
 
     def __init__(self, shape: ModelShape, product: str, tokens: int, layers: int | None = None) -> None:
         torch.manual_seed(tokens)
@@ -68,7 +56,7 @@ class Bench:
         self.pools = [torch.zeros(2, 512, shape.kv_heads, shape.head_dim).to(self.x) for _ in range(2)]
 
     def start(self, kind: Callable[..., Pass]) -> Pass:
-        """A pass whose residual was made by as many programs as in a layer."""
+        """Start a pass. Its residual is made by as many programs as in a layer."""
         begun = kind(self.ids, self.table, self.norm, 1e-5)
         begun.add(random(self.tokens, 512), Product(random(self.shape.hidden, 512) / 22, None), self.norm)
         return begun
@@ -85,7 +73,7 @@ class Bench:
         return [begun.project(product)]
 
     def error(self) -> float:
-        """Worst relative error against the library: of what the product makes, and of what a next one makes of it."""
+        """Return the worst relative error against the library, of this product and of one that reads its result."""
         found = []
         for kind in (SkinnyPass, WidePass):
             torch.manual_seed(0)
@@ -103,26 +91,28 @@ class Bench:
 
 
 def launched(launch: Launch | None) -> AbstractContextManager[object]:
-    """Every product is launched so (None: as it is)."""
+    """Make every product use this launch; None changes nothing."""
     return nullcontext() if launch is None else mock.patch.object(skinny_gemm, "launch_for", return_value=launch)
 
 
 def launches(bench: Bench) -> list[Launch]:
-    """The launch in use first, then others whose programs all run at the same time: one to four on each processor,
-    each with an equal share of the columns and of the shared memory."""
-    rows = FEW if bench.tokens <= FEW else MOST_TOKENS
+    """Return the launch in use, then others whose programs all run at once.
+
+    There are one to four programs per processor, with equal shares of the columns and of the shared memory.
+    """
+    rows = skinny_gemm.FEW if bench.tokens <= skinny_gemm.FEW else skinny_gemm.MOST_TOKENS
     heads = bench.product == "queries" and not bench.shape.head_norms
     processors = processors_of(DEVICE)
-    found = [launch_for(bench.outputs, bench.inputs, rows, processors, heads)]
+    found = [skinny_gemm.launch_for(bench.outputs, bench.inputs, rows, processors, heads)]
     split = (1, 2, 4) if bench.outputs <= 64 * processors and not heads else (1,)
     for each, splits, warps in itertools.product((1, 2, 3, 4), split, (2, 4)):
         columns = 2 * -(-bench.outputs * splits // (2 * processors * each))
         columns = 1 << (columns - 1).bit_length() if heads else columns
-        if not LEAST_COLUMNS <= columns <= MOST_COLUMNS or rows * columns > 128 * 32 * warps:
+        if not skinny_gemm.LEAST_COLUMNS <= columns <= skinny_gemm.MOST_COLUMNS or rows * columns > 128 * 32 * warps:
             continue
         for step in (64, 128, 256):
             tile = 1 << (columns - 1).bit_length()
-            stages = min(8, SHARED_BYTES // each // (2 * (tile + rows) * step))
+            stages = min(8, skinny_gemm.SHARED_BYTES // each // (2 * (tile + rows) * step))
             if stages >= 3 and bench.inputs // splits >= 2 * step and bench.inputs % step == 0:
                 found.append(Launch(columns, splits, step, warps, stages, 256))
     return list(dict.fromkeys(found))
@@ -145,16 +135,14 @@ def label(launch: Launch) -> str:
 
 @torch.inference_mode()
 def check_products(shapes: Sequence[ModelShape], counts: Sequence[int], budget_s: float, jobs: int) -> bool:
-    """Print what is found; returns whether every product is right. counts: tokens. Timing ends after the budget."""
+    """Check and time the products, and print the results. Returns whether all are correct.
+
+    counts: numbers of tokens. budget_s: limits the timing.
+    """
     begin = time.perf_counter()
     cases = list(itertools.product(shapes, PRODUCTS, counts))
     wanted = [(*case, launch) for case in cases for launch in launches(Bench(*case, layers=1))]
-    with (
-        console.status("compiling"),
-        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
-    ):
-        list(pool.map(compile_ahead, *zip(*wanted, strict=True), chunksize=4))
-    print(f"{torch.cuda.get_device_name()}: {len(wanted)} launches compiled, {time.perf_counter() - begin:.0f} s")
+    compile_all(compile_ahead, wanted, jobs)
 
     bandwidth = measure_ceilings(DEVICE, torch.bfloat16).copy_bytes_per_s / 1e6
     right = True
@@ -175,5 +163,5 @@ def check_products(shapes: Sequence[ModelShape], counts: Sequence[int], budget_s
             text, f"{bench.time_us(WidePass):7.1f} {found[used]:6.1f} ", label(used),
             *(f"{label(launch)}: {found[launch]:.1f}" for launch in best), sep="  ",
         )  # fmt: skip
-    print(f"{time.perf_counter() - begin:.0f} s; {'all right' if right else 'SOMETHING IS WRONG'}")
+    print(f"{time.perf_counter() - begin:.0f} s; {'all correct' if right else 'SOMETHING IS WRONG'}")
     return right

@@ -1,7 +1,7 @@
-"""Many requests of random lengths, many of them cancelled: nothing is lost, no slot leaks, memory stays flat.
+"""Serve many requests of random lengths and cancel many: none is lost, no slot leaks, memory stays flat.
 
-Uses a small permutation pair, so that every finished output is checked against its closed form, and every cancelled
-one against the beginning of it.
+A small permutation pair serves them. So every finished output is compared with its closed form, and every cancelled
+one with the beginning of it.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from experiments.bench.engines import free_memory
 from experiments.program.progress import Report
 
 PAIR = "permutation:tiny+tiny-draft:alpha=0.8"
-LENGTHS, CONTEXT = (UniformLength(1, 64), UniformLength(1, 48)), 128  # of prompts and outputs; of a slot: tokens
+LENGTHS, CONTEXT = (UniformLength(1, 64), UniformLength(1, 48)), 128  # prompts and outputs; tokens per slot
 SLOTS = 32
-LOOKS = 20  # at the memory, evenly over the requests
+LOOKS = 20  # memory samples, spread evenly over the requests
 
 
 def resident_mb() -> float:
-    """Memory of this process, MB."""
+    """Return the memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 class Canceller(threading.Thread):
-    """Gives up a random request again and again, whatever it is in the middle of."""
+    """Cancels random requests in any state, again and again."""
 
     def __init__(self, engine: LiveEngine, every_s: float, seed: int) -> None:
         super().__init__(daemon=True)
@@ -55,7 +55,7 @@ class Canceller(threading.Thread):
 def soak(
     architecture: Architecture, device: str, requests: int, clients: int, progress: Report, seed: int = 0
 ) -> dict[str, object]:
-    """Serve and check; raises AssertionError with what was wrong."""
+    """Serve and check. Returns a row of results. Raises AssertionError naming what is wrong."""
     pair, spec = load_pair(PAIR, device=device), parse_pair(PAIR)
     workload = make_workload(requests, *LENGTHS, concurrency=clients, seed=seed)
     workload = prompts_for(pair, workload, seed)
@@ -75,12 +75,12 @@ def soak(
         run = serve(engine, workload, watch, on_end=handles.append, complete_tapes=False)
         canceller.stop.set()
         canceller.join()
-        assert engine.scheduler.idle, "something is left to do"
+        assert engine.scheduler.idle, "a request is still active"
         assert sorted(engine.scheduler.free_slots) == list(range(architecture.slots)), "a slot leaked"
     table = run.requests
     counts = table["status"].value_counts().to_dict()
     assert len(table) == len(handles) == requests, "a request was lost"
-    assert set(counts) <= {"finished", "cancelled"}, f"requests ended otherwise: {counts}"
+    assert set(counts) <= {"finished", "cancelled"}, f"requests ended in another way: {counts}"
     booked = table["accepted"] + table["rejected"] + table["discarded"]
     assert (table["drafted"] == booked).all(), "a draft was lost"
     for handle in handles:

@@ -1,4 +1,4 @@
-"""Tiny decoders with random weights, of every family that transformers knows, saved as pairs that can be loaded."""
+"""Build tiny decoders with random weights, for every family that transformers knows, and save them as pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
 from engines.live.serving.memory import count_parameters
 
 MOST_PARAMETERS = 20_000_000
-PERTURBATION = 0.15  # of a draft's weights, relative to the target's: it is right often, and not always
+PERTURBATION = 0.15  # relative change of the weights from target to draft, so that drafts agree often but not always
 VOCABULARY, POSITIONS = 131, 128
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "text_vocab_size": VOCABULARY,
@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-OWN: dict[str, dict[str, Any]] = {  # what some families need to be consistent
+OWN: dict[str, dict[str, Any]] = {  # settings that some families need to be consistent
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 16},
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3n_text": {"num_kv_shared_layers": 0},
@@ -60,18 +60,20 @@ OWN: dict[str, dict[str, Any]] = {  # what some families need to be consistent
 
 
 def families() -> list[str]:
-    """The model types that AutoModelForCausalLM can make, by name."""
+    """Return the model types that AutoModelForCausalLM can build, sorted."""
     made = {config.__name__ for config in MODEL_FOR_CAUSAL_LM_MAPPING}
     return sorted(kind for kind, config in CONFIG_MAPPING.items() if config.__name__ in made)
 
 
 def tiny_config(kind: str, changes: Mapping[str, Any]) -> PretrainedConfig:
-    """The configuration of a family with every size that it has, and that SMALL knows, made small; sizes that it
-    leaves open too where it cannot be made otherwise."""
+    """Return the configuration of a family with every size in SMALL made small.
+
+    Sizes that the family leaves open are set only if it cannot be built otherwise.
+    """
     try:
         config = _shrunk(kind, changes, leave_open=True)
         count_parameters(config)
-    except Exception:  # a family with odd sizes raises whatever it likes
+    except Exception:  # a family with odd sizes may raise anything
         config = _shrunk(kind, changes, leave_open=False)
     return config
 
@@ -81,15 +83,18 @@ def _shrunk(kind: str, changes: Mapping[str, Any], leave_open: bool) -> Pretrain
     known = {name for name, value in plain.to_dict().items() if value is not None or not leave_open}
     known |= set(plain.attribute_map)
     given = {name: value for name, value in SMALL.items() if name in known}
-    for short, long in plain.attribute_map.items():  # two names of one thing: once is enough
+    for short, long in plain.attribute_map.items():  # two names of one setting: keep one
         if short in given and long in given:
             del given[short]
     return AutoConfig.for_model(kind, **{**given, "use_cache": True, **OWN.get(kind, {}), **changes})
 
 
 def tiny_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A float32 model whose every part has a say: products that keep their input's size, norms and biases that differ
-    from their defaults. Raises ValueError if the configuration is not of a tiny one."""
+    """Build a float32 model in which every part affects the output.
+
+    Products keep the scale of their input; norms and biases differ from their defaults. Raises ValueError if the
+    model is too large.
+    """
     parameters = count_parameters(config)
     if parameters > MOST_PARAMETERS:
         raise ValueError(f"it has {parameters:,} parameters when made small")
@@ -105,7 +110,7 @@ def tiny_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 
 def save_pair(model: PreTrainedModel, folder: Path) -> Path:
-    """The model as the target of a pair, and itself with perturbed weights as the draft."""
+    """Save the model as the target of a pair, and a copy with perturbed weights as the draft."""
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder / "target")
     torch.manual_seed(1)

@@ -1,14 +1,14 @@
 """Options that several commands share, and the workload and architecture that they describe.
 
-None means not given, so that an option which does not apply can be refused; what then holds is resolved here.
+An option that is not given is None, so that one without effect can be refused. The defaults are applied here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,115 +27,76 @@ from experiments.runner.config import read_rows
 from experiments.runner.folder import SETTINGS, load_experiment
 from experiments.runner.predictions import predictions
 
-LAYOUT, LOAD = "Architecture", "Workload"
 DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"
-AUTO = "auto"  # as many slots as fit the device
+AUTO = "auto"  # as many slots as fit
 ARRIVALS, LENGTHS = ("process", "cv"), ("prompt_tokens", "output_tokens")
+
+
+def option(panel: str) -> Callable[..., Any]:
+    """Return a function that makes an option in this panel of the help, from its help text and names."""
+    return lambda help, *names: typer.Option(*names, help=help, rich_help_panel=panel)
+
+
+_layout, _load, _models = option("Architecture"), option("Workload"), option("Models")
+_PAIRS = (
+    "`embedded`, a folder with target/ and draft/ in it, or a permutation pair such as "
+    "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8"
+)
 
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 PairOption = Annotated[
-    str | None,
-    typer.Option(
-        help="`embedded`, a folder with target/ and draft/ in it, or a permutation pair such as "
-        "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8 \\[default: embedded on a CPU, that one on a GPU]."
-    ),
+    str | None, typer.Option(help=f"{_PAIRS} \\[default: embedded on a CPU, this example on a GPU].")
 ]
+ModelsOption = Annotated[str, _models(f"{_PAIRS}.", "--pair")]
+TargetOption = Annotated[str | None, _models("Folder of the target model, with --draft.")]
+DraftOption = Annotated[str | None, _models("Folder of the draft model, with --target.")]
 ArchitectureOption = Annotated[
-    str | None,
-    typer.Option(
-        "--architecture", "-a", help="baseline, pd, pdv, or a .toml file that describes one \\[default: pdv].",
-        rich_help_panel=LAYOUT,
-    ),
-]  # fmt: skip
+    str | None, _layout("baseline, pd, pdv, or a .toml file \\[default: pdv].", "--architecture", "-a")
+]
 DraftLengthOption = Annotated[
-    str | None,
-    typer.Option(help="Draft length k: 4 (fixed), 2-8 or adaptive (follows acceptance).", rich_help_panel=LAYOUT),
+    str | None, _layout("Draft length k: 4 (fixed), or 2-8 or adaptive (adapts to acceptance).")
 ]
-BatchLimitOption = Annotated[
-    str | None, typer.Option(help="Largest batches (requests), as draft=12,verify=24.", rich_help_panel=LAYOUT)
-]
-WorkersOption = Annotated[
-    int | None, typer.Option(help="Workers of each lane (baseline: requests served at once).", rich_help_panel=LAYOUT)
-]
+BatchLimitOption = Annotated[str | None, _layout("Largest batches in requests, such as draft=12,verify=24.")]
+WorkersOption = Annotated[int | None, _layout("Workers per lane (baseline: requests served at once).")]
 SlotsOption = Annotated[
     str | None,
-    typer.Option(
-        help="Places in the key-value pool (requests). Live, where none are named: as many as fit the device and the "
-        "load can use, 1024 at most; auto asks for that too.",
-        rich_help_panel=LAYOUT,
+    _layout(
+        "Slots in the KV cache pool (requests). `auto` takes as many as fit and the load can use, 1024 at most. "
+        "This is the default in a live run, unless the .toml file sets slots."
     ),
 ]
-PermitsOption = Annotated[
-    int | None,
-    typer.Option(help="Stages that may run on the device at once; 1 makes lanes take turns.", rich_help_panel=LAYOUT),
-]
+PermitsOption = Annotated[int | None, _layout("Steps that may run on the device at once; with 1, lanes take turns.")]
 HybridOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Draft and verify run as one step at this many active requests or fewer; 0: never.",
-        rich_help_panel=LAYOUT,
-    ),
+    int | None, _layout("Run draft and verify as one step at this many active requests or fewer; 0 turns it off.")
 ]
-ConcurrencyOption = Annotated[
-    int | None,
-    typer.Option("--concurrency", "-c", help="Closed loop: clients that wait for answers.", rich_help_panel=LOAD),
-]
-RateOption = Annotated[
-    float | None, typer.Option("--rate", "-r", help="Open loop: arrivals per second.", rich_help_panel=LOAD)
-]
+ConcurrencyOption = Annotated[int | None, _load("Closed loop: number of clients.", "--concurrency", "-c")]
+RateOption = Annotated[float | None, _load("Open loop: requests per second.", "--rate", "-r")]
 ProcessOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Arrivals of the open loop: poisson, gamma or fixed \\[default: poisson].", rich_help_panel=LOAD
-    ),
+    str | None, _load("Arrivals of an open loop: poisson, gamma or fixed \\[default: poisson].")
 ]
 CvOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Coefficient of variation of gamma arrivals, 0.001 to 100 \\[default: 1].", rich_help_panel=LOAD
-    ),
+    float | None, _load("Coefficient of variation of gamma interarrival times, 0.001 to 100 \\[default: 1].")
 ]
 TraceOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--trace", help="Arrivals and lengths from a trace (.csv or .jsonl, plain or gzip).", rich_help_panel=LOAD
-    ),
+    Path | None, _load("Take arrivals and lengths from a trace (.csv or .jsonl, plain or gzip).", "--trace")
 ]
-MaxPromptOption = Annotated[
-    int | None, typer.Option(help="Cut a trace's prompts to this many tokens.", rich_help_panel=LOAD)
-]
-MaxOutputOption = Annotated[
-    int | None, typer.Option(help="Cut a trace's outputs to this many tokens.", rich_help_panel=LOAD)
-]
+MaxPromptOption = Annotated[int | None, _load("Cap the prompts of a trace, in tokens.")]
+MaxOutputOption = Annotated[int | None, _load("Cap the outputs of a trace, in tokens.")]
 RequestsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--requests", "-n", help="Number of requests \\[default: 32, or all of a trace].", rich_help_panel=LOAD
-    ),
+    int | None, _load("Number of requests \\[default: 32, or all of a trace].", "--requests", "-n")
 ]
-PromptOption = Annotated[
-    str | None,
-    typer.Option(help="Prompt length in tokens: 64, 16-96 or 64~0.5[16-256] \\[default: 64].", rich_help_panel=LOAD),
-]
-OutputOption = Annotated[
-    str | None,
-    typer.Option(help="Output length in tokens, written the same way \\[default: 64].", rich_help_panel=LOAD),
-]
-TemperatureOption = Annotated[
-    float | None, typer.Option(help="0 is greedy; above 0 samples \\[default: 0].", rich_help_panel=LOAD)
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option(help="Same seed, same workload and simulated durations \\[default: 0].", rich_help_panel=LOAD),
-]
+PromptOption = Annotated[str | None, _load("Prompt length in tokens: 64, 16-96 or 64~0.5[16-256] \\[default: 64].")]
+OutputOption = Annotated[str | None, _load("Output length in tokens, in the same format \\[default: 64].")]
+TemperatureOption = Annotated[float | None, _load("Sampling temperature; 0 is greedy \\[default: 0].")]
+SeedOption = Annotated[int | None, _load("Seed of the workload and of simulated durations \\[default: 0].")]
 LiveArgument = Annotated[
-    Path, typer.Argument(help="A live run's folder, a folder of them (repeats included), or an experiment's folder.")
+    Path, typer.Argument(help="Folder of a live run, of several (including repeats), or of an experiment.")
 ]
 SimulatedArgument = Annotated[
-    Path | None, typer.Argument(help="A simulated run's folder, or a folder of them; none for an experiment.")
+    Path | None, typer.Argument(help="Folder of a simulated run, or of several. Omit it for an experiment.")
 ]
 OnlyOption = Annotated[
-    str | None, typer.Option(help="Take only the cells of the experiment whose names match, such as 'pdv-c*'.")
+    str | None, typer.Option(help="Use only the cells of the experiment with matching names, such as 'pdv-c*'.")
 ]
 WithoutOption = Annotated[
     list[str] | None,
@@ -148,7 +109,7 @@ WithoutOption = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """The options of the workload; None where one was not given."""
+    """The options of the workload. None means not given."""
 
     concurrency: int | None = None
     rate: float | None = None
@@ -164,7 +125,7 @@ class Load:
     seed: int | None = None
 
     def refuse(self, names: Iterable[str], remedy: str) -> None:
-        """Raises InputError for the first of these options that was given."""
+        """Raise InputError for the first of these options that is given."""
         for name in names:
             value = getattr(self, name)
             if value is not None:
@@ -180,7 +141,10 @@ def chosen_architecture(
     permits: int | None,
     hybrid: int | None,
 ) -> Architecture:
-    """The architecture that the options describe, by its name or as they change a given one. Raises InputError."""
+    """Return the architecture that the options describe. Raises InputError.
+
+    base: a name, an architecture, or None for the default.
+    """
     if not isinstance(base, Architecture):
         base = load_architecture(DEFAULT_ARCHITECTURE if base is None else base)
     return changed(
@@ -195,21 +159,25 @@ def chosen_architecture(
 
 
 def chosen_workload(load: Load) -> Workload:
-    """The workload that the options describe; without any load, a closed loop of 4 clients. Raises InputError, also
-    for options that the load has no use for."""
+    """Return the workload that the options describe; by default, a closed loop of 4 clients.
+
+    Raises InputError, also for options that do not apply to the load.
+    """
     given = {"concurrency": load.concurrency, "rate": load.rate, "trace": load.trace}
     loads = {name: str(value) for name, value in given.items() if value is not None}
     if len(loads) > 1:
-        raise InputError(", ".join(loads), ", ".join(loads.values()), "give one of them, since each is a load")
+        raise InputError(", ".join(loads), ", ".join(loads.values()), "give only one of them")
     _check(load)
     if load.trace is not None:
-        load.refuse(ARRIVALS, "a --trace has arrivals of its own; leave one of the two out")
-        load.refuse(LENGTHS, "a --trace has lengths of its own, which --max-prompt and --max-output cut")
+        load.refuse(ARRIVALS, "a --trace has its own arrivals; leave out one of the two")
+        load.refuse(LENGTHS, "a --trace has its own lengths; --max-prompt and --max-output cap them")
         trace = read_rows(load.trace, load.requests, load.max_prompt, load.max_output)
         return with_sampling(trace, load.temperature or 0.0, load.seed or 0)
-    load.refuse(("max_prompt", "max_output"), "only a --trace is cut; choose --prompt-tokens and --output-tokens")
+    load.refuse(
+        ("max_prompt", "max_output"), "it caps the lengths of a --trace; use --prompt-tokens and --output-tokens"
+    )
     if load.rate is None:
-        load.refuse(ARRIVALS, "a closed loop has no arrivals to choose; give a --rate, or leave it out")
+        load.refuse(ARRIVALS, "it applies to an open loop only; give a --rate, or leave it out")
     return make_workload(
         load.requests or DEFAULT_REQUESTS,
         parse_lengths("prompt_tokens", load.prompt_tokens or DEFAULT_TOKENS),
@@ -224,27 +192,29 @@ def chosen_workload(load: Load) -> Workload:
 
 
 def parse_names(text: str) -> list[str]:
-    """ "pd,pdv": the names, each once."""
+    """Split a text such as "pd,pdv" into its names, without duplicates."""
     return list(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def one_device(text: str) -> list[str]:
-    """ "pd,pdv": architectures that a live engine can lay out. Raises InputError."""
+    """Like parse_names, for architectures. Raises InputError for lanes on several devices."""
     names = parse_names(text)
     for name in names:
         if len(load_architecture(name).devices) > 1:
-            raise InputError("architectures", name, "its lanes are on several devices; a live engine uses one")
+            raise InputError("architectures", name, "its lanes are on several devices, but the live engine uses one")
     return names
 
 
 def both_sides(
     live: Path, simulated: Path | None, profile: Path | None, only: str | None
 ) -> tuple[list[Run], list[Run], Profile | None]:
-    """The live runs, the simulated ones and the profile, of two folders or of an experiment. Raises InputError."""
+    """Return live runs, simulated runs and the profile, of two folders or of an experiment. Raises InputError."""
     if simulated is None:
         return load_experiment(live, profile, only)
     if only is not None:
-        raise InputError("only", only, "it chooses cells of an experiment; leave it out, or give that folder alone")
+        raise InputError(
+            "only", only, "it selects cells of an experiment; leave it out, or give only the folder of an experiment"
+        )
     runs = load_runs("live", live), load_runs("simulated", simulated)
     return *runs, Profile.load(profile) if profile is not None else None
 
@@ -272,33 +242,36 @@ def _live_side(live: Path, profile: Path | None, only: str | None) -> tuple[list
 
 
 def parse_numbers(field: str, text: str) -> list[int]:
-    """ "1,2,4": whole numbers of at least 1, each once, in order of size. Raises InputError."""
+    """Parse a list such as "1,2,4": whole numbers of at least 1. Returns them sorted, without duplicates.
+
+    Raises InputError.
+    """
     numbers = {whole_in(item.strip()) or 0 for item in text.split(",")}
     if 0 in numbers:
-        raise InputError(field, text, "list whole numbers of at least 1, separated by commas")
+        raise InputError(field, text, "give whole numbers of at least 1, separated by commas")
     return sorted(numbers)
 
 
 def parse_slots(text: str | None) -> int | None:
-    """ "48": that many slots; None stays None. Raises InputError, also for "auto", which live runs see to."""
+    """Parse a number of slots. None stays None. Raises InputError, also for "auto", which only live runs accept."""
     if text == AUTO:
-        raise InputError("slots", text, "a simulation has no device whose memory could be filled; give a number")
+        raise InputError("slots", text, "a simulation has no device memory to fill; give a number")
     slots = None if text is None else whole_in(text)
     if text is not None and slots is None:
-        raise InputError("slots", text, f"use a whole number from 1 to {MOST_SLOTS}, or, for a live run, auto")
+        raise InputError("slots", text, f"use a whole number from 1 to {MOST_SLOTS}; or auto, in a live run")
     return slots
 
 
 def check_seed(seed: int | None) -> None:
-    """Raises InputError unless the seed is left out or one that all generators take."""
+    """Raise InputError for a seed that is out of range."""
     if seed is not None:
         require_at_least("seed", seed, 0)
     if seed is not None and seed > MOST_WHOLE:
-        raise InputError("seed", seed, f"use {MOST_WHOLE} at most")
+        raise InputError("seed", seed, f"use at most {MOST_WHOLE}")
 
 
 def _check(load: Load) -> None:
-    """Raises InputError for the first value that means nothing, whatever the load."""
+    """Raise InputError for the first value that is out of range."""
     least = {"max_prompt": 1, "max_output": 1, "requests": 1, "concurrency": 1, "temperature": 0}
     for name, value in dataclasses.asdict(load).items():
         if value is not None and name in least:

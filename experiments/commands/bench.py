@@ -1,4 +1,4 @@
-"""pdv bench: exactness, stages against their floors, engines against what users would run instead."""
+"""pdv bench: exact outputs, stages vs. floors, engines vs. transformers."""
 
 from __future__ import annotations
 
@@ -11,67 +11,45 @@ from typing import Annotated, Any
 import typer
 
 from experiments.bench.settings import defaults_for
-from experiments.commands.arguments import DeviceOption, PairOption, one_device, parse_numbers
+from experiments.commands.arguments import DeviceOption, PairOption, one_device, option, parse_numbers
 from experiments.program.outputs import check_output
 from experiments.runner.preflight import check_live
 
-STAGES, LOAD = "Stages", "Engines"
+_stages, _engines = option("Stages"), option("Engines")
 
 
 def bench(
     pair: PairOption = None,
     device: DeviceOption = "cpu",
-    draft_length: Annotated[int | None, typer.Option(help="Drafts a step, k \\[default: 4].")] = None,
+    draft_length: Annotated[int | None, typer.Option(help="Draft length k \\[default: 4].")] = None,
     context: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens of a request before a draft or verify \\[default: 64, GPU 400].", rich_help_panel=STAGES
-        ),
+        int | None, _stages("Tokens per request before a draft or verify \\[default: 64; GPU: 400].")
     ] = None,
-    batches: Annotated[
-        str | None,
-        typer.Option(help="Requests of a draft or verify \\[default: 1,4, GPU 1,8,64].", rich_help_panel=STAGES),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(help="Tokens of a prefill \\[default: 16,64, GPU 128,512,960].", rich_help_panel=STAGES),
-    ] = None,
+    batches: Annotated[str | None, _stages("Batch sizes of draft and verify \\[default: 1,4; GPU: 1,8,64].")] = None,
+    prompts: Annotated[str | None, _stages("Tokens per prefill \\[default: 16,64; GPU: 128,512,960].")] = None,
     concurrencies: Annotated[
-        str | None,
-        typer.Option(help="Clients of the closed loops \\[default: 1,8, GPU 1,10,64].", rich_help_panel=LOAD),
+        str | None, _engines("Clients of the closed loops \\[default: 1,8; GPU: 1,10,64].")
     ] = None,
-    prompt_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of every prompt \\[default: 32, GPU 128].", rich_help_panel=LOAD)
-    ] = None,
-    output_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of every output \\[default: 32, GPU 256].", rich_help_panel=LOAD)
-    ] = None,
+    prompt_tokens: Annotated[int | None, _engines("Tokens per prompt \\[default: 32; GPU: 128].")] = None,
+    output_tokens: Annotated[int | None, _engines("Tokens per output \\[default: 32; GPU: 256].")] = None,
     architectures: Annotated[
-        str | None,
-        typer.Option(help="Architectures, or .toml files \\[default: baseline,pd,pdv].", rich_help_panel=LOAD),
+        str | None, _engines("Names or .toml files of architectures \\[default: baseline,pd,pdv].")
     ] = None,
-    requests_per_client: Annotated[
-        int | None, typer.Option(help="Most requests of a client \\[default: 3].", rich_help_panel=LOAD)
-    ] = None,
-    peers: Annotated[
-        bool,
-        typer.Option("--peers/--no-peers", help="Measure transformers' own generation too.", rich_help_panel=LOAD),
-    ] = True,
+    requests_per_client: Annotated[int | None, _engines("Most requests per client \\[default: 3].")] = None,
+    peers: Annotated[bool, _engines("Also measure transformers' own generation.", "--peers/--no-peers")] = True,
     budget_s: Annotated[
         float | None,
-        typer.Option(
-            help="Time that all may take once the pair is loaded, in seconds, about \\[default: 40, GPU 300]."
-        ),
+        typer.Option(help="Approximate total time once the pair is loaded, in seconds \\[default: 40; GPU: 300]."),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder; gets a subfolder for the device and pair.")
+        Path, typer.Option("--out", "-o", help="Folder for the results, in a subfolder for the device and pair.")
     ] = Path("results/bench"),
 ) -> None:
-    """Check that outputs are exact, and how fast everything is: each stage against its floor, the engines against
-    what users would run instead on the same pair and prompts. Exits with 1 if a check fails.
+    """Check that outputs are exact, and compare stages with their floors and engines with transformers.
 
-    A floor is the least time that the device's measured copy bandwidth and matrix rate allow. Engines serve closed
-    loops; the columns of engines.csv have the names that cells.csv of an experiment has.
+    The floor of a stage is the least time that the measured copy bandwidth and matrix rate of the device allow. The
+    engines serve closed loops. transformers' own generation runs on the same pair and prompts. The columns of
+    engines.csv have the same names as those of an experiment's cells.csv. Exits with 1 if a check fails.
 
     Example: pdv bench --device cuda --batches 1,8,64 --concurrencies 1,10,64 --out results/bench
     """

@@ -13,39 +13,39 @@ from calibrate.parts import check_parts, remove_parts
 from calibrate.profile import PROFILE_FILES
 from engines.errors import require_positive
 from engines.storage.locks import locked
-from experiments.commands.arguments import DeviceOption, parse_numbers
+from experiments.commands.arguments import DeviceOption, DraftOption, ModelsOption, TargetOption, parse_numbers
 from experiments.program.outputs import UNFINISHED, check_ours, check_output
 from experiments.program.progress import bar, console
 from experiments.runner.preflight import check_calibration_fits, check_live
 
 
 def calibrate(
-    pair: Annotated[str, typer.Option(help="`embedded`, or a folder with target/ and draft/ in it.")] = "embedded",
-    target: Annotated[str | None, typer.Option(help="Folder of the target model, with --draft.")] = None,
-    draft: Annotated[str | None, typer.Option(help="Folder of the draft model, with --target.")] = None,
+    pair: ModelsOption = "embedded",
+    target: TargetOption = None,
+    draft: DraftOption = None,
     device: DeviceOption = "cpu",
-    batches: Annotated[str, typer.Option(help="Batch sizes of draft and verify (requests).")] = "1,2,4,6,12",
+    batches: Annotated[str, typer.Option(help="Batch sizes of draft and verify.")] = "1,2,4,6,12",
     draft_lengths: Annotated[str, typer.Option(help="Draft lengths k.")] = "4",
-    contexts: Annotated[str, typer.Option(help="Tokens a request has in the cache.")] = "32,256",
-    prompt_tokens: Annotated[str, typer.Option(help="Prompt lengths of prefill (tokens).")] = "16,64,128,256",
-    packed: Annotated[str, typer.Option(help="Prompts that share a prefill.")] = "1",
-    budget_s: Annotated[float, typer.Option(help="Seconds for timings, about; short live runs come on top.")] = 120.0,
+    contexts: Annotated[str, typer.Option(help="Tokens per request before a draft or verify.")] = "32,256",
+    prompt_tokens: Annotated[str, typer.Option(help="Total tokens of a prefill.")] = "16,64,128,256",
+    packed: Annotated[str, typer.Option(help="Numbers of prompts that share a prefill.")] = "1",
+    budget_s: Annotated[
+        float, typer.Option(help="Approximate time for the measurements, in seconds; short live runs are extra.")
+    ] = 120.0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the profile.")] = Path("profile"),
 ) -> None:
-    """Measure how long the stages take on this device, alone and together, and how often drafts are accepted.
+    """Measure how long stages take on this device, alone and together, and how often drafts are accepted.
 
-    The profile is a folder of tables that a person can read: stage_costs.csv (durations with quantiles),
-    contention.csv (how segments that run together slow one another), acceptance.csv. `pdv simulate` predicts from it.
+    The profile is a folder of readable tables: stage_costs.csv (durations), contention.csv (how much segments slow
+    one another), host_times.csv (time on the host) and acceptance.csv. `pdv simulate` predicts from it. Measure every
+    draft length and the largest batch, prompt and context that the simulations will need.
 
     Example: pdv calibrate --device cpu --batches 1,2,4,8 --draft-lengths 4 --budget-s 60 --out profile
     """
     given = {
-        "batches": batches,
-        "draft_lengths": draft_lengths,
-        "contexts": contexts,
-        "prompt_tokens": prompt_tokens,
+        "batches": batches, "draft_lengths": draft_lengths, "contexts": contexts, "prompt_tokens": prompt_tokens,
         "packed": packed,
-    }
+    }  # fmt: skip
     points = {name: parse_numbers(name, text) for name, text in given.items()}
     require_positive("budget_s", budget_s)
     check_output("out", out, PROFILE_FILES)

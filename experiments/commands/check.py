@@ -1,4 +1,4 @@
-"""pdv check: what must hold of the engines, each part by itself."""
+"""pdv check: check one part of the engines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engines.storage.locks import locked
 from experiments.bench.settings import defaults_for
 from experiments.checks.hardware import check_gpu, check_shared_memory
 from experiments.commands.arguments import DeviceOption, PairOption, one_device, parse_names, parse_numbers
-from experiments.program.outputs import check_file, check_table
+from experiments.program.outputs import check_file, check_table, save_table
 from experiments.program.progress import bar, console
 from experiments.runner.preflight import check_fits, check_live
 
@@ -27,30 +27,29 @@ check = typer.Typer(
     help="Check one part of the engines: graphs, kernels, products, soak, caches or families.",
 )  # fmt: skip
 
-ArchitecturesOption = Annotated[str, typer.Option(help="Architectures, or .toml files.")]
-ShapesOption = Annotated[str, typer.Option(help="Shapes of models, as permutation pairs name them.")]
-BudgetOption = Annotated[float, typer.Option(help="Time after which nothing more is timed, seconds.")]
-JobsOption = Annotated[int, typer.Option("--jobs", "-j", help="Processes that compile.")]
+ArchitecturesOption = Annotated[str, typer.Option(help="Names or .toml files of architectures.")]
+ShapesOption = Annotated[str, typer.Option(help="Model shapes, named as in permutation pairs.")]
+BudgetOption = Annotated[float, typer.Option(help="Stop timing after this many seconds.")]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes that compile.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the table.")]
 
 
 @check.command()
 def graphs(
     pair: Annotated[
-        str | None,
-        typer.Option(help="A pair, as `pdv bench` takes it \\[default: a permutation pair of few layers]."),
+        str | None, typer.Option(help="A pair, as for `pdv bench` \\[default: a permutation pair with few layers].")
     ] = None,
     device: DeviceOption = "cpu",
     dtype: Annotated[
-        str | None, typer.Option(help="bfloat16, float32, or both \\[default: float32, GPU bfloat16,float32].")
+        str | None, typer.Option(help="bfloat16, float32, or both \\[default: float32; GPU: bfloat16,float32].")
     ] = None,
     architectures: ArchitecturesOption = "baseline,pd,pdv",
     clients: Annotated[str, typer.Option(help="Clients of the closed loops.")] = "1,3,10,64",
     out: OutOption = Path("results/checks/graphs"),
 ) -> None:
-    """Check that captured CUDA graphs say, token by token, what the same stages say uncaptured.
+    """Check that captured CUDA graphs produce the same tokens as the same stages uncaptured.
 
-    An output may differ only where two tokens are equally good within rounding. On a CPU nothing is captured, but
+    Outputs may differ only where two tokens are equally likely within rounding. On a CPU nothing is captured, but
     slots, padding and replays are the same. Exits with 1 if a token is wrong.
 
     Example: pdv check graphs --device cuda --clients 3,32
@@ -67,7 +66,7 @@ def graphs(
     with locked(out):
         with bar("graphs") as progress:
             rows = check.check_all(pair or check.PAIRS[kind], device, dtypes, names, counts, progress)
-        _save(rows, table)
+        save_table(rows, table)
     results_console().print(check.report(rows))
     wrong = rows[rows["wrong"] > 0]
     for row in wrong.to_dict("records"):
@@ -82,7 +81,7 @@ def kernels(
     budget_s: BudgetOption = 85.0,
     jobs: JobsOption = 12,
 ) -> None:
-    """Check Triton's kernels against PyTorch, and time attention in many launches against its floor (GPU only).
+    """Check the Triton kernels against PyTorch, and compare attention launches with their floor (GPU only).
 
     Exits with 1 if a kernel is wrong.
 
@@ -103,11 +102,11 @@ def kernels(
 @check.command()
 def products(
     shapes: ShapesOption = "llama2-7b,tinyllama-1.1b",
-    tokens: Annotated[str, typer.Option(help="Tokens of a product, 1 to 64.")] = "8,40",
+    tokens: Annotated[str, typer.Option(help="Tokens per product, 1 to 64.")] = "8,40",
     budget_s: BudgetOption = 120.0,
     jobs: JobsOption = 14,
 ) -> None:
-    """Check products of few tokens against the library's, and time them in many launches (GPU only).
+    """Check the skinny GEMMs against the library's, and compare launches with their floor (GPU only).
 
     Exits with 1 if a product is wrong.
 
@@ -132,13 +131,13 @@ def products(
 def soak(
     device: DeviceOption = "cpu",
     architectures: ArchitecturesOption = "pdv,pd,baseline",
-    requests: Annotated[int, typer.Option("--requests", "-n", help="Requests of each architecture.")] = 2000,
+    requests: Annotated[int, typer.Option("--requests", "-n", help="Requests per architecture.")] = 2000,
     clients: Annotated[int, typer.Option(help="Clients of the closed loop.")] = 48,
     out: OutOption = Path("results/checks/soak"),
 ) -> None:
     """Serve many requests and cancel many: none may be lost, no slot may leak, memory must stay flat.
 
-    A small permutation pair serves, so that every output is known. Exits with 1 if anything is wrong.
+    A small permutation pair is used, so that every output is known. Exits with 1 if anything is wrong.
 
     Example: pdv check soak --device cuda --requests 20000
     """
@@ -164,7 +163,7 @@ def soak(
                 typer.echo(f"pdv: {layout.name}: {' '.join(str(error).split())}", err=True)
                 raise typer.Exit(1) from error
             print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-            _save(pd.DataFrame(rows), table)
+            save_table(pd.DataFrame(rows), table)
     _conclude(True, started)
 
 
@@ -173,14 +172,14 @@ def caches(
     pair: PairOption = None,
     device: DeviceOption = "cpu",
     architectures: ArchitecturesOption = "baseline,pd,pdv",
-    draft_length: Annotated[int, typer.Option(help="Drafts a step, k.")] = 4,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 32,
-    output_tokens: Annotated[int, typer.Option(help="Tokens of every output, 48 at most.")] = 32,
+    draft_length: Annotated[int, typer.Option(help="Draft length k.")] = 4,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens per prompt.")] = 32,
+    output_tokens: Annotated[int, typer.Option(help="Tokens per output, at most 48.")] = 32,
     out: OutOption = Path("results/checks/caches"),
 ) -> None:
-    """Check that the slot pools hold what a plain recomputation gives, and that spoilt slots are noticed.
+    """Check that the slot pools equal a plain recomputation, and that the check notices damaged slots.
 
-    Exits with 1 if a cache is wrong, or a damage made on purpose goes unnoticed.
+    Exits with 1 if a cache is wrong, or if damage made on purpose is not noticed.
 
     Example: pdv check caches --pair embedded --architectures pdv
     """
@@ -204,23 +203,23 @@ def caches(
             {"architecture": each.architecture, "sequences": each.sequences, **each.worst, "failure": each.failure}
             for each in found
         ]
-        _save(pd.DataFrame(rows), table)
+        save_table(pd.DataFrame(rows), table)
     for each in found:
-        print(f"{each.architecture}: {each.sequences} sequences; {each.failure or 'as recomputed'}")
+        print(f"{each.architecture}: {each.sequences} sequences; {each.failure or 'equal to the recomputation'}")
     _conclude(all(each.ok for each in found), started)
 
 
 @check.command()
 def families(
     family: Annotated[
-        list[str] | None, typer.Option(help="Only this family, such as llama; may be given more than once.")
+        list[str] | None, typer.Option(help="Check only this family, such as llama. Can be repeated.")
     ] = None,
     out: OutOption = Path("results/checks/families"),
 ) -> None:
     """Serve a tiny random model of every family that transformers knows, and compare it with `generate`.
 
-    A family must be served exactly or refused when it is loaded. Takes minutes for all of them, on the CPU. Exits
-    with 1 if a token is wrong or serving fails.
+    A family must be served exactly or refused at load time. All families take minutes on the CPU. Exits with 1 if a
+    token is wrong or serving fails.
 
     Example: pdv check families --family llama --family gpt2
     """
@@ -228,7 +227,7 @@ def families(
     check_table("out", table, ("family", "variant", "outcome"))
     check_file("out", out / "families.txt")
     check_live("cpu")
-    with console.status("reading what transformers has"):
+    with console.status("listing the families"):
         from experiments.checks import families as check
 
         variants = check.variants_of(family or [])
@@ -238,7 +237,7 @@ def families(
             for row in check.table(variants):
                 rows.append(row)
                 progress(len(rows), len(variants))
-        _save(pd.DataFrame([dataclasses.asdict(row) for row in rows]), table)
+        save_table(pd.DataFrame([dataclasses.asdict(row) for row in rows]), table)
         text = check.summary(rows, time.perf_counter() - started)
         with replaced(out / "families.txt") as beside:
             beside.write_text(text, encoding="utf-8")
@@ -247,7 +246,7 @@ def families(
 
 
 def _kernels_of(shapes: str, budget_s: float, jobs: int) -> list[ModelShape]:
-    """The shapes. Raises InputError, also where no kernels can be compiled."""
+    """Return the shapes. Raises InputError, also if kernels cannot be compiled here."""
     require_positive("budget_s", budget_s)
     require_whole("jobs", jobs, 1)
     chosen = [find_shape(name) for name in parse_names(shapes)]
@@ -255,13 +254,8 @@ def _kernels_of(shapes: str, budget_s: float, jobs: int) -> list[ModelShape]:
     return chosen
 
 
-def _save(rows: pd.DataFrame, path: Path) -> None:
-    with replaced(path) as beside:
-        rows.to_csv(beside, index=False, lineterminator="\n")
-
-
 def _conclude(right: bool, started: float) -> None:
-    """Say whether all is right; leaves with exit code 1 if not."""
-    print(f"{time.perf_counter() - started:.0f} s; {'all right' if right else 'SOMETHING IS WRONG'}")
+    """Print whether everything is correct; if not, exit with code 1."""
+    print(f"{time.perf_counter() - started:.0f} s; {'all correct' if right else 'SOMETHING IS WRONG'}")
     if not right:
         raise typer.Exit(1)

@@ -11,8 +11,7 @@ from experiments.compare.report import print_summary
 
 
 def conclude(run: Run, folder: Path) -> None:
-    """Print the summary. Where no request finished, print the first error as one line on standard error and leave
-    with exit code 1."""
+    """Print the summary. If no request finished, print the first error on standard error and exit with code 1."""
     print_summary(run, folder)
     if run.finished.empty:
         errors = run.requests.loc[run.requests["error"] != "", "error"]

@@ -1,4 +1,4 @@
-"""pdv profile-kernels: where the time of a draft and a verify goes."""
+"""pdv profile-kernels: profile a draft and a verify, kernel by kernel."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from typing import Annotated
 import typer
 
 from engines.errors import require_whole
-from engines.storage.files import replaced
 from engines.storage.locks import locked
 from experiments.bench.settings import LARGE
 from experiments.checks.hardware import check_gpu
 from experiments.commands.arguments import DeviceOption, parse_numbers
-from experiments.program.outputs import check_table
+from experiments.program.outputs import check_table, save_table
 from experiments.program.progress import bar
 from experiments.runner.preflight import check_live
 
 
 def profile_kernels(
-    pair: Annotated[str, typer.Option(help="A pair, as `pdv bench` takes it.")] = LARGE.pair,
+    pair: Annotated[str, typer.Option(help="A pair, as for `pdv bench`.")] = LARGE.pair,
     device: DeviceOption = "cuda",
-    batches: Annotated[str, typer.Option(help="Requests of a draft or a verify.")] = "1,8",
-    context: Annotated[int, typer.Option(help="Tokens of a request before the drafts.")] = 400,
-    draft_length: Annotated[int, typer.Option(help="Drafts a step, k.")] = 4,
+    batches: Annotated[str, typer.Option(help="Batch sizes of draft and verify.")] = "1,8",
+    context: Annotated[int, typer.Option(help="Tokens per request before the drafts.")] = 400,
+    draft_length: Annotated[int, typer.Option(help="Draft length k.")] = 4,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table, kernel_profile.csv.")] = Path(
         "results/checks/kernel_profile"
     ),
 ) -> None:
-    """Show where the time of a draft and a verify goes, kernel by kernel (GPU only).
+    """Profile a draft and a verify, kernel by kernel (GPU only).
 
-    Kernels overlap: `advance_us` is the time by which a kernel moves the end of its stage on. What is left is `idle`.
+    Kernels overlap. `advance_us` is the time by which a kernel delays the end of its stage. The rest is `idle`.
 
     Example: pdv profile-kernels --device cuda --batches 1,8
     """
@@ -47,6 +46,5 @@ def profile_kernels(
     with locked(out):
         with bar("profiling") as progress:
             rows = profile_pair(pair, counts, context, draft_length, device, progress)
-        with replaced(table) as beside:
-            rows.to_csv(beside, index=False, float_format="%.3f", lineterminator="\n")
+        save_table(rows, table)
     print(report(rows))

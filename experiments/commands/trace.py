@@ -1,4 +1,4 @@
-"""pdv trace: a run for the Perfetto viewer."""
+"""pdv trace: export a run as a Chrome trace."""
 
 from __future__ import annotations
 

@@ -4,12 +4,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engines.live.model.permutation import shape_config
 from engines.pairs.shapes import find_shape
@@ -39,14 +34,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     specials = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     tokenizer.add_special_tokens(specials)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
-    )
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
+        model_max_length=CONTEXT, clean_up_tokenization_spaces=False, split_special_tokens=True,
+    )  # fmt: skip
 
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:

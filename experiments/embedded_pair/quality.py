@@ -1,5 +1,6 @@
 """Measure the embedded pair: bits per byte of each model, and how often the target accepts drafts."""
 
+import inspect
 import math
 from pathlib import Path
 
@@ -36,9 +37,12 @@ def greedy_continuation(model: LlamaForCausalLM, prompts: torch.Tensor, count: i
     Generation does not stop at <eos>.
     """
     cache = DynamicCache(config=model.config)
+    name = (
+        "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    )  # in older versions
     step, output = prompts, []
     for _ in range(count):
-        logits = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(step, **{name: cache}, use_cache=True, logits_to_keep=1).logits
         step = logits[:, -1].argmax(-1, keepdim=True)
         output.append(step)
     return torch.cat(output, dim=1)
@@ -86,9 +90,10 @@ def quality(
     """Return the quality of the pair saved in `folder`, measured in float32, as lines of TOML.
 
     text, held_out: int16 tokens [count] that it was and was not trained on, on the device to measure on. sizes:
-    requests, prompt tokens and output tokens to measure acceptance with. root: library folder of the prompts.
+    requests, prompt tokens and output tokens to measure acceptance with; bits per byte use four windows of text per
+    request. root: library folder of the prompts.
     """
-    lines, windows = [], min(512, len(held_out) // CONTEXT)
+    lines, windows = [], min(4 * sizes[0], len(held_out) // CONTEXT)
     for name in ("target", "draft"):
         model = load(folder / name, torch.float32, text.device)
         lines += [

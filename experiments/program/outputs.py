@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from engines.errors import InputError
 from engines.record.run import RUN_FILES
-from engines.storage.files import foreign_files, holds
+from engines.storage.files import foreign_files, holds, replaced
 from engines.storage.reading import read_toml
 
 UNFINISHED = "unfinished"  # folder next to a profile, for the parts of an unfinished calibration
@@ -95,6 +97,12 @@ def check_ours(field: str, folder: Path, names: Sequence[str], mark: str | None 
         if "schema_version" not in said or (mark is not None and mark not in said):
             maker = "pdv" if mark is None else "this command"
             raise InputError(field, str(folder), f"its {description} was not written by {maker}; {MOVE}")
+
+
+def save_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, with 6 significant digits. An existing file is replaced at once."""
+    with replaced(path) as beside:
+        table.to_csv(beside, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _there(path: Path) -> bool:

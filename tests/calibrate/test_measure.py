@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from calibrate.measure import calibrate, footprint  # noqa: E402
 from calibrate.measure_contention import default_groups, measure_contention  # noqa: E402
 from calibrate.parts import remove_parts  # noqa: E402
-from calibrate.profile import Profile  # noqa: E402
+from calibrate.profile import COLUMNS, Profile  # noqa: E402
 from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
 from calibrate.workbench import RepeatableCall, Workbench, make_runner, make_stages  # noqa: E402
 from engines.errors import InputError  # noqa: E402
@@ -216,7 +216,7 @@ def test_parts_that_another_model_was_measured_for_are_not_taken(
 
     def costs(pair: Pair, *args: object) -> pd.DataFrame:
         measured.append(pair)
-        return pd.DataFrame({"batch_size": [1]})
+        return pd.DataFrame({column: [1] for column in COLUMNS["stage_costs"]})
 
     def interrupted(*args: object) -> pd.DataFrame:
         raise KeyboardInterrupt

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from calibrate.parts import MARK, Parts, check_parts, remove_parts
+from calibrate.profile_tables import COLUMNS
 from engines.errors import InputError
 
 
@@ -15,8 +16,10 @@ def test_parts_of_other_settings_and_damaged_ones_are_not_taken(tmp_path: Path) 
     folder = tmp_path / "p"
 
     def part(grid: int, value: int) -> int:
-        table = Parts(folder, {"grid": grid}).get("stage_costs", lambda: pd.DataFrame({"a": [value]}))
-        return int(table["a"][0])
+        table = Parts(folder, {"grid": grid}).get(
+            "stage_costs", lambda: pd.DataFrame({name: [value] for name in COLUMNS["stage_costs"]})
+        )
+        return int(table["repeats"][0])
 
     assert (part(1, 1), part(1, 2), part(2, 3)) == (1, 1, 3)
     (folder / "stage_costs.parquet").write_bytes(b"PAR1")

@@ -117,7 +117,7 @@ def test_a_check_that_notices_nothing_fails(bench: Bench, monkeypatch: pytest.Mo
     monkeypatch.setattr("experiments.bench.caches.check_slot", lambda *args, **options: [])
     code, _, err = bench("--no-peers --architectures pd --concurrencies 1")
     assert code == 1
-    assert "pd: a cache spoilt on purpose (another slot) went unnoticed" in err
+    assert "pd: damage made on purpose (another slot) was not noticed" in err
 
 
 def test_a_trained_pair_is_compared_with_generate(bench: Bench, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_trained_pair_is_compared_with_generate(bench: Bench, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--context 600", "the pair positions 512 tokens"),
+        ("--context 600", "the pair supports 512 positions"),
         ("--architectures pd,fast", "architecture = 'fast'"),
         ("--pair permutation:tiny+huge", "shape = 'huge'"),
         ("--pair no/such/folder", "no such folder"),

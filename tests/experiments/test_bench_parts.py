@@ -18,7 +18,7 @@ from engines.policy.architecture import Segment, Stage  # noqa: E402
 from engines.policy.request import Request  # noqa: E402
 from engines.record.roofline import Ceilings, ModelCounts, PairCounts  # noqa: E402
 from experiments.bench.caches import DAMAGES, CacheFindings  # noqa: E402
-from experiments.bench.engines import CARRIED, PACKED, _requests, candidates  # noqa: E402
+from experiments.bench.engines import MOST_CARRIED, PACKED, _requests, candidates  # noqa: E402
 from experiments.bench.exactness import Agreement, ClosedForm, Generated, agreement, expected_of  # noqa: E402
 from experiments.bench.peers import measure_peers  # noqa: E402
 from experiments.bench.plain import generate, plain_models  # noqa: E402
@@ -39,9 +39,6 @@ def pair() -> Pair:
 
 def silent(what: str, fraction: float) -> None:
     assert 0 <= fraction <= 1
-
-
-# --- floors ---------------------------------------------------------------------------------------------
 
 
 def cost(segment: Segment, batch: int, k: int, tokens: int, context: int, p50_ms: float) -> dict[str, object]:
@@ -78,9 +75,6 @@ def test_floors_of_an_h100_are_those_of_the_table() -> None:
     assert floors.tolist() == pytest.approx([2.9, 5.1, 9.8], rel=0.05)
 
 
-# --- what is measured -----------------------------------------------------------------------------------
-
-
 def test_candidates_have_a_slot_for_everyone_and_large_limits_where_more_come() -> None:
     settings = dataclasses.replace(LARGE, draft_length=3)
     chosen = {(c.architecture.name, c.limits): c for c in candidates(settings)}
@@ -89,7 +83,7 @@ def test_candidates_have_a_slot_for_everyone_and_large_limits_where_more_come() 
     }  # fmt: skip
     assert {c.architecture.slots for c in chosen.values()} == {64}
     assert {c.architecture.draft_length.k for c in chosen.values()} == {3}  # type: ignore[union-attr]
-    assert max(chosen["baseline", "default"].concurrencies) <= CARRIED < 64
+    assert max(chosen["baseline", "default"].concurrencies) <= MOST_CARRIED < 64
     large = chosen["pd", "large"]
     assert [large.limit(stage) for stage in (Stage.PREFILL, Stage.DRAFT, Stage.VERIFY)] == [PACKED, 64, 64]
     assert [chosen["pdv", "default"].limit(stage) for stage in Stage] == [1, 6, 12]
@@ -133,11 +127,8 @@ def test_what_does_not_fit_the_device_is_refused(field: str, refusal: str, monke
 def test_stages_fit_up_to_the_last_position(k: int) -> None:
     longest = 512 - k - 2
     check_fits(dataclasses.replace(TINY, draft_length=k, prompts=(longest,)))
-    with pytest.raises(InputError, match="the pair positions 512 tokens"):
+    with pytest.raises(InputError, match="the pair supports 512 positions"):
         check_fits(dataclasses.replace(TINY, draft_length=k, prompts=(longest + 1,)))
-
-
-# --- exactness ------------------------------------------------------------------------------------------
 
 
 def test_an_output_is_exact_or_its_first_difference_is_named() -> None:
@@ -192,9 +183,6 @@ def test_findings_are_sound_only_if_something_was_seen_and_every_damage_noticed(
     assert not CacheFindings("pd", sequences=3).ok
     assert not CacheFindings("pd", sequences=3, damage={**everything, "wrong length": False}).ok
     assert not CacheFindings("pd", sequences=3, damage=everything, failures=["keys: 1 > 0.1"]).ok
-
-
-# --- peers ----------------------------------------------------------------------------------------------
 
 
 def test_a_peer_that_cannot_run_here_says_so(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -25,18 +26,10 @@ from experiments.commands.arguments import parse_numbers  # noqa: E402
 from experiments.embedded_pair import train  # noqa: E402
 
 pytestmark = pytest.mark.live
+Refusal = Callable[[str], str]
 GPU_CHECKS = ["check products", "check kernels", "profile-kernels"]
 TINY = "--pair permutation:tiny+tiny-draft:alpha=0.7"
 SHORT = f"{TINY} --architectures pdv --prompt-tokens 12 --output-tokens 12"
-
-
-def refusal(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The line that a command is refused with."""
-    assert main(command.split()) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    return line.removeprefix("pdv: ")
 
 
 @pytest.fixture
@@ -54,7 +47,7 @@ def test_a_short_soak_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert row["finished"] + row["cancelled"] == row["requests"] == 200
     assert row["finished"] > 0
     assert row["cancelled"] > 0
-    assert "all right" in capsys.readouterr().out
+    assert "all correct" in capsys.readouterr().out
 
 
 def test_a_soak_with_a_wrong_token_fails(
@@ -72,7 +65,7 @@ def test_slots_hold_what_a_recomputation_gives(tmp_path: Path, capsys: pytest.Ca
     (row,) = pd.read_csv(tmp_path / "caches.csv", keep_default_na=False).to_dict("records")
     assert row["sequences"] > 0
     assert row["failure"] == ""
-    assert "as recomputed" in capsys.readouterr().out
+    assert "equal to the recomputation" in capsys.readouterr().out
 
 
 def test_a_check_of_slots_that_notices_nothing_fails(
@@ -80,7 +73,7 @@ def test_a_check_of_slots_that_notices_nothing_fails(
 ) -> None:
     monkeypatch.setattr(caches, "check_slot", lambda *arguments, **options: [])
     assert main(f"check caches {SHORT} --out {tmp_path}".split()) == 1
-    assert "sequences; a cache spoilt on purpose (another slot) went unnoticed" in capsys.readouterr().out
+    assert "sequences; damage made on purpose (another slot) was not noticed" in capsys.readouterr().out
 
 
 def test_a_family_is_served_exactly_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,12 +82,12 @@ def test_a_family_is_served_exactly_and_listed(tmp_path: Path, capsys: pytest.Ca
     assert table[["family", "outcome"]].to_numpy().tolist() == [
         ["bert", "refused at load"], ["bert", "exact"], ["gpt2", "exact"],
     ]  # fmt: skip
-    assert "served, every token equal to generate's: 2" in capsys.readouterr().out
+    assert "served, with every token equal to generate's: 2" in capsys.readouterr().out
     assert "refused at load:\n  bert: " in (tmp_path / "families.txt").read_text()
 
 
 def test_a_trained_pair_can_be_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refusal: Refusal
 ) -> None:
     library = tmp_path / "library"
     library.mkdir()
@@ -114,37 +107,33 @@ def test_a_trained_pair_can_be_loaded(
     assert said["acceptance"]["requests"] == 2
     assert load_pair(tmp_path / "pair").vocabulary == 264
     capsys.readouterr()
-    assert f"{tmp_path / 'pair'}': draft is there already; move" in refusal(command, capsys)
+    assert f"{tmp_path / 'pair'}': it contains draft; move" in refusal(command)
 
 
 @pytest.mark.parametrize("command", GPU_CHECKS)
-def test_a_check_of_kernels_needs_a_gpu(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_check_of_kernels_needs_a_gpu(command: str, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    line = refusal(command, capsys)
-    assert line == "device = 'cuda': torch finds no such device here; run this on a machine that has one"
+    line = refusal(command)
+    assert line == "device = 'cuda': torch finds no GPU on this machine; run this on a machine with one"
 
 
 @pytest.mark.usefixtures("with_gpu")
 @pytest.mark.parametrize("command", GPU_CHECKS)
-def test_a_check_of_kernels_needs_triton(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_check_of_kernels_needs_triton(command: str, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     monkeypatch.setattr("experiments.checks.hardware.find_spec", lambda name: None)
-    line = refusal(command, capsys)
-    assert line == "device = 'cuda': its kernels need triton; install the extra: pip install 'pdv[cuda]'"
+    line = refusal(command)
+    assert line == "device = 'cuda': the kernels need triton; install the extra: pip install 'pdv[cuda]'"
 
 
 @pytest.mark.usefixtures("with_gpu")
 @pytest.mark.parametrize("command", GPU_CHECKS[:2])
 def test_a_check_of_kernels_needs_the_memory_of_their_launches(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr("engines.live.kernels.dependent_launch.shared_bytes_of", lambda device: 99 * 1024)
-    line = refusal(command, capsys)
-    assert line.startswith("device = 'a small GPU': a program has 101376 bytes of shared memory there and needs ")
+    line = refusal(command)
+    assert line.startswith("device = 'a small GPU': a program may use 101376 bytes of its shared memory but needs ")
 
 
 @pytest.mark.parametrize(
@@ -155,8 +144,8 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
         ("check kernels --shapes tiny,huge", "shape = 'huge': use one of llama2-7b"),
         ("check products --shapes huge", "shape = 'huge': use one of llama2-7b"),
         ("check products --tokens 0", "tokens = '0': "),
-        ("profile-kernels --device cpu", "device = 'cpu': kernels are those of a GPU"),
-        ("profile-kernels --device tpu", "device = 'tpu': kernels are those of a GPU"),
+        ("profile-kernels --device cpu", "device = 'cpu': the kernels need a GPU"),
+        ("profile-kernels --device tpu", "device = 'tpu': the kernels need a GPU"),
         ("profile-kernels --context 1", "context = 1: "),
         ("check graphs --dtype half", "dtype = 'half'"),
         ("check graphs --clients 0", "clients = '0'"),
@@ -172,7 +161,7 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
         ("check soak --device cuda:99", "device = 'cuda:99': "),
         ("check caches --output-tokens 1", "output_tokens = 1: "),
         ("check caches --pair no/such/folder", "pair = 'no/such/folder': "),
-        ("check caches --prompt-tokens 3000", "prompt_tokens + output_tokens = 3032: the pair takes 2043"),
+        ("check caches --prompt-tokens 3000", "prompt_tokens + output_tokens = 3032: the pair supports 2043"),
         ("check families --family lama", "family = 'lama': transformers has no such decoder"),
         ("train-pair --device tpu", "device = 'tpu': "),
         ("train-pair --library /nowhere", "library = '/nowhere': too few Python sources are there"),
@@ -182,20 +171,18 @@ def test_a_check_of_kernels_needs_the_memory_of_their_launches(
     ],
 )
 def test_bad_input_gets_one_line_before_any_work(
-    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("engines.live.model.pairs.make_pair", lambda *arguments: pytest.fail("a pair was made"))
-    assert message in refusal(command, capsys)
+    assert message in refusal(command)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("with_gpu")
-def test_more_tokens_than_a_skinny_pass_has_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_more_tokens_than_a_skinny_pass_has_are_refused(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     pytest.importorskip("triton")
-    assert refusal("check products --tokens 65", capsys) == "tokens = 65: use 64 or fewer"
+    assert refusal("check products --tokens 65") == "tokens = 65: use 64 or fewer"
 
 
 @pytest.mark.parametrize(
@@ -203,31 +190,29 @@ def test_more_tokens_than_a_skinny_pass_has_are_refused(
     [("check graphs", "graphs.csv"), ("check soak", "soak.csv"), ("check caches", "caches.csv"),
      ("check families", "families.csv"), ("train-pair", "target")],
 )  # fmt: skip
-def test_what_others_put_there_is_not_replaced(
-    command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_others_put_there_is_not_replaced(command: str, name: str, tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / name).write_text("mine\n")
-    assert "move it, or give another folder" in refusal(f"{command} --out {tmp_path}", capsys)
+    assert "move it, or give another folder" in refusal(f"{command} --out {tmp_path}")
     assert (tmp_path / name).read_text() == "mine\n"
-    assert "give a folder" in refusal(f"{command} --out {tmp_path / name}", capsys)
+    assert "give a folder" in refusal(f"{command} --out {tmp_path / name}")
 
 
 @pytest.mark.parametrize("command", ["check soak --requests 20", f"check caches {SHORT}", "check families"])
 def test_one_process_at_a_time_writes_there(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     monkeypatch.setattr(LiveEngine, "__init__", lambda *arguments, **options: pytest.fail("an engine was made"))
     with locked(tmp_path):
         monkeypatch.setattr("engines.storage.locks._held", set())  # as another process sees it
-        assert "another process is writing there" in refusal(f"{command} --out {tmp_path}", capsys)
+        assert "another process is writing there" in refusal(f"{command} --out {tmp_path}")
 
 
 def test_a_soak_that_cannot_fit_is_refused_before_the_pair_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     monkeypatch.setattr("engines.live.serving.memory.free_bytes", lambda device: 1 << 20)
     monkeypatch.setattr(soak, "load_pair", lambda *arguments, **options: pytest.fail("the pair was made"))
-    assert "does not fit" in refusal(f"check soak --out {tmp_path}", capsys)
+    assert "does not fit" in refusal(f"check soak --out {tmp_path}")
 
 
 @pytest.mark.parametrize(

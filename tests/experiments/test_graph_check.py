@@ -71,7 +71,7 @@ def test_every_case_agrees_and_is_reported(check: Check, monkeypatch: pytest.Mon
     assert (rows["control_equal"] == rows["control_requests"]).all()
     assert (rows["control_requests"] > 0).all()
     assert set(rows.loc[rows["draft_length"] == "3 to 5", "drafted"]) & {"3 4", "4 5", "3 4 5"}
-    assert "all right" in out
+    assert "all correct" in out
     assert max(map(len, out.splitlines())) <= 110
 
 

@@ -27,7 +27,7 @@ def test_advances_and_what_was_idle_sum_to_the_time_from_the_first_start_to_the_
 
 def test_a_report_leaves_idle_out_of_what_the_kernels_took() -> None:
     rows = advances(STAGE).assign(segment="verify", batch_size=8, stage_ms=0.06)
-    assert report(pd.DataFrame(rows)).startswith("verify, batch 8: 0.06 ms; its kernels, profiled: 0.05 ms")
+    assert report(pd.DataFrame(rows)).startswith("verify, batch 8: 0.06 ms; kernels under the profiler: 0.05 ms")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How much host memory a process can still take, within the limits of its container."""
+"""Find how much host memory a process can still allocate within the limits of its container."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def all_host_bytes() -> int | None:
 
 
 def _groups(root: Path) -> Iterator[tuple[int, Path]]:
-    """Yield (version, folder) of each control group that limits this process: its own and those around it.
+    """Yield (version, folder) of each control group that limits this process: its own and all its parents.
 
     In a container, the path may be that of the host, so that only the mount itself exists.
     """

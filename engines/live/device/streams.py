@@ -1,4 +1,4 @@
-"""A stream runs one thing after another, first come first served: a CUDA stream, or its like on the CPU."""
+"""Streams run work in order, first come, first served: a CUDA stream, or its equivalent on a CPU."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 Found = TypeVar("Found")
-LEAST_BASELINE_S = 1.0  # between two anchors that tell the drift of a clock
+LEAST_BASELINE_S = 1.0  # shortest time between two anchors from which the drift is computed
 ANCHOR_TRIES = 20
 
 
 class Stream(Protocol):
-    """What a lane worker needs of a stream. cuda: the CUDA stream, None on the CPU."""
+    """What a lane worker needs from a stream. cuda: the CUDA stream; None on a CPU."""
 
     cuda: torch.cuda.Stream | None
 
     def turn(self) -> Any:
-        """Context in which this thread, and no other, may give the stream work; in order of asking."""
+        """Return a context in which only this thread may give work to the stream, first come, first served."""
 
     def anchor(self) -> None:
-        """Relate the stream's time to the host's anew. The stream must be idle."""
+        """Relate the stream's clock to the host's again. The stream must be idle."""
 
     def mark(self) -> Any:
-        """A point in the stream's time."""
+        """Return a mark of the current point in the stream."""
 
     def times(self, marks: Sequence[Any]) -> list[float]:
-        """Seconds on the host clock (time.perf_counter) at which the stream passed the marks; waits for them."""
+        """Wait for the marks and return when the stream passed them, in seconds on the clock of time.perf_counter."""
 
 
 class FairLock:
-    """A lock that serves waiting threads in the order in which they came."""
+    """A lock that serves waiting threads first come, first served."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -61,7 +61,7 @@ class FairLock:
 
 
 class HostStream:
-    """Work runs in the calling thread while it has its turn."""
+    """A stream on the CPU: work runs in the calling thread during its turn."""
 
     cuda: torch.cuda.Stream | None = None
 
@@ -72,7 +72,7 @@ class HostStream:
         return self._lock
 
     def anchor(self) -> None:
-        """Its time is the host's."""
+        """Do nothing, since the stream uses the host's clock."""
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -82,27 +82,27 @@ class HostStream:
 
 
 class DeviceClock:
-    """The host's time of moments on a device, whose clock drifts (by about 25 microseconds per second on an H100).
+    """Converts device time to host time. The clocks drift apart (by about 25 microseconds per second on an H100).
 
-    The drift is known once two anchors lie LEAST_BASELINE_S apart or more.
+    The drift is computed from two anchors that are at least LEAST_BASELINE_S apart.
     """
 
     def __init__(self, host_s: float) -> None:
         self._anchor_s, self._drift = host_s, 0.0
 
     def anchor(self, host_s: float, device_s: float) -> None:
-        """Begin to count device time at this moment. device_s: device seconds since the anchor before."""
+        """Count device time from this moment. device_s: device seconds since the previous anchor."""
         if device_s >= LEAST_BASELINE_S:
             self._drift = (host_s - self._anchor_s) / device_s - 1
         self._anchor_s = host_s
 
     def host_s(self, device_s: float) -> float:
-        """Return the host's time `device_s` device seconds after the last anchor."""
+        """Return the host time `device_s` device seconds after the last anchor."""
         return self._anchor_s + device_s * (1 + self._drift)
 
 
 class CudaStream:
-    """Work is queued in the caller's turn and runs later; marks are events."""
+    """A CUDA stream: work is queued during the caller's turn and runs later. Marks are events."""
 
     def __init__(self, device: torch.device, priority: int) -> None:
         self.cuda: torch.cuda.Stream | None = torch.cuda.Stream(device, priority)
@@ -116,7 +116,7 @@ class CudaStream:
         self._origin = origin
 
     def _mark_of_now(self) -> tuple[torch.cuda.Event, float]:
-        """A mark and the host's time of it: of several, the one that the host was quickest to see."""
+        """Return a mark and its host time: of several tries, the one that the host saw fastest."""
         tries = []
         with torch.cuda.stream(self.cuda):
             for _ in range(ANCHOR_TRIES):
@@ -144,9 +144,10 @@ class CudaStream:
 
 
 def timed(stream: Stream, ready: Callable[[], Sequence[Callable[[], Found]]]) -> tuple[list[Found], list[float]]:
-    """Make calls in a turn of the stream. ready: does what the host can do beforehand, and returns the calls.
+    """Make calls during one turn of the stream.
 
-    Returns what each call returned, and the seconds on the host clock before the first call and after each.
+    ready: does the work of the host that can be done beforehand, and returns the calls. Returns the result of each
+    call, and the host times before the first call and after each call, in seconds.
     """
     with stream.turn():
         calls = ready()
@@ -158,4 +159,5 @@ def timed(stream: Stream, ready: Callable[[], Sequence[Callable[[], Found]]]) ->
 
 
 def make_stream(device: torch.device, priority: int = 0) -> Stream:
+    """Make a stream of a device. priority: CUDA stream priority; negative is more urgent."""
     return HostStream() if device.type == "cpu" else CudaStream(device, priority)

@@ -1,19 +1,18 @@
-"""Segments of work captured once and replayed: a CUDA graph on a GPU, a plain call on the CPU.
+"""Capture segments once and replay them: as CUDA graphs on a GPU, as plain calls on a CPU.
 
-A replay's only inputs are slot numbers (and, for prefill, how the prompts are packed), written to tensors that
-stay at their place. Batches are padded with the scratch slot to the next captured size. One set of graphs serves
-one stream, whose work runs one after another, so its graphs may share memory; two streams share nothing.
+The only inputs of a replay are slot numbers and, for prefill, how the prompts are packed. They are copied into
+tensors with fixed addresses. Batches are padded with the scratch slot to the next captured size. Each stream has its
+own set of graphs. The graphs of one stream share memory, since they run one after another.
 """
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,21 +23,19 @@ from engines.live.model.attention import Layout, packed_places
 from engines.live.model.eager import EagerRunner
 from engines.live.model.stages import Stages
 from engines.policy.architecture import Segment
-from engines.policy.captured_sizes import CapturePlan
+from engines.policy.captured_sizes import CapturePlan, least_from
 from engines.policy.segment_shape import SegmentShape
 
 WARM_UPS = 2
 
-Progress = Callable[[int, int], None]  # graphs captured, graphs in all
-
 
 class Captured:
-    """A function over tensors at fixed places, ready to be replayed. Replays give the same output tensor."""
+    """A function over tensors with fixed addresses, ready to be replayed. Replays return the same output tensor."""
 
     def __init__(
         self, function: Callable[[], Tensor | None], stream: Stream, pool: Any, counted: bool = False
     ) -> None:
-        """counted: know how many kernels a replay launches (`kernels`), which a graph that is kept can tell."""
+        """counted: also count the kernels of a replay (`kernels`)."""
         self._function = function
         self.kernels = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -63,7 +60,7 @@ class Captured:
 
 @dataclass
 class _Shape:
-    """The places of a captured segment's inputs."""
+    """The input tensors of a captured segment."""
 
     slots: Tensor
     graphs: dict[Any, Captured] = field(default_factory=dict)
@@ -71,16 +68,13 @@ class _Shape:
 
 @dataclass
 class _Prompts(_Shape):
-    """The same of a prefill: its last sequence takes the padding."""
+    """The input tensors of a captured prefill. The last sequence takes the padding."""
 
     layout: Layout = field(kw_only=True)
 
 
-_AnyShape = TypeVar("_AnyShape", bound=_Shape)
-
-
 class GraphRunner(EagerRunner):
-    """Runs segments on one stream by replaying graphs; what was not captured runs as it is."""
+    """Runs segments on one stream by replaying graphs, or uncaptured if there is no graph for them."""
 
     def __init__(
         self, stages: Stages, stream: Stream, plan: CapturePlan, sampling: bool = False, counted: bool = False
@@ -100,7 +94,10 @@ class GraphRunner(EagerRunner):
         return len(self._tasks)
 
     def capture(self, progress: Callable[[], None] = lambda: None) -> None:
-        """Capture everything; calls progress after each. Large shapes first, so that small ones reuse memory."""
+        """Capture all graphs, the largest first, so that the smaller ones reuse their memory.
+
+        progress: called after each graph.
+        """
         with torch.inference_mode(), self.stream.turn():
             for shape, key, function in self._tasks:
                 shape.graphs[key] = Captured(function, self.stream, self._pool, self._counted)
@@ -126,7 +123,7 @@ class GraphRunner(EagerRunner):
         return partial(self._replay, [self._input(shape.slots, [*slots, *padding])], graphs, len(slots))
 
     def kernels(self, shape: SegmentShape) -> int:
-        """Return the kernels that the captured graphs of a shape launch, in a runner that counts them."""
+        """Return the number of kernels that the graphs of a shape launch. The runner must be `counted`."""
         size, k = shape.batch_size, shape.draft_length
         if not k:
             prompts = self._prefill_shape(size, shape.tokens)
@@ -142,8 +139,11 @@ class GraphRunner(EagerRunner):
     def _replay(
         self, inputs: Sequence[tuple[Tensor, Tensor]], graphs: Sequence[Captured], size: int
     ) -> Tensor | None:
-        """inputs: places, and what to put there. Returns the members' part of the first graph's result, on its way
-        to the host."""
+        """Copy the inputs, replay the graphs, and return the members' part of the first result as a tensor on the
+        host.
+
+        inputs: pairs of an input tensor and its values.
+        """
         for place, values in inputs:
             place.copy_(values, non_blocking=True)
         output = graphs[0].replay()
@@ -152,14 +152,12 @@ class GraphRunner(EagerRunner):
             graph.replay()
         return result
 
-    # --- shapes -----------------------------------------------------------------------------------------
-
     def _uniform(self, sizes: Sequence[int]) -> dict[int, _Shape]:
         return {size: _Shape(self._scratch_slots(size)) for size in sizes}
 
     def _ragged(self, prompts: int, tokens: int) -> _Prompts:
-        """Room for `prompts` prompts, and one sequence in the scratch slot that takes the padding."""
-        share, rest = divmod(tokens, prompts + 1)  # no sequence may be longer than a row of the pool, not even now
+        """Return the inputs of a prefill of `prompts` prompts, plus a sequence in the scratch slot for padding."""
+        share, rest = divmod(tokens, prompts + 1)  # no sequence may be longer than a row of the pool
         layout = Layout.of([share + (i < rest) for i in range(prompts + 1)], self.stages.device)
         layout = dataclasses.replace(layout, longest=min(tokens, self.stages.row_length))
         return _Prompts(self._scratch_slots(prompts + 1), layout=layout)
@@ -168,10 +166,11 @@ class GraphRunner(EagerRunner):
         return torch.full((size,), self.stages.scratch, dtype=torch.int64, device=self.stages.device)
 
     def _batch_shape(self, segment: Segment, size: int) -> _Shape | None:
-        return _smallest(self._batches[segment], size)
+        shapes = self._batches[segment]
+        return shapes.get(least_from(list(shapes), size) or 0)
 
     def _prefill_shape(self, prompts: int, tokens: int) -> _Prompts | None:
-        shape = _smallest(self._prefills, tokens)
+        shape = self._prefills.get(least_from(list(self._prefills), tokens) or 0)
         padding = len(shape.layout.owner) - tokens if shape else 0
         return shape if prompts <= self._plan.prompts and padding <= self.stages.row_length else None
 
@@ -193,8 +192,6 @@ class GraphRunner(EagerRunner):
                 ]
         return tasks[::-1]
 
-    # --- inputs -----------------------------------------------------------------------------------------
-
     def _prefill_inputs(
         self, shape: _Prompts, slots: Sequence[int], counts: Sequence[int]
     ) -> list[tuple[Tensor, Tensor]]:
@@ -214,14 +211,8 @@ class GraphRunner(EagerRunner):
         return place, staged(values, place.device)
 
 
-def _smallest(shapes: dict[int, _AnyShape], size: int) -> _AnyShape | None:
-    sizes = list(shapes)
-    place = bisect_left(sizes, size)
-    return shapes[sizes[place]] if place < len(sizes) else None
-
-
 def _count_nodes(graph: torch.cuda.CUDAGraph) -> int:
-    """Return the nodes of a captured graph, which must have been kept. torch has no call for it."""
+    """Return the number of nodes of a captured graph. It must have been kept, since torch has no call for this."""
     runtime = ctypes.CDLL(f"libcudart.so.{str(torch.version.cuda).partition('.')[0]}")
     count = ctypes.c_size_t()
     status = runtime.cudaGraphGetNodes(ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count))

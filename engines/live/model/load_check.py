@@ -2,10 +2,9 @@
 
 transformers has more than a hundred families of decoders, and they differ in more than attention: some look ahead,
 cap or bias their scores, keep state besides keys and values, or store these in other shapes. So a few random
-sequences go
-through the pool as in the stages: prompts of different lengths packed into one call, then several tokens, two and one
-at a time, at different places of the sequences. Every logit is compared with a plain call of the same model with its
-own attention, over one sequence at a time.
+sequences go through the pool as in the stages: prompts of different lengths packed into one call, then several
+tokens, two and one at a time, at different places of the sequences. Every logit is compared with a plain call of the
+same model with its own attention, over one sequence at a time.
 """
 
 from __future__ import annotations

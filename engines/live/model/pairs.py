@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,7 +77,11 @@ def find_device(name: str | torch.device) -> torch.device:
         raise InputError("device", str(name), "use cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if str(device) != str(name) or (device.index or 0) >= count:  # torch stores the index in a byte, which wraps
-        raise InputError("device", str(name), f"this machine has {count} CUDA devices; use cpu or one of them")
+        raise InputError(
+            "device",
+            str(name),
+            f"this machine has {count or 'no'} CUDA devices; use cpu{' or one of them' if count else ''}",
+        )
     return torch.device("cuda", device.index or 0)
 
 
@@ -127,11 +132,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def make_pair(
-    name: str,
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
-    fused: bool = True,
-    origins: Origins | None = None,
+    name: str, target: PreTrainedModel, draft: PreTrainedModel, fused: bool = True, origins: Origins | None = None
 ) -> Pair:
     """Make a pair of two models that are in memory. Both are switched to attention over the slot pool.
 
@@ -228,9 +229,9 @@ def _check_weights(role: str, folder: Path, found: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers meanwhile. What matters is in the error that is raised."""
+    """Silence transformers during the block, since the raised errors contain what matters."""
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         yield
     finally:

@@ -1,20 +1,19 @@
-"""Compares an engine's pools with a plain transformers recomputation of the same sequences.
+"""Compare an engine's pools with a plain transformers recomputation of the same sequences.
 
-Output alone does not show a broken cache: a permutation pair looks at the last token only, and a real model says
-the right thing after many a wrong key. So the keys and values of a slot, the logits of a pass that reads them, and
-the tokens that were picked are compared with a model call that knows nothing of slots: ordinary attention over the
-whole sequence at once. Build permutation pairs at the largest layer scale that keeps their closed form, so that
-layers have their say and drafts are accepted as well as rejected.
+Outputs alone do not reveal a broken cache. The output of a permutation pair depends on the last token only, and a
+real model often picks the right token in spite of wrong keys. So this check compares the keys and values of a slot,
+the logits of a pass that reads them, and the tokens that were picked. The reference is a model call without slots:
+ordinary attention over the whole sequence at once. Build permutation pairs at the largest layer scale that keeps
+their closed form, so that the layers affect the logits and drafts are accepted as well as rejected.
 
-Two passes of different shape round differently, so errors are relative to the numbers' own size and bounded by
-dtype (32 layers at full scale in bfloat16 on a CPU: 0.011 a layer, 0.026 a row, 0.02 the logits). A whole
-layer's error catches what is slightly wrong everywhere; the worst single row catches one stale or misplaced token
-among hundreds: keys that are off by one position differ by about 0.2, and a token that is not the right one by
-more than 1.
+Passes of different shapes round differently. So errors are relative and have a bound per dtype (32 layers at full
+scale in bfloat16 on a CPU: 0.011 per layer, 0.026 per row, 0.02 for the logits). The error of a whole layer reveals
+small errors everywhere. The worst row reveals one stale or misplaced token among hundreds: keys that are off by one
+position differ by about 0.2, and those of a wrong token by more than 1.
 
-When to check: `check_engine` waits for a quiet moment (`LiveEngine.quiet`: running steps end, none starts), looks
-at every request that holds a slot, and lets the lanes go on. To look while `serve` is at work, call it from serve's
-progress function. Such a stop costs time, so a checked run is not one to time.
+`check_engine` waits until no step runs (`LiveEngine.quiet`), checks the requests that hold a slot, and lets the lanes
+continue. To check during `serve`, call it from the progress function. The stop takes time, so do not measure times in
+a run that is checked.
 """
 
 from __future__ import annotations
@@ -29,16 +28,20 @@ from transformers import PreTrainedModel
 
 from engines.live.model.attention import PackedBatch, plain_attention
 from engines.live.model.kv_cache import SlotPool
-from engines.live.model.pairs import Forward, Pair
+from engines.live.model.load_check import Forward
+from engines.live.model.pairs import Pair
 from engines.live.model.stages import Stages
 from engines.live.serving.engine import LiveEngine
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest errors that rounding explains. layer: relative Frobenius error of one layer's keys, or values, over
-    the sequence. row: the same of one token. logits: of the logits. pick: how far below the best token the picked
-    one may be, in standard deviations of the logits."""
+    """The largest errors that rounding can explain.
+
+    layer: relative Frobenius error of the keys, or the values, of one layer over the sequence. row: the same for one
+    token. logits: of the logits. pick: how far the picked token may be below the best one, in standard deviations of
+    the logits.
+    """
 
     layer: float
     row: float
@@ -55,10 +58,10 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What the comparison found for one model's view of one sequence; errors as in Tolerance, worst layer.
+    """The errors found in one model's cache of one sequence: those of Tolerance, for the worst layer.
 
-    rows: tokens whose keys and values were compared. known: whether the engine's tables hold just these tokens.
-    pick_gap is 0 for a draft model, and for sampled output, which need not be the likeliest.
+    rows: number of tokens whose keys and values were compared. known: whether the engine's tables hold exactly these
+    tokens. pick_gap: 0 for a draft model and for sampled output, which need not be the most likely.
     """
 
     slot: int
@@ -74,7 +77,7 @@ class CacheReport:
 
     @property
     def failures(self) -> list[str]:
-        """What is out of tolerance, in words."""
+        """One message per error out of tolerance."""
         bounds = {
             "keys": (self.key_error, self.tolerance.layer),
             "values": (self.value_error, self.tolerance.layer),
@@ -82,7 +85,7 @@ class CacheReport:
             "logits": (self.logit_error, self.tolerance.logits),
             "picked tokens": (self.pick_gap, self.tolerance.pick),
         }
-        found = [] if self.known else ["the slot holds other tokens or another number of them"]
+        found = [] if self.known else ["the slot holds other tokens"]
         return found + [
             f"{name}: {error:.3g} > {most:.3g}" for name, (error, most) in bounds.items() if not error <= most
         ]
@@ -94,21 +97,15 @@ class CacheReport:
 
 @torch.inference_mode()
 def check_slot(
-    stages: Stages,
-    slot: int,
-    tokens: Sequence[int],
-    prompt_tokens: int,
-    *,
-    greedy: bool = True,
-    reference: Pair | None = None,
-    tolerance: Tolerance | None = None,
-) -> list[CacheReport]:
-    """Compare what a slot holds with a recomputation; one report for the target and one for the draft.
+    stages: Stages, slot: int, tokens: Sequence[int], prompt_tokens: int, *, greedy: bool = True,
+    reference: Pair | None = None, tolerance: Tolerance | None = None,
+) -> list[CacheReport]:  # fmt: skip
+    """Compare a slot with a recomputation. Returns one report for the target and one for the draft.
 
-    tokens: the sequence's prompt and output so far, of which the last has been picked and not yet read. Nothing
-    may run on the device meanwhile. reference: a pair to recompute with; by default the engine's own transformers
-    models, with ordinary attention. The pass that makes the logits is the engine's own; it writes the rows that the
-    next step writes, with the same values.
+    tokens: prompt and output so far; the last token has been picked, but no pass has read it yet. Nothing may run on
+    the device meanwhile. reference: pair to recompute with; by default the engine's own transformers models, with
+    ordinary attention. The logits come from a pass of the engine, which writes the same rows and values as the next
+    step will.
     """
     pair = reference or stages.pair
     tolerance = tolerance or TOLERANCES[stages.pair.dtype]
@@ -126,28 +123,24 @@ def check_slot(
         value_errors = [_errors(pool.values[i][slot, :rows], v[:rows]) for i, v in enumerate(values)]
         seen = _read_pool(forward, pool, slot, sequence, unread)
         picks = role == "target" and greedy
-        reports.append(
-            CacheReport(
-                slot=slot,
-                role=role,
-                rows=rows,
-                known=known,
-                key_error=max(whole for whole, _ in key_errors),
-                value_error=max(whole for whole, _ in value_errors),
-                row_error=max(worst for _, worst in key_errors + value_errors),
-                logit_error=_errors(seen, logits[rows:])[1],
-                pick_gap=_pick_gap(logits[prompt_tokens - 1 : -1], sequence[prompt_tokens:]) if picks else 0.0,
-                tolerance=tolerance,
-            )
-        )
+        report = CacheReport(
+            slot=slot, role=role, rows=rows, known=known, tolerance=tolerance,
+            key_error=max(whole for whole, _ in key_errors), value_error=max(whole for whole, _ in value_errors),
+            row_error=max(worst for _, worst in key_errors + value_errors),
+            logit_error=_errors(seen, logits[rows:])[1],
+            pick_gap=_pick_gap(logits[prompt_tokens - 1 : -1], sequence[prompt_tokens:]) if picks else 0.0,
+        )  # fmt: skip
+        reports.append(report)
     return reports
 
 
 def check_engine(
     engine: LiveEngine, most: int | None = None, *, reference: Pair | None = None, seed: int = 0
 ) -> list[CacheReport]:
-    """Stop the lanes for a moment and check the requests that hold a slot and have output: all, or a random `most`
-    of them. Raises RuntimeError if the engine broke."""
+    """Stop the lanes briefly and check the requests that hold a slot and have output.
+
+    most: check a random choice of at most this many. Raises RuntimeError if the engine has failed.
+    """
     with engine.quiet():
         if engine.crash is not None:
             raise RuntimeError("the engine failed") from engine.crash
@@ -166,26 +159,23 @@ def check_engine(
 
 
 def _recompute(model: PreTrainedModel, sequence: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Keys and values of each layer, [tokens, kv_heads, head_dim], and logits, [tokens, vocabulary]."""
+    """Return keys and values per layer, [tokens, kv_heads, head_dim], and logits, [tokens, vocabulary]."""
     with plain_attention(model):
         out = model(input_ids=sequence[None], use_cache=True)
-    layers = out.past_key_values.layers
-    return (
-        [la.keys[0].transpose(0, 1) for la in layers],
-        [la.values[0].transpose(0, 1) for la in layers],
-        out.logits[0],
-    )
+    layers = out["cache" if "cache" in out else "past_key_values"].layers  # the name in older transformers
+    keys, values = ([getattr(la, name)[0].transpose(0, 1) for la in layers] for name in ("keys", "values"))
+    return keys, values, out.logits[0]
 
 
 def _read_pool(forward: Forward, pool: SlotPool, slot: int, sequence: Tensor, unread: int) -> Tensor:
-    """Logits of the last `unread` tokens, [unread, vocabulary], from the pool's keys and values before them."""
+    """Return the logits of the last `unread` tokens, [unread, vocabulary], computed from the pool."""
     slots = torch.tensor([slot], device=sequence.device)
     batch = PackedBatch(pool, slots, slots.new_tensor([len(sequence) - unread]), unread)
     return forward(sequence[-unread:], batch, None)
 
 
 def _errors(found: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Relative Frobenius error of [rows, ...] as a whole, and of its worst row."""
+    """Return the relative Frobenius error of [rows, ...] as a whole, and of its worst row."""
     a, b = found.flatten(1).float(), expected.flatten(1).float()
     if not len(b):
         return 0.0, 0.0
@@ -194,7 +184,10 @@ def _errors(found: Tensor, expected: Tensor) -> tuple[float, float]:
 
 
 def _pick_gap(logits: Tensor, picked: Tensor) -> float:
-    """How far the picked tokens, [n], are below the best of [n, vocabulary] at worst, in standard deviations."""
+    """Return how far the picked tokens are below the best ones, at worst, in standard deviations.
+
+    logits: [n, vocabulary]. picked: [n].
+    """
     logits = logits.float()
     gap = logits.amax(1) - logits.gather(1, picked[:, None])[:, 0]
     return float((gap / logits.std(1)).max())

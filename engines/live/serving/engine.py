@@ -1,4 +1,4 @@
-"""The live engine: the scheduler driven by threads, streams and the wall clock."""
+"""The live engine: the scheduler, driven by threads, streams and the wall clock."""
 
 from __future__ import annotations
 
@@ -38,8 +38,11 @@ class RequestError(RuntimeError):
 
 @dataclass(eq=False)
 class Handle:
-    """What the client of one request holds. tokens grows while the request runs; tape ([output tokens] int8, see
-    engines.record.run.Run) is there when it has ended."""
+    """The client's view of one request.
+
+    tokens: output so far; grows while the request runs. tape: [output tokens] int8, see engines.record.run.Run; set
+    when the request has ended.
+    """
 
     request: Request
     tokens: list[int] = field(default_factory=list)
@@ -53,13 +56,15 @@ class Handle:
         return self._done.is_set()
 
     def finish(self, error: str = "") -> None:
-        """Nothing more will come."""
+        """Mark the request as done. An earlier error is kept."""
         self.error = self.error or error
         self._done.set()
 
     def result(self, timeout_s: float | None = None) -> list[int]:
-        """Wait for the output tokens. Raises RequestError if there are none to come, TimeoutError if it waits
-        longer than `timeout_s`."""
+        """Wait for the end and return the output tokens.
+
+        Raises RequestError if the request did not finish, and TimeoutError after `timeout_s` seconds.
+        """
         if not self._done.wait(timeout_s):
             raise TimeoutError(f"request {self.request.id} is not done after {timeout_s} s")
         if self.error:
@@ -68,35 +73,26 @@ class Handle:
 
 
 class LiveEngine:
-    """Serves requests with a pair of models in the lanes of an architecture. Use it as a context manager.
+    """Serve requests with a pair of models, in the lanes of an architecture. Use it as a context manager.
 
-    max_context: prompt and output tokens of a request together; by default what the models can position, less
-    the room that drafts need. graphs: capture the stages at the start and replay them; by default on a GPU only.
-    sampling: capture them for sampled requests too, which run uncaptured otherwise. prefill_tokens: capture prefills
-    of up to so many tokens, all packed prompts together (default: as engines.policy.captured_sizes.prefill_tokens_of
-    has it for prompts of max_context tokens). progress: told (graphs captured,
-    graphs in all). reserve: bytes of memory to leave alone, as in engines.live.serving.memory.plan_slots; 0 if a
-    plan set them aside before the pair was loaded, since what loading has taken beside the weights came out of
-    them.
+    max_context: tokens of prompt and output together; by default the positions that both models support, less the
+    room for drafts. graphs: capture the stages as CUDA graphs at the start; by default on a GPU only. sampling: also
+    capture them for sampled requests, which otherwise run uncaptured. prefill_tokens: largest prefill to capture, in
+    tokens of all its prompts; by default prefill_tokens_of(architecture, max_context) in
+    engines.policy.captured_sizes. progress: called with (captured, total) graphs. reserve: bytes of memory to leave
+    unused, as in engines.live.serving.memory.plan_slots. Pass 0 if the memory was planned before the pair was loaded:
+    loading itself may have used part of the reserve.
 
-    One thread runs each lane worker; the thread that brings news to the scheduler also hands out what can start.
+    There is one thread per worker. The thread that reports a completed batch also dispatches the next ones.
     """
 
     def __init__(
-        self,
-        architecture: Architecture,
-        pair: Pair,
-        max_context: int | None = None,
-        graphs: bool | None = None,
-        sampling: bool = False,
-        prefill_tokens: int | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-        reserve: int | None = None,
-    ) -> None:
-        configs = (pair.target.config, pair.draft.config)
-        plan = plan_slots(
-            architecture, configs, pair.device, pair.dtype, max_context, reserve=reserve, loaded=True
-        )  # fmt: skip
+        self, architecture: Architecture, pair: Pair, max_context: int | None = None, graphs: bool | None = None,
+        sampling: bool = False, prefill_tokens: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None, reserve: int | None = None,
+    ) -> None:  # fmt: skip
+        configs, device = (pair.target.config, pair.draft.config), pair.device
+        plan = plan_slots(architecture, configs, device, pair.dtype, max_context, reserve=reserve, loaded=True)
         plan.check(architecture.slots)
         self.architecture, self.pair = architecture, pair
         self.stages = Stages(pair, architecture.slots, architecture.draft_length.maximum, max_context)
@@ -109,7 +105,7 @@ class LiveEngine:
         self.on_end: Callable[[Handle], None] = lambda handle: None
         self.recorder = Recorder()
         self._origin_s = time.perf_counter()
-        self._completing_s: float | None = None  # the moment of the completion that is being reported, if one is
+        self._completing_s: float | None = None  # time of the completion that is being reported, if any
         self._closing = self._paused = False
         self._crash: BaseException | None = None
         self._graphs = pair.device.type == "cuda" if graphs is None else graphs
@@ -140,7 +136,7 @@ class LiveEngine:
         self.close()
 
     def close(self) -> None:
-        """Cancel what waits, let running steps end, stop the threads, whatever else goes wrong."""
+        """Cancel all requests, wait for the running steps, and stop the threads, whatever fails."""
         try:
             with self.lock:
                 self._closing = True
@@ -157,7 +153,7 @@ class LiveEngine:
             self._settings.close()
 
     def now(self) -> float:
-        """Seconds since the recording began."""
+        """Return the seconds since recording began."""
         return time.perf_counter() - self._origin_s
 
     def moment(self) -> float:
@@ -165,8 +161,11 @@ class LiveEngine:
         return self.now() if self._completing_s is None else self._completing_s
 
     def record(self, on_end: Callable[[Handle], None] = lambda handle: None) -> Recorder:
-        """Begin a new record at time 0; `on_end` is called, under the lock, with every handle that is done.
-        Raises RuntimeError while requests are here."""
+        """Start a new record at time 0.
+
+        on_end: called with each handle that is done, under the lock. Raises RuntimeError while requests are being
+        served.
+        """
         with self.lock:
             if not self.scheduler.idle:
                 raise RuntimeError("requests are still being served")
@@ -178,14 +177,16 @@ class LiveEngine:
 
     @property
     def crash(self) -> BaseException | None:
-        """What broke the engine, if anything did."""
+        """The error that broke the engine, or None."""
         return self._crash
 
     # --- clients ----------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> Handle:
-        """Take a request. One that cannot be served gets a handle that is done and carries the error; it is known to
-        be sound, and what it needs is there, before the scheduler hears of it."""
+        """Submit a request and return its handle. A request that cannot be served is done at once, with the error.
+
+        Everything is checked and allocated before the scheduler accepts the request.
+        """
         handle = Handle(request)
         with self.lock:
             now = self.moment()
@@ -197,7 +198,7 @@ class LiveEngine:
                 tape = TapeBuilder(limit, self.stages.max_draft_length + 1)
                 handle.state = self.scheduler.submit(request, now, limit)
             except Exception as error:
-                if request.id not in self._handles:  # else the row is that of the request of this id that is here
+                if request.id not in self._handles:  # an active request with this ID keeps its row
                     self.recorder.rejected(request, now, error)
                 self._release(handle, str(error))
                 return handle
@@ -206,7 +207,7 @@ class LiveEngine:
         return handle
 
     def cancel(self, request_id: int) -> None:
-        """Give up a request, waiting or running. Its handle is done once no step works on it."""
+        """Cancel a request, waiting or running. It is done at once, or after its running step."""
         with self.lock:
             now = self.now()
             state = self.scheduler.cancel(request_id, now)
@@ -228,14 +229,13 @@ class LiveEngine:
             raise InputError("prompt", wrong, remedy)
 
     def sequence(self, request_id: int) -> list[int]:
-        """Prompt and output so far of a request that waits or runs."""
+        """Return prompt and output so far of an active request."""
         handle = self._handles[request_id]
         return [*(handle.request.prompt or ()), *handle.tokens]
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Hold the lock at a moment when no step runs: those that do end first, and none starts until the context
-        is left. The tables and pools are then at rest."""
+        """Wait until no step runs, and let none start during the block. Holds the lock."""
         with self.lock:
             self._paused = True
             try:
@@ -249,7 +249,7 @@ class LiveEngine:
     # --- lane workers -----------------------------------------------------------------------------------
 
     def _make_executors(self) -> dict[int, Executor]:
-        """One for each stream; captures its graphs."""
+        """Make one executor per stream, and capture its graphs."""
         priorities = {lane.stream: lane.stream_priority for lane in self.architecture.lanes}
         streams = {number: make_stream(self.pair.device, priority) for number, priority in priorities.items()}
         if not self._graphs:
@@ -285,7 +285,7 @@ class LiveEngine:
                 self._end(state)
             self._dispatch(now)
             self._completing_s = None
-            # What can start has started. No lane waits for the rest.
+            # The next batches have been dispatched. No lane waits for the bookkeeping below.
             for result in results:
                 if not result[0].ended:
                     self._book(*result)
@@ -295,7 +295,7 @@ class LiveEngine:
                 self.news.notify_all()
 
     def _book(self, state: RequestState, found: Found, settlement: Settlement | None, k: int) -> None:
-        """Add what a step found for one request to its tape and its tokens."""
+        """Add the results of a step for one request to its tape and tokens."""
         emitted = settlement.emitted if settlement else 0
         tape, position = self._tapes[state.id], state.emitted - emitted
         if found.draft_agrees is not None:
@@ -321,7 +321,7 @@ class LiveEngine:
         self.news.notify_all()
 
     def _fall(self, error: BaseException) -> None:
-        """The engine itself failed: every request gets the error, nothing hangs."""
+        """Record a failure of the engine itself, and end every request with the error, so that nothing hangs."""
         with self.lock:
             self._crash = error
             for handle in self._handles.values():

@@ -1,4 +1,4 @@
-"""Runs one step for the members of a batch, on a stream, and reads what came out."""
+"""Run one step for the members of a batch on a stream, and read its results."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from engines.record.run import SegmentTime
 
 @dataclass(frozen=True)
 class Found:
-    """What a step found for one member: what the scheduler is told, the target's tokens, and whether the draft
-    model would have proposed the last token before the step (None: not asked)."""
+    """The result of a step for one member.
+
+    outcome: for the scheduler. tokens: the target's. draft_agrees: whether the draft model would have proposed the
+    last token before the step; None if it was not asked.
+    """
 
     outcome: Outcome
     tokens: Sequence[int] = ()
@@ -30,14 +33,17 @@ class Found:
 
 
 class Executor:
-    """The hands of the lane workers on one stream; any number of threads may use it at once."""
+    """Runs steps on one stream. Threads may share it."""
 
     def __init__(self, stages: Stages, stream: Stream, runner: EagerRunner) -> None:
         self.stages, self.stream, self.runner = stages, stream, runner
 
     def execute(self, step: Step, members: list[RequestState]) -> tuple[list[Found], list[SegmentTime]]:
-        """Run a step; times are on time.perf_counter's clock. If it raises, run it again for each member alone,
-        so that one request's fault is its own (a step changes nothing that matters before its last line)."""
+        """Run a step. Segment times are on the clock of time.perf_counter.
+
+        A step that raises is run again for each member alone, so that only the faulty request fails. This is safe
+        because a step changes nothing that matters until it has succeeded.
+        """
         try:
             return self._run(step, members)
         except Exception as error:

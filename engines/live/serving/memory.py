@@ -1,4 +1,4 @@
-"""How many slots fit a device, worked out from configurations before anything is loaded."""
+"""Plan the memory of an engine from model configurations alone, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from engines.policy.context import context_of
 
 GIB = 1 << 30
 RESERVE_SHARE, RESERVE_LIMIT = 0.1, 4 * GIB
-MOST_SLOTS = 1024  # more requests at once than any measured architecture gains from
-SAMPLING_BYTES = 32  # a logit's float32 copy and its noise, which is made of 64-bit integers
+MOST_SLOTS = 1024  # no measured architecture gains from more
+SAMPLING_BYTES = 32  # per logit: a float32 copy, and noise made from 64-bit integers
 Configs = tuple[PretrainedConfig, PretrainedConfig]
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What the parts of an engine take on a device, bytes.
+    """Memory of the parts of an engine on a device, in bytes.
 
-    weights: both models, 0 where they are loaded already. slot: one slot's keys and values in both pools, and its
-    tokens. workspace: activations and logits of the largest batches that can run at once. reserve: left alone, for
-    the allocator's fragments, captured graphs and other programs. free: free now. context: tokens a slot holds.
+    weights: both models; 0 if they are already loaded. slot: keys and values of one slot in both pools, and its
+    tokens. workspace: activations and logits of the largest batches that can run at once. reserve: left unused, for
+    fragmentation, captured graphs and other programs. free: free now. context: tokens per slot.
     """
 
     weights: int
@@ -38,11 +38,11 @@ class MemoryPlan:
 
     @property
     def slots(self) -> int:
-        """Slots that fit beside everything else; the scratch slot of the pools is paid for."""
+        """Number of slots that fit, besides the scratch slot."""
         return max(0, (self.free - self.weights - self.workspace - self.reserve) // self.slot - 1)
 
     def check(self, slots: int) -> None:
-        """Raise InputError, with the numbers, unless that many slots fit."""
+        """Raise InputError, with the numbers, if this many slots do not fit."""
         if slots <= self.slots:
             return
         if self.slots >= 1:
@@ -50,7 +50,11 @@ class MemoryPlan:
             raise InputError("slots", slots, remedy)
         left, tokens = self.free - self.weights - self.reserve, 2 * self.slot // self.context
         if left - self.workspace >= tokens:
-            raise InputError("max_context", self.context, f"not one such slot fits ({self}); use a smaller one")
+            raise InputError(
+                "max_context",
+                self.context,
+                f"not even one slot of this size fits ({self}); use a smaller max_context",
+            )
         if left >= tokens:
             remedy = f"does not fit ({self}); use smaller batches or a smaller max_context"
             raise InputError("workspace", _gib(self.workspace), remedy)
@@ -65,22 +69,14 @@ class MemoryPlan:
 
 
 def plan_slots(
-    architecture: Architecture,
-    configs: Configs,
-    device: torch.device,
-    dtype: torch.dtype,
-    max_context: int | None = None,
-    *,
-    reserve: int | None = None,
-    free: int | None = None,
-    loaded: bool = False,
-) -> MemoryPlan:
-    """Plan the memory of an engine that serves a pair (engines.live.model.pairs.load_configs) on a device.
+    architecture: Architecture, configs: Configs, device: torch.device, dtype: torch.dtype,
+    max_context: int | None = None, *, reserve: int | None = None, free: int | None = None, loaded: bool = False,
+) -> MemoryPlan:  # fmt: skip
+    """Plan the memory of an engine for a pair (see engines.live.model.pairs.load_configs) on a device.
 
-    max_context: as LiveEngine's. reserve: bytes; by default a tenth of what is free, 4 GiB at most. free: bytes; by
-    default measured. loaded: the pair's weights are on the device already. Ask the plan for its `slots`, or have it
-    `check` a number of them. Raises InputError for a context that the models cannot position, for models whose
-    configuration does not describe a decoder, and for lanes on several devices.
+    max_context: as for LiveEngine. reserve: bytes; by default a tenth of the free memory, at most 4 GiB. free: bytes;
+    by default measured. loaded: whether the weights are already on the device. Raises InputError for a context longer
+    than the models support, for configurations that do not describe a decoder, and for lanes on several devices.
     """
     if len(architecture.devices) > 1:
         raise InputError("lanes.device", list(architecture.devices), "the live engine serves from one device")
@@ -99,44 +95,44 @@ def plan_slots(
 
 
 def with_fitting_slots(architecture: Architecture, plan: MemoryPlan, most: int = MOST_SLOTS) -> Architecture:
-    """The architecture with as many slots as fit, `most` at most. Raises InputError if not one does."""
+    """Return the architecture with as many slots as fit, up to `most`. Raises InputError if none fits."""
     plan.check(1)
     return architecture.replace(slots=min(plan.slots, most))
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a configuration on the meta device: shapes, no memory. Raises InputError if there is none."""
+    """Build the model of a configuration on the meta device, without memory. Raises InputError if this fails."""
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # transformers raises a dozen kinds for a bad configuration
+    except Exception as error:  # transformers raises a dozen kinds of errors for a bad configuration
         said = str(error) or type(error).__name__
-        remedy = f"its config describes no decoder ({said.splitlines()[0]})"
+        remedy = f"its configuration does not describe a decoder ({said.splitlines()[0]})"
         raise InputError("pair", config.model_type, remedy) from error
 
 
 def count_parameters(config: PretrainedConfig) -> int:
-    """Parameters of a model; tied embeddings count once."""
+    """Return the number of parameters of a model. Tied embeddings count once."""
     return sum(parameter.numel() for parameter in empty_model(config).parameters())
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still take on a device: on a GPU also what torch holds and does not use."""
+    """Return the bytes that this process can still allocate on a device, including what torch has cached on a GPU."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     free = free_host_bytes()
-    if free is None:  # then all there is, which refuses at least what can never fit
+    if free is None:  # use all memory instead, to refuse at least what can never fit
         free = all_host_bytes()
     if free is None:
-        raise InputError("device", str(device), "this system does not tell how much memory it has; use another")
+        raise InputError("device", str(device), "this system does not report how much memory it has; use another")
     return free
 
 
 def _workspace(
     architecture: Architecture, configs: Configs, device: torch.device, dtype: torch.dtype, row_length: int
 ) -> int:
-    """Bytes that all workers' largest steps take together."""
+    """Return the bytes that the largest steps of all workers need together."""
     k = architecture.draft_length.maximum
     total = 0
     for lane in architecture.lanes:
@@ -151,8 +147,10 @@ def _workspace(
 
 
 def _pass_bytes(config: PretrainedConfig, dtype: torch.dtype, tokens: int, rows: int, gathered: int) -> int:
-    """One pass at its widest moment: hidden states, the gated MLP or attention, then logits of `rows` tokens.
-    gathered: tokens whose keys and values are copied out of the pool."""
+    """Return the peak bytes of one pass: hidden states, the gated MLP or attention, then logits of `rows` tokens.
+
+    gathered: number of tokens whose keys and values are copied out of the pool.
+    """
     _, kv_heads, head_dim = layer_shape(config)
     attention = 2 * (count_of(config, "num_attention_heads") + kv_heads) * head_dim
     hidden = count_of(config, "hidden_size")

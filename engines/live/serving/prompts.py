@@ -1,4 +1,4 @@
-"""Prompts that a pair can read."""
+"""Prompts for a pair."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from engines.workload.workload import Workload, with_prompts, with_random_prompt
 
 
 def prompts_for(pair: Pair, workload: Workload, seed: int) -> Workload:
-    """The workload with real text where the pair has a tokenizer, with random tokens where it has none."""
+    """Return the workload with prompts of real text or, if the pair has no tokenizer, of random tokens."""
     if pair.encode is not None:
         return with_prompts(workload, pair.encode, seed)
     return with_random_prompts(workload, pair.vocabulary, seed)

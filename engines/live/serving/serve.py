@@ -1,4 +1,4 @@
-"""Serve a workload with a live engine and keep the record."""
+"""Serve a workload with a live engine and return the record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engines.record.run import Run
 from engines.workload.clients import Clients
 from engines.workload.workload import Workload
 
-Progress = Callable[[int, int], None]  # requests done, requests in all
+Progress = Callable[[int, int], None]  # called with (done, total) requests
 
 
 def serve(
@@ -33,12 +33,12 @@ def serve(
     on_end: Callable[[Handle], None] = lambda handle: None,
     complete_tapes: bool = True,
 ) -> Run:
-    """Serve every request of the workload and return the record, tapes and utilisation included.
+    """Serve all requests of a workload and return the record, with tapes and utilisation.
 
-    ceilings: what the device reaches (engines.live.serving.utilisation.measure_ceilings), to set achieved rates
-    against. on_end: called, under the engine's lock, with the handle of every request that is done. complete_tapes:
-    ask the draft model, once all is served, about last tokens that were never drafted. Raises RuntimeError if the
-    engine breaks; KeyboardInterrupt passes through (close the engine then).
+    ceilings: the limits of the device (engines.live.serving.utilisation.measure_ceilings), to compare achieved rates
+    with. on_end: called with the handle of each request that is done, under the engine's lock. complete_tapes: after
+    serving, ask the draft model about last tokens that were never drafted. Raises RuntimeError if the engine fails.
+    On KeyboardInterrupt, close the engine.
     """
     handles: list[Handle] = []
     clients = Clients(workload, lambda request: handles.append(engine.submit(request)))
@@ -66,7 +66,7 @@ def serve(
 
 
 def describe(engine: LiveEngine, workload: Workload) -> dict[str, Any]:
-    """What run.toml says of a live run."""
+    """Return the contents of run.toml for a live run."""
     pair = engine.pair
     return {
         "kind": "live",
@@ -78,24 +78,28 @@ def describe(engine: LiveEngine, workload: Workload) -> dict[str, Any]:
         "max_context": engine.max_context,
         "prefill_tokens": engine.prefill_tokens,
         "architecture": engine.architecture.to_dict(),
-        "workload": {
-            **workload.info,
-            **({"concurrency": workload.concurrency} if workload.concurrency is not None else {}),
-        },
-        "versions": {name: version(name) for name in ("torch", "transformers")}
-        | {"python": platform.python_version()},
+        "workload": workload.info | ({} if workload.concurrency is None else {"concurrency": workload.concurrency}),
+        "versions": library_versions(),
     }
 
 
+def library_versions() -> dict[str, str]:
+    """Return the versions of what decides times and outputs."""
+    return {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
+
+
 def device_name(device: torch.device) -> str:
-    """The device as a reader of a figure would call it."""
+    """Return a readable name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()})"
 
 
 def _tapes(engine: LiveEngine, handles: list[Handle], complete: bool) -> dict[int, np.ndarray]:
-    """The tapes of the finished requests. Where the last output token was never drafted, ask the draft model."""
+    """Return the tapes of finished requests.
+
+    complete: if the last output token was never drafted, ask the draft model about it.
+    """
     tapes = {}
     with torch.inference_mode():
         for handle in handles:

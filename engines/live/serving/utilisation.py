@@ -1,4 +1,4 @@
-"""How much of the device a run used: NVML's samples while it served, and achieved rates against ceilings."""
+"""Measure how much of the device a run used: NVML samples, and achieved rates compared with ceilings."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ INTERVAL_S = 0.05
 
 
 class Sample(NamedTuple):
-    """utilisation: share of NVML's own sampling period (a sixth of a second to one) in which a kernel ran.
-    memory_bytes: in use on the device, by every process."""
+    """One NVML sample.
+
+    utilisation: fraction of NVML's own sampling period (a sixth of a second to one second) in which a kernel ran.
+    memory_bytes: memory in use on the device, by all processes.
+    """
 
     utilisation: float
     memory_bytes: float
 
 
 class Sampler:
-    """Calls `read` every `interval_s` seconds in a thread of its own, between entering and leaving the context;
-    without a reader it does nothing. `summary` is there afterwards."""
+    """Call `read` every `interval_s` seconds in a thread during the block. Does nothing if `read` is None."""
 
     def __init__(self, read: Callable[[], Sample] | None, interval_s: float = INTERVAL_S) -> None:
         self._read, self._interval_s = read, interval_s
@@ -60,7 +62,7 @@ class Sampler:
                 return
 
     def summary(self) -> dict[str, float]:
-        """Means over the samples; empty without any."""
+        """Return the means over the samples; empty if there are none."""
         if not self._samples:
             return {}
         return {
@@ -71,7 +73,7 @@ class Sampler:
 
 
 def nvml_reader(device: torch.device) -> Callable[[], Sample] | None:
-    """A function that reads the device's counters; None on a CPU and where NVML's bindings are missing."""
+    """Return a function that reads the device's counters; None on a CPU or if NVML's bindings are missing."""
     if device.type != "cuda":
         return None
 
@@ -86,12 +88,15 @@ def nvml_reader(device: torch.device) -> Callable[[], Sample] | None:
 
 
 def pair_counts(pair: Pair) -> PairCounts:
-    """What a pass of each model moves and computes."""
+    """Count what a pass of each model reads and computes."""
     return PairCounts(count_model(pair.target), count_model(pair.draft))
 
 
 def count_model(model: PreTrainedModel, dtype: torch.dtype | None = None) -> ModelCounts:
-    """A model in numbers, on any device, meta too. dtype: of the weights in service, if not the model's."""
+    """Count the parameters and heads of a model, on any device, including meta.
+
+    dtype: of the weights in service, if it differs from the model's.
+    """
     embeddings, head = embedding_weights(model)
     outside = embeddings.numel() + (0 if head is embeddings else head.numel())
     layers, kv_heads, head_dim = layer_shape(model.config)
@@ -107,7 +112,7 @@ def count_model(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Mod
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype | None = None, repeats: int = 10) -> Ceilings:
-    """Measure a large copy and a large square matrix product (small ones on a CPU), the best of `repeats` each."""
+    """Time a large copy and a large square matrix product (small ones on a CPU). The best of `repeats` counts."""
     dtype = dtype or default_dtype(device)
     size, side = (1 << 31, 8192) if device.type == "cuda" else (1 << 26, 512)
     return Ceilings(
@@ -117,8 +122,11 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype | None = None, rep
 
 
 def utilisation(run: Run, pair: Pair, sampled: dict[str, float], ceilings: Ceilings | None) -> dict[str, Any]:
-    """What run.info["utilisation"] says: NVML's means, the share of time with one, two, three segments on the
-    device, and achieved rates (engines.record.roofline.achieved); empty for a run in which nothing ran."""
+    """Return run.info["utilisation"]; only NVML's means if nothing ran.
+
+    Otherwise also the fraction of time with at least one, two or three segments on the device, and the achieved rates
+    (engines.record.roofline.achieved).
+    """
     if run.spans.empty or run.duration_s <= 0:
         return dict(sampled)
     measured = {} if ceilings is None else {"ceilings": vars(ceilings)}
@@ -138,10 +146,10 @@ def _product_s(device: torch.device, dtype: torch.dtype, side: int, repeats: int
 
 
 def _best_s(device: torch.device, call: Callable[[], Any], repeats: int) -> float:
-    """The shortest of `repeats` calls on the device, after one that warms up."""
+    """Return the shortest of `repeats` calls on the device, after one for warm-up, in seconds."""
     stream = make_stream(device)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # what the call reads was made on another stream
+        torch.cuda.synchronize(device)  # the inputs were made on another stream
     taken = []
     for _ in range(repeats + 1):
         _, (start, end) = timed(stream, lambda: [call])

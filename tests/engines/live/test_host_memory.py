@@ -80,5 +80,5 @@ def test_a_plan_asks_the_host_what_is_free_or_else_what_there_is_and_says_so_whe
     monkeypatch.setattr(memory, "free_host_bytes", lambda: None)
     assert memory.free_bytes(cpu) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     monkeypatch.setattr(memory, "all_host_bytes", lambda: None)
-    with pytest.raises(InputError, match="device = 'cpu': this system does not tell how much memory it has"):
+    with pytest.raises(InputError, match="device = 'cpu': this system does not report how much memory it has"):
         memory.free_bytes(cpu)

@@ -74,11 +74,7 @@ def llama_expected(pair_folders: dict[str, Path], requests_to_serve: tuple[Reque
 @pytest.mark.parametrize("concurrency", [1, 3, 10])
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_greedy_output_equals_generate(
-    name: str,
-    concurrency: int,
-    pair: Pair,
-    requests_to_serve: tuple[Request, ...],
-    expected: dict[int, list[int]],
+    name: str, concurrency: int, pair: Pair, requests_to_serve: tuple[Request, ...], expected: dict[int, list[int]]
 ) -> None:
     assert served(ARCHITECTURES[name], pair, requests_to_serve, concurrency) == expected
 

@@ -69,7 +69,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(InputError, match=r"pair = '28.91 GiB of weights': does not fit.*24.00 GiB is free"):
         pair.check(1)
     context = plan_slots(PD, configs, CUDA, torch.bfloat16, free=40 * GIB)
-    with pytest.raises(InputError, match=r"max_context = 40955: not one such slot fits"):
+    with pytest.raises(InputError, match=r"max_context = 40955: not even one slot of this size fits"):
         with_fitting_slots(PD, context)
     batches = plan_slots(
         PD.with_batch_limits({Step.DRAFT_VERIFY: 900}), configs, CUDA, torch.bfloat16, 1000, free=40 * GIB
@@ -93,7 +93,10 @@ def test_what_no_engine_could_serve_is_refused_by_its_plan() -> None:
 
 def test_models_that_are_no_decoders_are_refused_and_others_planned() -> None:
     no_decoder = AutoConfig.for_model("vit", max_position_embeddings=64, vocab_size=10)
-    for config, message in ((AutoConfig.for_model("t5"), "max_position_embeddings"), (no_decoder, "no decoder")):
+    for config, message in (
+        (AutoConfig.for_model("t5"), "max_position_embeddings"),
+        (no_decoder, "does not describe a decoder"),
+    ):
         with pytest.raises(InputError, match=f"pair = '{config.model_type}': .*{message}"):
             plan_slots(PD, (config, config), CPU, torch.float32, free=GIB)
     silent = AutoConfig.for_model("gpt2", n_layer=2)  # on its intermediate size

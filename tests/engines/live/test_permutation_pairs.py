@@ -14,13 +14,7 @@ from engines.live.model.pairs import Pair, load_pair
 from engines.live.model.permutation import build_models
 from engines.live.serving.engine import LiveEngine
 from engines.live.serving.serve import serve
-from engines.pairs.permutation import (
-    PermutationSpec,
-    expected_output,
-    expected_tape,
-    make_cycle,
-    parse_pair,
-)
+from engines.pairs.permutation import PermutationSpec, expected_output, expected_tape, make_cycle, parse_pair
 from engines.pairs.shapes import SHAPES, ModelShape
 from engines.policy.architecture import ARCHITECTURES
 from engines.policy.request import Request

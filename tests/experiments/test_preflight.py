@@ -22,7 +22,7 @@ from experiments.runner.preflight import check_calibration_fits, check_fits, fil
 
 pytestmark = pytest.mark.live
 CPU, MIB = torch.device("cpu"), 1 << 20
-Free = Callable[..., None]
+Free, Refusal = Callable[..., None], Callable[[str], str]
 
 
 def unreadable(pair: str, folder: Path) -> Path:
@@ -55,32 +55,23 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Free:
     return set_free
 
 
-def refusal(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a command is refused with."""
-    assert main(command.split()) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    return line
-
-
 @pytest.mark.parametrize("command", ["run --pair {0}", "run --target {0}/target --draft {0}/draft --slots auto",
                                      "calibrate --pair {0}", "bench --pair {0}", "experiment {1}"])  # fmt: skip
 def test_a_pair_too_large_is_refused_before_its_weights_are_read(
-    command: str, large: Path, tmp_path: Path, free: Free, capsys: pytest.CaptureFixture[str]
+    command: str, large: Path, tmp_path: Path, free: Free, refusal: Refusal
 ) -> None:
     config = tmp_path / "large.toml"
     config.write_text(f'architectures = ["pd"]\nconcurrencies = [1]\npair = "{large}"\nmode = "live"\n')
     free(20 * GIB)
-    line = refusal(f"{command.format(large, config)} --out {tmp_path}/out", capsys)
-    assert line.startswith("pdv: pair = '29.20 GiB of weights': does not fit (weights need 29.20 GiB, each slot of ")
+    line = refusal(f"{command.format(large, config)} --out {tmp_path}/out")
+    assert line.startswith("pair = '29.20 GiB of weights': does not fit (weights need 29.20 GiB, each slot of ")
     assert "reserve 2.00 GiB; 20.00 GiB is free" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_fit_are_read(large: Path, free: Free, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_fit_are_read(large: Path, free: Free, refusal: Refusal) -> None:
     free(2000 * GIB)
-    assert "cannot be loaded" in refusal(f"run --pair {large}", capsys)
+    assert "cannot be loaded" in refusal(f"run --pair {large}")
 
 
 @pytest.mark.parametrize(
@@ -95,10 +86,10 @@ def test_weights_that_fit_are_read(large: Path, free: Free, capsys: pytest.Captu
     ],
 )
 def test_slots_and_contexts_that_cannot_be_are_refused_before_weights_are_read(
-    options: str, expected: str, small: Path, free: Free, capsys: pytest.CaptureFixture[str]
+    options: str, expected: str, small: Path, free: Free, refusal: Refusal
 ) -> None:
     free(3 * GIB)
-    line = refusal(f"run --pair {small} {options}", capsys)
+    line = refusal(f"run --pair {small} {options}")
     before, _, after = expected.partition(r"\d+")
     assert before in line
     assert after in line
@@ -114,22 +105,22 @@ def test_slots_and_contexts_that_cannot_be_are_refused_before_weights_are_read(
     ],
 )
 def test_a_calibration_that_cannot_be_is_refused_before_weights_are_read(
-    options: str, expected: str, small: Path, free: Free, capsys: pytest.CaptureFixture[str]
+    options: str, expected: str, small: Path, free: Free, refusal: Refusal
 ) -> None:
     free(3 * GIB)
-    assert expected in refusal(f"calibrate --pair {small} {options}", capsys)
+    assert expected in refusal(f"calibrate --pair {small} {options}")
 
 
 def test_an_experiment_checks_every_layout_and_its_calibration(
-    small: Path, tmp_path: Path, free: Free, capsys: pytest.CaptureFixture[str]
+    small: Path, tmp_path: Path, free: Free, refusal: Refusal
 ) -> None:
     free(3 * GIB)
     config = tmp_path / "config.toml"
     start = f'concurrencies = [1]\npair = "{small}"\n'
     config.write_text(start + 'architectures = ["pd", { base = "pdv", slots = 900000 }]\n[calibration]\n')
-    assert "slots = 900000: " in refusal(f"experiment {config} --out {tmp_path}/out", capsys)
+    assert "slots = 900000: " in refusal(f"experiment {config} --out {tmp_path}/out")
     config.write_text(start + 'architectures = ["pd"]\n[calibration]\ncontexts = [600]\n')
-    assert "contexts, prompt_tokens = 600: " in refusal(f"experiment {config} --out {tmp_path}/out", capsys)
+    assert "contexts, prompt_tokens = 600: " in refusal(f"experiment {config} --out {tmp_path}/out")
 
 
 @pytest.mark.parametrize(("option", "reserve"), [("", None), ("--reserve-gib 0.03125", 32 * MIB)])
