@@ -47,7 +47,7 @@ def test_a_shipped_configuration_serves_calibrates_and_simulates(
     assert main(["experiment", f"{tmp_path}/config.toml", "--out", f"{tmp_path}/out"]) == 0
     table = pd.read_csv(tmp_path / "out" / "cells.csv")
     live = table[table["kind"] == "live"]
-    assert len(table) == 2 * len(live)
+    assert len(table) == 3 * len(live)  # with the simulation and the blind prediction
     assert (table["status"] == "finished").all()
     assert (live["checked"] == 3).all()
     assert (live["equal"] == 3).all()
