@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 from engines.errors import InputError, require_whole
 from engines.policy.architecture import Stage
@@ -149,7 +150,12 @@ def settle(emission: Emission, draft_length: int, remaining: int) -> Settlement:
     The pass emits the accepted drafts and one token of the target's own, cut at the end of the output.
     """
     room = remaining if emission.stop_after is None else min(remaining, emission.stop_after)
-    if emission.matched < room:
-        rejected = draft_length - emission.matched
-        return Settlement(emission.matched + 1, emission.matched, rejected)
-    return Settlement(room, room, 0, draft_length - room)
+    return _settlement(min(emission.matched, room), draft_length, emission.matched < room)
+
+
+@lru_cache(maxsize=10_000)
+def _settlement(accepted: int, draft_length: int, whole: bool) -> Settlement:
+    """whole: the pass was not cut. There are few different settlements, and a long run has many of each."""
+    if whole:
+        return Settlement(accepted + 1, accepted, draft_length - accepted)
+    return Settlement(accepted, accepted, 0, draft_length - accepted)

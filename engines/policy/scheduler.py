@@ -33,34 +33,53 @@ class QueueFullError(RuntimeError):
 class _Stopwatch:
     """Total time in seconds for which a condition has held. It may come and go."""
 
+    __slots__ = ("_since_s", "_total_s", "holds")
+
     def __init__(self) -> None:
-        self._total_s = 0.0
-        self._since_s: float | None = None
+        self.holds = False
+        self._total_s = self._since_s = 0.0
 
     def set(self, holds: bool, now: float) -> None:
-        if self._since_s is not None and not holds:
-            self._total_s, self._since_s = self.read(now), None
-        elif self._since_s is None and holds:
+        if holds:
             self._since_s = now
+        else:
+            self._total_s = self.read(now)
+        self.holds = holds
 
     def read(self, now: float) -> float:
-        return self._total_s if self._since_s is None else self._total_s + now - self._since_s
+        return self._total_s + now - self._since_s if self.holds else self._total_s
 
 
 class _Queue:
     """Requests that are ready for one step of one lane, first come, first served."""
 
+    __slots__ = ("_missing_s", "_permit_missing", "_slot_missing", "device", "lane", "stage", "step", "waiting")
+
     def __init__(self, lane: Lane, step: Step) -> None:
         self.lane = lane
         self.step = step
         self.stage = step.stage
+        self.device = lane.device
         self.waiting: deque[RequestState] = deque()
-        self.slot_missing = _Stopwatch()
-        self.permit_missing = _Stopwatch()
+        self._slot_missing = _Stopwatch()
+        self._permit_missing = _Stopwatch()
+        self._missing_s: tuple[float, float] | None = None  # while neither is missing, so it does not change
+
+    def note_missing(self, slot: bool, permit: bool, now: float) -> None:
+        """Take note of whether a slot is missing now, and whether only a permit is."""
+        for watch, holds in ((self._slot_missing, slot), (self._permit_missing, permit)):
+            if watch.holds is not holds:
+                watch.set(holds, now)
+                self._missing_s = None
 
     def missing_s(self, now: float) -> tuple[float, float]:
         """Return for how long, in all, a slot has been missing, and for how long only a permit has."""
-        return self.slot_missing.read(now), self.permit_missing.read(now)
+        if self._missing_s is not None:
+            return self._missing_s
+        missing_s = self._slot_missing.read(now), self._permit_missing.read(now)
+        if not (self._slot_missing.holds or self._permit_missing.holds):
+            self._missing_s = missing_s
+        return missing_s
 
 
 class Scheduler:
@@ -74,6 +93,7 @@ class Scheduler:
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
         self.controller = architecture.draft_length.controller()
+        self._adapts = architecture.draft_length.minimum < architecture.draft_length.maximum
         self.permits = {device: architecture.permits_on(device) for device in architecture.devices}
         self.free_slots = list(range(architecture.slots))
         self.active: dict[int, RequestState] = {}  # by slot
@@ -122,10 +142,10 @@ class Scheduler:
         for state, outcome in zip(batch.members, outcomes, strict=True):
             state.status = Status.WAITING
             batch.settlements.append(self._advance(state, batch, outcome, now))
-            if state.ended:
-                ended.append(state)
-            else:
+            if state.finish_s is None:
                 self._requeue(state, batch.lane, now)
+            else:
+                ended.append(state)
         return ended
 
     def cancel(self, request_id: int, now: float) -> RequestState | None:
@@ -151,9 +171,9 @@ class Scheduler:
         started = []
         while (choice := self._next_choice()) is not None:
             started.append(self._start(*choice, now))
+        no_slot = not self.free_slots
         for queue in self._queues.values():
-            queue.slot_missing.set(queue.step is Step.PREFILL and not self.free_slots, now)
-            queue.permit_missing.set(self._lacks_only_permit(queue), now)
+            queue.note_missing(no_slot and queue.step is Step.PREFILL, self._lacks_only_permit(queue), now)
         return started
 
     def queue_length(self, stage: Stage) -> int:
@@ -182,7 +202,7 @@ class Scheduler:
         """Return the queue to serve, the worker and, if the worker runs to completion, the request that it holds."""
         choices = []
         for queue in self._queues.values():
-            if self.permits[queue.lane.device] > 0:
+            if (queue.waiting or self._carried) and self.permits[queue.device] > 0:
                 choices += self._ready(queue)
         if len(choices) < 2:
             return choices[0] if choices else None
@@ -201,7 +221,7 @@ class Scheduler:
         return choices
 
     def _lacks_only_permit(self, queue: _Queue) -> bool:
-        return self.permits[queue.lane.device] == 0 and bool(self._ready(queue))
+        return self.permits[queue.device] == 0 and bool(queue.waiting or self._carried) and bool(self._ready(queue))
 
     def _priority_order(self) -> tuple[Stage, ...]:
         order, above = self.architecture.priority, self.architecture.verify_first_above
@@ -221,17 +241,21 @@ class Scheduler:
         members = [carried] if carried else self._take(queue)
         back_to_back = self._completed_s.get((lane.name, worker)) == now
         batch = Batch(next(self._batch_ids), lane, worker, step, members, now, hybrid, back_to_back)
+        waits, k = batch.waits, self.controller.k
+        before = None
         for state in members:
-            batch.waits.append(self._wait(state, queue, now))
+            if before is None or state.ready_s != before.ready_s or state.ready_missing_s != before.ready_missing_s:
+                wait, before = self._wait(state, queue, now), state
+            waits.append(wait)
             state.status = Status.RUNNING
             if step is Step.PREFILL:
                 self._admit(state, now)
             elif step is not Step.VERIFY:
-                state.draft_length = self.controller.k
-            batch.draft_lengths.append(state.draft_length)
+                state.draft_length = k
             if lane.run_to_completion:
                 state.worker = worker
                 self._carried[lane.name, worker] = state
+        batch.draft_lengths = [state.draft_length for state in members]
         batch.shapes = shapes_of(step, members, max(batch.draft_lengths))
         self.permits[lane.device] -= 1
         if carried is None:
@@ -277,7 +301,8 @@ class Scheduler:
 
     def _advance(self, state: RequestState, batch: Batch, outcome: Outcome, now: float) -> Settlement | None:
         """Settle one member's outcome and decide what it needs next."""
-        if batch.step in (Step.DRAFT, Step.DRAFT_VERIFY):
+        step = batch.step
+        if step is Step.DRAFT_VERIFY or step is Step.DRAFT:
             state.drafted += state.draft_length
         if state.cancel_requested:
             self._end(state, Status.CANCELLED, "cancelled", now)
@@ -286,11 +311,11 @@ class Scheduler:
             state.error = f"{type(outcome).__name__}: {outcome}"
             self._end(state, Status.FAILED, "error", now)
             return None
-        if batch.step is Step.DRAFT:
+        if step is Step.DRAFT:
             state.needs = Stage.VERIFY
             return None
         if outcome is None:
-            raise ValueError(f"batch {batch.id} ({batch.step}): request {state.id} needs an Emission")
+            raise ValueError(f"batch {batch.id} ({step}): request {state.id} needs an Emission")
         state.needs = Stage.DRAFT
         settlement = self._settle(state, batch, outcome, now)
         if settlement.emitted == outcome.stop_after:
@@ -310,7 +335,8 @@ class Scheduler:
         state.rejected += settlement.rejected
         state.discarded += settlement.discarded
         state.verifications += 1
-        self.controller.observe(state.draft_length, settlement.accepted, self.queue_length(Stage.VERIFY))
+        if self._adapts:
+            self.controller.observe(state.draft_length, settlement.accepted, self.queue_length(Stage.VERIFY))
         state.draft_length = 0
         return settlement
 
