@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -174,29 +175,53 @@ class _Grid:
 class _Line:
     """Cost against load; what the simulation asks for again and again, so it is plain Python."""
 
+    __slots__ = ("_grid", "_last", "_parts", "_places")
+
     def __init__(self, grid: _Grid, values: np.ndarray, spread: np.ndarray) -> None:
         self._grid = grid
         self._places: list[float] = grid.axes[2]
-        self._costs = [SegmentCost(*value) for value in values.tolist()]
-        self._jitter = [_Jitter(ratios) for ratios in spread.tolist()]
+        costs, jitter = values.tolist(), [_Jitter(ratios) for ratios in spread.tolist()]
+        if len(costs) == 1:  # a line of no slope
+            costs, jitter = costs * 2, jitter * 2
+        ends = [*self._places, self._places[0] + 1.0][: len(costs)]
+        self._parts = [
+            _Part(low_at, high_at - low_at, low[0], high[0] - low[0], high[0], low[1], high[1] - low[1], high[1], *near)
+            for (low_at, high_at), (low, high), near in zip(
+                pairwise(ends), pairwise(costs), pairwise(jitter), strict=True
+            )
+        ]
+        self._last = len(self._parts) - 1
 
     def at(self, load: float, quantile: float | None) -> SegmentCost:
         places = self._places
         if load > places[-1]:
             self._grid.check(2, load)
-        if len(places) == 1:
-            i, part = 0, 0.0
-            duration_s, kernel_ms = self._costs[0]
-        else:
-            i, part = _place(places, load)
-            low, high = self._costs[i], self._costs[i + 1]
-            duration_s = low[0] + (high[0] - low[0]) * part
-            kernel_ms = low[1] + (high[1] - low[1]) * part
-            if part > 1:
-                duration_s, kernel_ms = max(duration_s, high[0]), max(kernel_ms, high[1])
+        i = bisect_right(places, load) - 1
+        start, width, low_s, rise_s, high_s, low_ms, rise_ms, high_ms, jitter, next_jitter = self._parts[
+            0 if i < 0 else i if i < self._last else self._last
+        ]
+        part = (load - start) / width
+        duration_s, kernel_ms = low_s + rise_s * part, low_ms + rise_ms * part
+        if part > 1:
+            duration_s, kernel_ms = max(duration_s, high_s), max(kernel_ms, high_ms)
         if quantile is not None:
-            duration_s *= self._jitter[i + (part > 0.5)].ratio(quantile)
+            duration_s *= (next_jitter if part > 0.5 else jitter).ratio(quantile)
         return SegmentCost(duration_s, kernel_ms)
+
+
+class _Part(NamedTuple):
+    """A line between two measured loads. Costs rise by rise_s and rise_ms over `width`; jitter: at its two ends."""
+
+    start: float
+    width: float
+    low_s: float
+    rise_s: float
+    high_s: float
+    low_ms: float
+    rise_ms: float
+    high_ms: float
+    jitter: _Jitter
+    next_jitter: _Jitter
 
 
 class _Jitter:
@@ -207,6 +232,7 @@ class _Jitter:
     is scaled.
     """
 
+    __slots__ = ("_parts",)
     PLACES = (0.0, *QUANTILES.values(), 1.0)
 
     def __init__(self, ratios: Sequence[float]) -> None:
@@ -216,12 +242,18 @@ class _Jitter:
         tail = self.PLACES[-1] - self.PLACES[-2]
         lacking = 1.0 - float(np.trapezoid(known, self.PLACES[:-1]))
         known.append(max(ratios[-1], 2 * lacking / tail - ratios[-1]))
-        self._ratios = (np.array(known) / np.trapezoid(known, self.PLACES)).tolist()
+        scaled = (np.array(known) / np.trapezoid(known, self.PLACES)).tolist()
+        self._parts = [
+            (ratio, after - ratio, place, end - place)
+            for (ratio, after), (place, end) in zip(pairwise(scaled), pairwise(self.PLACES), strict=True)
+        ]
 
     def ratio(self, quantile: float) -> float:
-        i = min(bisect_right(self.PLACES, quantile), len(self.PLACES) - 1)
-        low, high = self.PLACES[i - 1], self.PLACES[i]
-        return self._ratios[i - 1] + (self._ratios[i] - self._ratios[i - 1]) * (quantile - low) / (high - low)
+        ratio, rise, start, width = self._parts[bisect_right(_JITTER_ENDS, quantile)]
+        return ratio + rise * (quantile - start) / width
+
+
+_JITTER_ENDS = _Jitter.PLACES[1:-1]  # of all lines but the last
 
 
 def _place(places: Sequence[float], asked: float) -> tuple[int, float]:

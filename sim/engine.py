@@ -8,7 +8,7 @@ alone, and engines.record.run.Recorder writes the record, both exactly as in the
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +20,7 @@ from engines.errors import InputError, require_whole
 from engines.policy.architecture import Architecture, Lane, Step
 from engines.policy.batch import Batch, Outcome
 from engines.policy.captured_sizes import CapturePlan, capture_plans, prefill_tokens_of
+from engines.policy.draft_length import MOST_DRAFTS
 from engines.policy.request import Emission, Request, RequestState
 from engines.policy.scheduler import QueueFullError, Scheduler
 from engines.record.run import Recorder, Run, SegmentTime
@@ -115,7 +116,8 @@ class _Engine:
         self._gpus = {device: Gpu(self._environment, costs.contention) for device in architecture.devices}
         self._known: dict[int, RequestAcceptance] = {}  # of the requests that are here
         self._population = Population()
-        self._next_batches: dict[tuple[str, int], simpy.Event] = {}
+        self._given: dict[tuple[str, int], tuple[Batch, list[tuple[RunningSegment, float]]]] = {}  # by worker
+        self._waiting: dict[tuple[str, int], simpy.Event] = {}  # workers that are idle
         for lane in architecture.lanes:
             for worker in range(lane.workers):
                 self._environment.process(self._worker(lane, worker))
@@ -134,11 +136,12 @@ class _Engine:
 
     def _worker(self, lane: Lane, worker: int) -> Process:
         """Wait for a batch, occupy the device, report what came out, repeat."""
-        environment, gpu = self._environment, self._gpus[lane.device]
-        next_batch = self._next_batch(lane, worker)
+        environment, gpu, key = self._environment, self._gpus[lane.device], (lane.name, worker)
         while True:
-            batch = yield next_batch
-            segments = self._segments(batch)
+            if key not in self._given:
+                self._waiting[key] = environment.event()
+                yield self._waiting[key]
+            batch, segments = self._given.pop(key)
             before_s, after_s = self._costs.host_s(
                 batch.step, len(batch.members), batch.back_to_back, self._on_host - 1
             )
@@ -148,19 +151,16 @@ class _Engine:
             self._on_host += 1
             yield environment.timeout(after_s)
             self._on_host -= 1
-            next_batch = self._next_batch(lane, worker)  # the report may bring the next batch
-            self._report(batch, times)
-
-    def _next_batch(self, lane: Lane, worker: int) -> simpy.Event:
-        """Where the worker waits; succeeds with its next batch."""
-        event = self._next_batches[lane.name, worker] = self._environment.event()
-        return event
+            self._report(batch, times)  # this may bring the next batch
 
     def _dispatch(self) -> None:
-        batches = self._scheduler.dispatch(self._environment.now)
-        self._on_host += len(batches)
-        for batch in batches:
-            self._next_batches[batch.lane.name, batch.worker].succeed(batch)
+        """Give workers what can start now, and wake those that wait."""
+        for batch in self._scheduler.dispatch(self._environment.now):
+            self._on_host += 1
+            key = batch.lane.name, batch.worker
+            self._given[key] = batch, self._segments(batch)
+            if key in self._waiting:
+                self._waiting.pop(key).succeed()
 
     def _report(self, batch: Batch, times: list[SegmentTime]) -> None:
         now = self._environment.now
@@ -173,24 +173,23 @@ class _Engine:
     def _segments(self, batch: Batch) -> list[tuple[RunningSegment, float]]:
         """What the batch does on the device, and how long each of it takes alone."""
         segments = []
-        plan = self._plans.get(batch.lane.stream)
-        for shape in batch.shapes if plan is None else map(plan.padded, batch.shapes):
-            cost = self._costs.cost(shape, None if self._draw is None else self._draw())
-            segments.append((RunningSegment(shape.segment, shape.batch_size, cost.kernel_ms), cost.duration_s))
+        plan, draw, cost = self._plans.get(batch.lane.stream), self._draw, self._costs.cost
+        for shape in batch.shapes:
+            if plan is not None:
+                shape = plan.padded(shape)
+            duration_s, kernel_ms = cost(shape, None if draw is None else draw())
+            segments.append((RunningSegment(shape[0], shape[1], kernel_ms), duration_s))
         return segments
 
-    def _outcomes(self, batch: Batch) -> list[Outcome]:
+    def _outcomes(self, batch: Batch) -> Sequence[Outcome]:
+        """What the target finds for each member; nothing in a draft."""
         if batch.step is Step.DRAFT:
             return [None] * len(batch.members)
-        return [self._emission(state, k) for state, k in zip(batch.members, batch.draft_lengths, strict=True)]
-
-    def _emission(self, state: RequestState, draft_length: int) -> Emission:
-        """What the target finds for one request; `draft_length` is 0 in prefill."""
-        known, position = self._known[state.id], state.emitted
-        matched = min(known.matches[position], draft_length)
-        left = known.output_tokens - position
-        stops = left <= matched + 1 and known.output_tokens < state.max_tokens
-        return Emission(matched, left if stops else None)
+        known = self._known
+        return [
+            _emission(known[state.request.id], state.emitted, state.max_tokens, k)  # k is 0 in prefill
+            for state, k in zip(batch.members, batch.draft_lengths, strict=True)
+        ]
 
     # --- the life of a request --------------------------------------------------------------------------
 
@@ -247,3 +246,17 @@ class _Engine:
             self._environment.process(self._think(think_s))
         if self._progress is not None:
             self._progress(self._clients.done, self._clients.total)
+
+
+_FOUND = [Emission(matched) for matched in range(MOST_DRAFTS + 1)]
+
+
+def _emission(known: RequestAcceptance, position: int, max_tokens: int, draft_length: int) -> Emission:
+    """What the target finds for one request at an output position."""
+    matched = known.matches[position]
+    if matched > draft_length:
+        matched = draft_length
+    left = known.output_tokens - position
+    if left <= matched + 1 and known.output_tokens < max_tokens:
+        return Emission(matched, left)
+    return _FOUND[matched]

@@ -60,11 +60,25 @@ class CapturePlan:
     def padded(self, shape: SegmentShape) -> SegmentShape:
         """Return the captured shape that runs this one; the shape itself where none is as large."""
         segment, size, k, tokens, context = shape
+        captured = self._captured.get((segment, size, k, tokens))
+        if captured is None:
+            captured = self._captured[segment, size, k, tokens] = self._captured_for(segment, size, k, tokens)
+        batch, fed = captured
+        return shape if batch == size and fed == tokens else SegmentShape(segment, batch, k, fed, context)
+
+    @cached_property
+    def _captured(self) -> dict[tuple[Segment, int, int, int], tuple[int, int]]:
+        """The captured batch and tokens of what was asked for so far."""
+        return {}
+
+    def _captured_for(self, segment: Segment, size: int, k: int, tokens: int) -> tuple[int, int]:
         if segment is Segment.DRAFT:
-            return SegmentShape.draft(_least(self.draft_batches, size), k, context)
+            batch = _least(self.draft_batches, size)
+            return batch, batch * k
         if segment is Segment.VERIFY:
-            return SegmentShape.verify(_least(self.verify_batches, size), k, context)
-        return SegmentShape(segment, size, k, _least(self.prefill_tokens, tokens), context)
+            batch = _least(self.verify_batches, size)
+            return batch, batch * (k + 1)
+        return size, _least(self.prefill_tokens, tokens)
 
 
 def capture_plans(

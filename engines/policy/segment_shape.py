@@ -56,13 +56,13 @@ def shapes_of(step: Step, members: Sequence[RequestState], draft_length: int) ->
     draft_length: the largest k among them.
     """
     size = len(members)
+    emitted = sum([state.emitted for state in members])
     prompts = sum([state.request.prompt_tokens for state in members])
-    context = (prompts + sum([state.emitted for state in members])) / size
+    context = (prompts + emitted) / size
     if step is Step.PREFILL:
-        return tuple([SegmentShape.prefill(segment, size, prompts, context) for segment in step.segments])
-    return tuple(
-        [
-            (SegmentShape.verify if segment is Segment.VERIFY else SegmentShape.draft)(size, draft_length, context)
-            for segment in step.segments
-        ]
-    )
+        return tuple([SegmentShape(segment, size, 0, prompts, context) for segment in step.segments])
+    draft = SegmentShape(Segment.DRAFT, size, draft_length, size * draft_length, context)
+    if step is Step.DRAFT:
+        return (draft,)
+    verify = SegmentShape(Segment.VERIFY, size, draft_length, size * (draft_length + 1), context)
+    return (verify,) if step is Step.VERIFY else (draft, verify)
