@@ -111,7 +111,6 @@ class _Engine:
         self._draw = random.Random(seed).random if jitter else None
         self._max_context = max_context
         self._plans = plans
-        self._on_host = 0  # batches that were dispatched and have not reached the device, or have left it
         self._progress = progress
         self._gpus = {device: Gpu(self._environment, costs.contention) for device in architecture.devices}
         self._known: dict[int, RequestAcceptance] = {}  # of the requests that are here
@@ -143,20 +142,19 @@ class _Engine:
                 yield self._waiting[key]
             batch, segments = self._given.pop(key)
             before_s, after_s = self._costs.host_s(
-                batch.step, len(batch.members), batch.back_to_back, self._on_host - 1
+                batch.step, len(batch.members), batch.back_to_back, self._on_host() - 1
             )
             yield environment.timeout(before_s)
-            self._on_host -= 1
-            times = yield gpu.run(lane.stream, segments)
-            self._on_host += 1
-            yield environment.timeout(after_s)
-            self._on_host -= 1
+            times = yield gpu.run(lane.stream, segments, after_s)
             self._report(batch, times)  # this may bring the next batch
+
+    def _on_host(self) -> int:
+        """How many batches are running, but not on a device."""
+        return len(self._scheduler.running) - sum([gpu.jobs for gpu in self._gpus.values()])
 
     def _dispatch(self) -> None:
         """Give workers what can start now, and wake those that wait."""
         for batch in self._scheduler.dispatch(self._environment.now):
-            self._on_host += 1
             key = batch.lane.name, batch.worker
             self._given[key] = batch, self._segments(batch)
             if key in self._waiting:
