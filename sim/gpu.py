@@ -42,10 +42,10 @@ class Job(simpy.Event):
 
     def begin_segment(self, now: float) -> None:
         """Start the next segment. Raises InputError for a duration, other than 0, that does not advance the clock."""
-        self.start_s, self.left_s = now, self.segments[len(self.times)][1]
-        if not now + self.left_s > now and self.left_s != 0:
-            remedy = f"it does not advance the clock at {now:g} s; calibrate again, or simulate a shorter load"
-            raise InputError(f"duration of {self.current.segment} (s)", self.left_s, remedy)
+        running, solo_s = self.segments[len(self.times)]
+        if not now + solo_s > now and solo_s != 0:
+            raise _too_short(running, solo_s, now)
+        self.start_s, self.left_s = now, solo_s
 
     def end_segment(self, now: float) -> bool:
         """Record the segment that ran. Returns whether it was the last."""
@@ -58,6 +58,23 @@ class Job(simpy.Event):
         """The last segment has ended."""
         self._ok, self._value = True, self.times  # as succeed() does, but later
         self.env.schedule(self, delay=self.after_s)
+
+
+def times_alone(segments: Sequence[tuple[RunningSegment, float]], start_s: float) -> list[SegmentTime]:
+    """Return when these segments run if nothing else does. Raises InputError as Job.begin_segment does."""
+    times = []
+    for running, solo_s in segments:
+        end_s = start_s + solo_s
+        if not end_s > start_s and solo_s != 0:
+            raise _too_short(running, solo_s, start_s)
+        times.append(SegmentTime(running[0], start_s, end_s, solo_s))
+        start_s = end_s
+    return times
+
+
+def _too_short(running: RunningSegment, solo_s: float, now: float) -> InputError:
+    remedy = f"it does not advance the clock at {now:g} s; calibrate again, or simulate a shorter load"
+    return InputError(f"duration of {running.segment} (s)", solo_s, remedy)
 
 
 class Gpu:
@@ -85,6 +102,24 @@ class Gpu:
             self._progress()
             self._start(stream, job)
             self._set_rates()
+        return job
+
+    def go_on(
+        self,
+        stream: int,
+        segments: Sequence[tuple[RunningSegment, float]],
+        after_s: float,
+        alone: Sequence[SegmentTime],
+    ) -> Job:
+        """Go on with segments that have run alone so far, at the times given. Nothing else is on the device."""
+        now = self._environment.now
+        job = Job(self._environment, segments, after_s)
+        job.times += [time for time in alone if time.end_s <= now]
+        job.begin_segment(alone[len(job.times)].start_s)
+        self.jobs += 1
+        self._running[stream] = job
+        self._rated_s = job.start_s
+        self._schedule_end(stream, alone[len(job.times)].end_s - now)
         return job
 
     def _start(self, stream: int, job: Job) -> None:
