@@ -53,24 +53,32 @@ class _Stopwatch:
 class _Queue:
     """Requests that are ready for one step of one lane, first come, first served."""
 
-    __slots__ = ("_missing_s", "_permit_missing", "_slot_missing", "device", "lane", "stage", "step", "waiting")
+    __slots__ = (
+        "_missing_s", "_permit_missing", "_slot_missing", "device", "lane", "limit", "stage", "step", "waiting",
+    )  # fmt: skip
 
     def __init__(self, lane: Lane, step: Step) -> None:
         self.lane = lane
         self.step = step
         self.stage = step.stage
+        self.limit = lane.steps[step]
         self.device = lane.device
         self.waiting: deque[RequestState] = deque()
         self._slot_missing = _Stopwatch()
         self._permit_missing = _Stopwatch()
         self._missing_s: tuple[float, float] | None = None  # while neither is missing, so it does not change
 
-    def note_missing(self, slot: bool, permit: bool, now: float) -> None:
-        """Take note of whether a slot is missing now, and whether only a permit is."""
-        for watch, holds in ((self._slot_missing, slot), (self._permit_missing, permit)):
-            if watch.holds is not holds:
-                watch.set(holds, now)
-                self._missing_s = None
+    def slot_missing(self, holds: bool, now: float) -> None:
+        """Take note of whether a slot is missing now."""
+        if self._slot_missing.holds is not holds:
+            self._slot_missing.set(holds, now)
+            self._missing_s = None
+
+    def permit_missing(self, holds: bool, now: float) -> None:
+        """Take note of whether a permit, and nothing else, is missing now."""
+        if self._permit_missing.holds is not holds:
+            self._permit_missing.set(holds, now)
+            self._missing_s = None
 
     def missing_s(self, now: float) -> tuple[float, float]:
         """Return for how long, in all, a slot has been missing, and for how long only a permit has."""
@@ -95,6 +103,8 @@ class Scheduler:
         self.controller = architecture.draft_length.controller()
         self._adapts = architecture.draft_length.minimum < architecture.draft_length.maximum
         self.permits = {device: architecture.permits_on(device) for device in architecture.devices}
+        workers = {device: sum(lane.workers for lane in architecture.lanes if lane.device == device) for device in self.permits}
+        self._few_permits = any(self.permits[device] < count for device, count in workers.items())
         self.free_slots = list(range(architecture.slots))
         self.active: dict[int, RequestState] = {}  # by slot
         self.running: dict[int, Batch] = {}  # by batch id
@@ -171,9 +181,10 @@ class Scheduler:
         started = []
         while (choice := self._next_choice()) is not None:
             started.append(self._start(*choice, now))
-        no_slot = not self.free_slots
-        for queue in self._queues.values():
-            queue.note_missing(no_slot and queue.step is Step.PREFILL, self._lacks_only_permit(queue), now)
+        self._queues[Stage.PREFILL].slot_missing(not self.free_slots, now)
+        if self._few_permits:
+            for queue in self._queues.values():
+                queue.permit_missing(self._lacks_only_permit(queue), now)
         return started
 
     def queue_length(self, stage: Stage) -> int:
@@ -221,7 +232,7 @@ class Scheduler:
         return choices
 
     def _lacks_only_permit(self, queue: _Queue) -> bool:
-        return self.permits[queue.device] == 0 and bool(queue.waiting or self._carried) and bool(self._ready(queue))
+        return self.permits[queue.device] == 0 and bool(self._ready(queue))
 
     def _priority_order(self) -> tuple[Stage, ...]:
         order, above = self.architecture.priority, self.architecture.verify_first_above
@@ -239,35 +250,48 @@ class Scheduler:
         if hybrid:
             step = Step.DRAFT_VERIFY
         members = [carried] if carried else self._take(queue)
-        back_to_back = self._completed_s.get((lane.name, worker)) == now
-        batch = Batch(next(self._batch_ids), lane, worker, step, members, now, hybrid, back_to_back)
-        waits, k = batch.waits, self.controller.k
-        before = None
+        waits = self._waits(members, queue, now)
+        drafts, k = step is Step.DRAFT_VERIFY or step is Step.DRAFT, self.controller.k
         for state in members:
-            if before is None or state.ready_s != before.ready_s or state.ready_missing_s != before.ready_missing_s:
-                wait, before = self._wait(state, queue, now), state
-            waits.append(wait)
             state.status = Status.RUNNING
-            if step is Step.PREFILL:
-                self._admit(state, now)
-            elif step is not Step.VERIFY:
+            if drafts:
                 state.draft_length = k
-            if lane.run_to_completion:
+        if step is Step.PREFILL:
+            for state in members:
+                self._admit(state, now)
+        if lane.run_to_completion:
+            for state in members:
                 state.worker = worker
                 self._carried[lane.name, worker] = state
-        batch.draft_lengths = [state.draft_length for state in members]
-        batch.shapes = shapes_of(step, members, max(batch.draft_lengths))
-        self.permits[lane.device] -= 1
+        lengths = [state.draft_length for state in members]
+        shapes = shapes_of(step, members, max(lengths))
+        back_to_back = self._completed_s.get((lane.name, worker)) == now
+        number = next(self._batch_ids)
+        batch = Batch(number, lane, worker, step, members, now, hybrid, back_to_back, lengths, waits, [], shapes)
+        self.permits[queue.device] -= 1
         if carried is None:
             heapq.heappop(self._idle[lane.name])
-        self.running[batch.id] = batch
+        self.running[number] = batch
         return batch
 
     def _take(self, queue: _Queue) -> list[RequestState]:
-        size = min(len(queue.waiting), queue.lane.steps[queue.step])
+        waiting, size = queue.waiting, queue.limit
         if queue.step is Step.PREFILL:
             size = min(size, len(self.free_slots))
-        return [queue.waiting.popleft() for _ in range(size)]
+        if len(waiting) > size:
+            return [waiting.popleft() for _ in range(size)]
+        members = list(waiting)
+        waiting.clear()
+        return members
+
+    def _waits(self, members: Sequence[RequestState], queue: _Queue, now: float) -> list[Wait]:
+        """Return how long each member has waited. Those that became ready together have waited equally long."""
+        waits, ready_s, ready_missing_s = [], -1.0, None
+        for state in members:
+            if state.ready_s != ready_s or state.ready_missing_s is not ready_missing_s:
+                wait, ready_s, ready_missing_s = self._wait(state, queue, now), state.ready_s, state.ready_missing_s
+            waits.append(wait)
+        return waits
 
     def _admit(self, state: RequestState, now: float) -> None:
         state.slot = heapq.heappop(self.free_slots)
@@ -284,7 +308,9 @@ class Scheduler:
 
     def _requeue(self, state: RequestState, lane: Lane, now: float) -> None:
         queue = self._queues[state.needs]
-        state.ready_s, state.ready_order, state.ready_missing_s = now, next(self._order), queue.missing_s(now)
+        state.ready_s = now
+        state.ready_order = next(self._order)
+        state.ready_missing_s = queue.missing_s(now)
         if queue.lane is not lane:
             self._put_down(state)
         if state.worker is None:
@@ -333,7 +359,6 @@ class Scheduler:
             return settlement
         state.accepted += settlement.accepted
         state.rejected += settlement.rejected
-        state.discarded += settlement.discarded
         state.verifications += 1
         if self._adapts:
             self.controller.observe(state.draft_length, settlement.accepted, self.queue_length(Stage.VERIFY))
