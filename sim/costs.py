@@ -88,12 +88,11 @@ class CostModel:
     def cost(self, shape: SegmentShape, quantile: float | None = None) -> SegmentCost:
         """quantile: from 0 to 1. The mean over a uniform quantile is the mean duration."""
         segment, batch_size, draft_length, tokens, context_tokens = shape
-        prefill = segment is Segment.PREFILL_TARGET or segment is Segment.PREFILL_DRAFT
-        key = (segment, batch_size, draft_length)
-        line = self._lines.get(key)
+        line = self._lines.get((segment, batch_size, draft_length))
         if line is None:
-            line = self._lines[key] = self._grids[segment].line(batch_size, draft_length)
-        return line.at(tokens if prefill else context_tokens, quantile)
+            line = self._grids[segment].line(batch_size, draft_length)
+            self._lines[segment, batch_size, draft_length] = line
+        return line.at(tokens if line.by_tokens else context_tokens, quantile)
 
     def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
         before, per_request, wake_up, per_other, after, after_per_request = self._host_s[step]
@@ -173,19 +172,23 @@ class _Grid:
 
 
 class _Line:
-    """Cost against load; what the simulation asks for again and again, so it is plain Python."""
+    """Cost against load; what the simulation asks for again and again, so it is plain Python.
 
-    __slots__ = ("_grid", "_last", "_parts", "_places")
+    by_tokens: the load is the tokens of all prompts, not the mean context.
+    """
+
+    __slots__ = ("_grid", "_last", "_parts", "_places", "by_tokens")
 
     def __init__(self, grid: _Grid, values: np.ndarray, spread: np.ndarray) -> None:
+        self.by_tokens = grid.names[2] == "tokens"
         self._grid = grid
         self._places: list[float] = grid.axes[2]
         costs, jitter = values.tolist(), [_Jitter(ratios) for ratios in spread.tolist()]
-        if len(costs) == 1:  # a line of no slope
+        if len(costs) == 1:  # the same at any load
             costs, jitter = costs * 2, jitter * 2
         ends = [*self._places, self._places[0] + 1.0][: len(costs)]
         self._parts = [
-            _Part(low_at, high_at - low_at, low[0], high[0] - low[0], high[0], low[1], high[1] - low[1], high[1], *near)
+            (low_at, high_at - low_at, low[0], high[0] - low[0], low[1], high[1] - low[1], high, near)
             for (low_at, high_at), (low, high), near in zip(
                 pairwise(ends), pairwise(costs), pairwise(jitter), strict=True
             )
@@ -193,35 +196,19 @@ class _Line:
         self._last = len(self._parts) - 1
 
     def at(self, load: float, quantile: float | None) -> SegmentCost:
-        places = self._places
-        if load > places[-1]:
-            self._grid.check(2, load)
-        i = bisect_right(places, load) - 1
-        start, width, low_s, rise_s, high_s, low_ms, rise_ms, high_ms, jitter, next_jitter = self._parts[
-            0 if i < 0 else i if i < self._last else self._last
-        ]
+        i = bisect_right(self._places, load) - 1
+        if i > self._last:
+            i = self._last
+            if load > self._places[-1]:
+                self._grid.check(2, load)
+        start, width, low_s, rise_s, low_ms, rise_ms, high, jitter = self._parts[i if i > 0 else 0]
         part = (load - start) / width
         duration_s, kernel_ms = low_s + rise_s * part, low_ms + rise_ms * part
         if part > 1:
-            duration_s, kernel_ms = max(duration_s, high_s), max(kernel_ms, high_ms)
+            duration_s, kernel_ms = max(duration_s, high[0]), max(kernel_ms, high[1])
         if quantile is not None:
-            duration_s *= (next_jitter if part > 0.5 else jitter).ratio(quantile)
+            duration_s *= jitter[part > 0.5].ratio(quantile)
         return SegmentCost(duration_s, kernel_ms)
-
-
-class _Part(NamedTuple):
-    """A line between two measured loads. Costs rise by rise_s and rise_ms over `width`; jitter: at its two ends."""
-
-    start: float
-    width: float
-    low_s: float
-    rise_s: float
-    high_s: float
-    low_ms: float
-    rise_ms: float
-    high_ms: float
-    jitter: _Jitter
-    next_jitter: _Jitter
 
 
 class _Jitter:

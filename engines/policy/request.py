@@ -149,8 +149,9 @@ def settle(emission: Emission, draft_length: int, remaining: int) -> Settlement:
 
     The pass emits the accepted drafts and one token of the target's own, cut at the end of the output.
     """
-    room = remaining if emission.stop_after is None else min(remaining, emission.stop_after)
-    return _settlement(min(emission.matched, room), draft_length, emission.matched < room)
+    matched, stop_after = emission.matched, emission.stop_after
+    room = remaining if stop_after is None or stop_after > remaining else stop_after
+    return _settlement(matched, draft_length, True) if matched < room else _settlement(room, draft_length, False)
 
 
 @lru_cache(maxsize=10_000)

@@ -328,7 +328,7 @@ class Scheduler:
     def _advance(self, state: RequestState, batch: Batch, outcome: Outcome, now: float) -> Settlement | None:
         """Settle one member's outcome and decide what it needs next."""
         step = batch.step
-        if step is Step.DRAFT_VERIFY or step is Step.DRAFT:
+        if step is not Step.PREFILL and step is not Step.VERIFY:
             state.drafted += state.draft_length
         if state.cancel_requested:
             self._end(state, Status.CANCELLED, "cancelled", now)
@@ -352,7 +352,8 @@ class Scheduler:
         return settlement
 
     def _settle(self, state: RequestState, batch: Batch, emission: Emission, now: float) -> Settlement:
-        settlement = settle(emission, state.draft_length, state.max_tokens - state.emitted)
+        k = state.draft_length
+        settlement = settle(emission, k, state.max_tokens - state.emitted)
         state.emitted += settlement.emitted
         if batch.step is Step.PREFILL:
             state.prefill_end_s = now
@@ -360,9 +361,9 @@ class Scheduler:
         state.accepted += settlement.accepted
         state.rejected += settlement.rejected
         state.verifications += 1
-        if self._adapts:
-            self.controller.observe(state.draft_length, settlement.accepted, self.queue_length(Stage.VERIFY))
         state.draft_length = 0
+        if self._adapts:
+            self.controller.observe(k, settlement.accepted, self.queue_length(Stage.VERIFY))
         return settlement
 
     def _end(self, state: RequestState, status: Status, reason: str, now: float) -> None:

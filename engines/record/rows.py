@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from engines.policy.architecture import Segment
 from engines.policy.batch import Batch, Wait
 from engines.policy.request import Settlement
 from engines.record.schema import SPANS, STEPS
@@ -83,20 +84,15 @@ class SpanRows:
 
     def add(self, batch: Batch, segments: Iterable[tuple[Any, ...]], completed_s: float) -> None:
         """Add the segments of a batch, given as SegmentTime, in order."""
-        lane, shapes = batch.lane, batch.shapes
-        for (segment, start_s, end_s, solo_s), (_, size, k, tokens, context) in zip(
-            segments, cycle(shapes) if shapes else (), strict=False
-        ):
-            key = (lane.name, batch.worker, batch.step, segment, batch.hybrid, batch.back_to_back)
+        name, number, dispatched_s = batch.lane.name, batch.id, batch.dispatched_s
+        for (segment, start_s, end_s, solo_s), (_, size, k, tokens, context) in zip(segments, cycle(batch.shapes)):
+            key = (name, batch.worker, batch.step, segment, batch.hybrid, batch.back_to_back)
             kind = self._kinds.get(key)
             if kind is None:
                 kind = self._kinds[key] = len(self._kinds)
-                step, *flags = str(batch.step), batch.hybrid, batch.back_to_back
-                self._kind_columns.append(
-                    (lane.name, batch.worker, lane.device, lane.stream, step, str(segment), *flags)
-                )
-            self._whole.fromlist([batch.id, kind, size, k, tokens])
-            self._float.fromlist([context, batch.dispatched_s, start_s, end_s, completed_s, solo_s])
+                self._kind_columns.append(_kind_columns(batch, segment))
+            self._whole.fromlist([number, kind, size, k, tokens])
+            self._float.fromlist([context, dispatched_s, start_s, end_s, completed_s, solo_s])
 
     def table(self) -> pd.DataFrame:
         """Return the rows so far."""
@@ -109,3 +105,11 @@ class SpanRows:
         columns |= dict(zip(_FLOAT, np.array(self._float).reshape(-1, len(_FLOAT)).T, strict=True))
         columns["batch_id"] = batch_id
         return pd.DataFrame({name: columns[name] for name in SPANS})
+
+
+def _kind_columns(batch: Batch, segment: Segment) -> tuple[Any, ...]:
+    lane = batch.lane
+    return (
+        lane.name, batch.worker, lane.device, lane.stream, str(batch.step), str(segment), batch.hybrid,
+        batch.back_to_back,
+    )  # fmt: skip
