@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from engines.errors import require_whole
 from engines.policy.architecture import Architecture, Lane, Stage, Step
 from engines.policy.batch import Batch, Outcome, Wait
+from engines.policy.draft_length import FixedController
 from engines.policy.request import MOST_TOKENS, Emission, Request, RequestState, Settlement, Status, settle
 from engines.policy.segment_shape import shapes_of
 
@@ -101,10 +102,8 @@ class Scheduler:
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
         self.controller = architecture.draft_length.controller()
-        self._adapts = architecture.draft_length.minimum < architecture.draft_length.maximum
         self.permits = {device: architecture.permits_on(device) for device in architecture.devices}
-        workers = {device: sum(lane.workers for lane in architecture.lanes if lane.device == device) for device in self.permits}
-        self._few_permits = any(self.permits[device] < count for device, count in workers.items())
+        self._few_permits = architecture.permits is not None  # without a number, every worker has one
         self.free_slots = list(range(architecture.slots))
         self.active: dict[int, RequestState] = {}  # by slot
         self.running: dict[int, Batch] = {}  # by batch id
@@ -362,7 +361,7 @@ class Scheduler:
         state.rejected += settlement.rejected
         state.verifications += 1
         state.draft_length = 0
-        if self._adapts:
+        if type(self.controller) is not FixedController:  # which ignores it
             self.controller.observe(k, settlement.accepted, self.queue_length(Stage.VERIFY))
         return settlement
 

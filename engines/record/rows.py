@@ -100,7 +100,7 @@ class SpanRows:
             return pd.DataFrame([], columns=list(SPANS))
         batch_id, kind, *whole = np.array(self._whole).reshape(-1, 2 + len(_WHOLE)).T
         kinds = pd.DataFrame(self._kind_columns, columns=list(_KIND))
-        columns = {name: kinds[name].take(kind).reset_index(drop=True) for name in _KIND}
+        columns: dict[str, Any] = {name: kinds[name].take(kind).reset_index(drop=True) for name in _KIND}
         columns |= dict(zip(_WHOLE, whole, strict=True))
         columns |= dict(zip(_FLOAT, np.array(self._float).reshape(-1, len(_FLOAT)).T, strict=True))
         columns["batch_id"] = batch_id

@@ -164,4 +164,6 @@ class Recorder:
         requests = pd.DataFrame(self._requests, columns=REQUEST_COLUMNS).sort_values("request", ignore_index=True)
         for column in ("prefill_start_s", "first_token_s", "finish_s"):
             requests[column] = requests[column].astype(float)
-        return Run(dict(info), requests, self._steps.table(), self._spans.table(), dict(sorted((tapes or {}).items())))
+        return Run(
+            dict(info), requests, self._steps.table(), self._spans.table(), dict(sorted((tapes or {}).items()))
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -111,11 +112,11 @@ def acceptance(draw: random.Random, load: Workload) -> AcceptanceSource:
     )
 
 
-def random_run(seed: int, **options: Any) -> Any:
-    """Simulate whatever this seed stands for."""
+def random_run(seed: int, predict: Callable[..., Any] = simulate) -> Any:
+    """Simulate whatever this seed stands for. predict: simulate, or what takes the same arguments."""
     draw = random.Random(seed)
     load, kind = workload(draw), draw.choice(["h100", "h100", "made up", "alone"])
-    return simulate(
+    return predict(
         architecture(draw, 64 if kind == "h100" else 1),  # what was made up has no prefill of two prompts
         load,
         costs(kind),
@@ -123,7 +124,6 @@ def random_run(seed: int, **options: Any) -> Any:
         seed=draw.randrange(1000),
         jitter=draw.random() < 0.8,
         max_context=draw.choice([None, None, 220]),
-        **options,
     )
 
 
