@@ -113,6 +113,10 @@ def _asked(architecture: Architecture, workload: Workload) -> dict[str, Any]:
     }
 
 
+_DRAFT = Step.DRAFT
+_FOUND = [Emission(matched) for matched in range(MOST_DRAFTS + 1)]  # by how many drafts agree
+
+
 class _Engine:
     def __init__(
         self,
@@ -247,13 +251,20 @@ class _Engine:
 
     def _outcomes(self, batch: Batch) -> Sequence[Outcome]:
         """What the target finds for each member; nothing in a draft."""
-        if batch.step is Step.DRAFT:
+        if batch.step is _DRAFT:
             return [None] * len(batch.members)
-        known = self._known
-        return [
-            _emission(known[state.request.id], state.emitted, state.max_tokens, k)  # k is 0 in prefill
-            for state, k in zip(batch.members, batch.draft_lengths, strict=True)
-        ]
+        known, outcomes = self._known, []
+        for state, k in zip(batch.members, batch.draft_lengths, strict=True):  # k is 0 in prefill
+            output_tokens, matches, _ = known[state.request.id]
+            position = state.emitted
+            matched = matches[position]
+            if matched > k:
+                matched = k
+            if output_tokens < state.max_tokens and output_tokens - position <= matched + 1:
+                outcomes.append(Emission(matched, output_tokens - position))
+            else:
+                outcomes.append(_FOUND[matched])
+        return outcomes
 
     # --- the life of a request --------------------------------------------------------------------------
 
@@ -310,17 +321,3 @@ class _Engine:
             self._environment.process(self._think(think_s))
         if self._progress is not None:
             self._progress(self._clients.done, self._clients.total)
-
-
-_FOUND = [Emission(matched) for matched in range(MOST_DRAFTS + 1)]
-
-
-def _emission(known: RequestAcceptance, position: int, max_tokens: int, draft_length: int) -> Emission:
-    """What the target finds for one request at an output position."""
-    matched = known.matches[position]
-    if matched > draft_length:
-        matched = draft_length
-    left = known.output_tokens - position
-    if left <= matched + 1 and known.output_tokens < max_tokens:
-        return Emission(matched, left)
-    return _FOUND[matched]

@@ -26,6 +26,11 @@ from engines.policy.draft_length import FixedController
 from engines.policy.request import MOST_TOKENS, Emission, Request, RequestState, Settlement, Status, settle
 from engines.policy.segment_shape import shapes_of
 
+# Looking a member up on its class, as in Step.DRAFT, takes seven times as long as a name, and decisions do it often.
+_PREFILL, _DRAFT, _VERIFY, _DRAFT_VERIFY = Step.PREFILL, Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY
+_TO_PREFILL, _TO_DRAFT, _TO_VERIFY = Stage.PREFILL, Stage.DRAFT, Stage.VERIFY
+_WAITING, _RUNNING = Status.WAITING, Status.RUNNING
+
 
 class QueueFullError(RuntimeError):
     """Raised for a request that was not accepted because `queue_limit` requests already wait for a slot."""
@@ -129,9 +134,9 @@ class Scheduler:
         if request.id in self.requests:
             raise ValueError(f"request {request.id} has not ended; use another id")
         limit = self.architecture.queue_limit
-        if limit is not None and self.queue_length(Stage.PREFILL) >= limit:
+        if limit is not None and self.queue_length(_TO_PREFILL) >= limit:
             raise QueueFullError(f"{limit} requests already wait (queue_limit); try later or raise the limit")
-        queue = self._queues[Stage.PREFILL]
+        queue = self._queues[_TO_PREFILL]
         state = RequestState(request, allowed, now, now, next(self._order), queue.missing_s(now))
         self.requests[request.id] = state
         queue.waiting.append(state)
@@ -149,7 +154,7 @@ class Scheduler:
             heapq.heappush(self._idle[batch.lane.name], batch.worker)
         ended = []
         for state, outcome in zip(batch.members, outcomes, strict=True):
-            state.status = Status.WAITING
+            state.status = _WAITING
             batch.settlements.append(self._advance(state, batch, outcome, now))
             if state.finish_s is None:
                 self._requeue(state, batch.lane, now)
@@ -165,7 +170,7 @@ class Scheduler:
         state = self.requests.get(request_id)
         if state is None:
             return None
-        if state.status is Status.RUNNING:
+        if state.status is _RUNNING:
             state.cancel_requested = True
             return None
         if state.worker is None:
@@ -180,7 +185,7 @@ class Scheduler:
         started = []
         while (choice := self._next_choice()) is not None:
             started.append(self._start(*choice, now))
-        self._queues[Stage.PREFILL].slot_missing(not self.free_slots, now)
+        self._queues[_TO_PREFILL].slot_missing(not self.free_slots, now)
         if self._few_permits:
             for queue in self._queues.values():
                 queue.permit_missing(self._lacks_only_permit(queue), now)
@@ -193,7 +198,7 @@ class Scheduler:
             return 0
         if not self._carried:
             return len(queue.waiting)
-        carried = sum(state.needs is stage and state.status is Status.WAITING for state in self._carried.values())
+        carried = sum(state.needs is stage and state.status is _WAITING for state in self._carried.values())
         return len(queue.waiting) + carried
 
     @property
@@ -224,9 +229,9 @@ class Scheduler:
         choices: list[tuple[_Queue, int, RequestState | None]] = []
         if lane.run_to_completion:
             for (name, worker), state in self._carried.items():
-                if name == lane.name and state.needs is stage and state.status is Status.WAITING:
+                if name == lane.name and state.needs is stage and state.status is _WAITING:
                     choices.append((queue, worker, state))
-        if queue.waiting and self._idle[lane.name] and (stage is not Stage.PREFILL or self.free_slots):
+        if queue.waiting and self._idle[lane.name] and (stage is not _TO_PREFILL or self.free_slots):
             choices.append((queue, self._idle[lane.name][0], None))
         return choices
 
@@ -237,25 +242,25 @@ class Scheduler:
         order, above = self.architecture.priority, self.architecture.verify_first_above
         if above is None:
             return order
-        if self.queue_length(Stage.VERIFY) - self.queue_length(Stage.DRAFT) > above:
-            return (Stage.VERIFY, *(stage for stage in order if stage is not Stage.VERIFY))
+        if self.queue_length(_TO_VERIFY) - self.queue_length(_TO_DRAFT) > above:
+            return (_TO_VERIFY, *(stage for stage in order if stage is not _TO_VERIFY))
         return order
 
     # --- starting ---------------------------------------------------------------------------------------
 
     def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Batch:
         lane, step = queue.lane, queue.step
-        hybrid = step is Step.DRAFT and self.hybrid
+        hybrid = step is _DRAFT and self.hybrid
         if hybrid:
-            step = Step.DRAFT_VERIFY
+            step = _DRAFT_VERIFY
         members = [carried] if carried else self._take(queue)
         waits = self._waits(members, queue, now)
-        drafts, k = step is Step.DRAFT_VERIFY or step is Step.DRAFT, self.controller.k
+        drafts, k = step is _DRAFT_VERIFY or step is _DRAFT, self.controller.k
         for state in members:
-            state.status = Status.RUNNING
+            state.status = _RUNNING
             if drafts:
                 state.draft_length = k
-        if step is Step.PREFILL:
+        if step is _PREFILL:
             for state in members:
                 self._admit(state, now)
         if lane.run_to_completion:
@@ -275,7 +280,7 @@ class Scheduler:
 
     def _take(self, queue: _Queue) -> list[RequestState]:
         waiting, size = queue.waiting, queue.limit
-        if queue.step is Step.PREFILL:
+        if queue.step is _PREFILL:
             size = min(size, len(self.free_slots))
         if len(waiting) > size:
             return [waiting.popleft() for _ in range(size)]
@@ -327,7 +332,7 @@ class Scheduler:
     def _advance(self, state: RequestState, batch: Batch, outcome: Outcome, now: float) -> Settlement | None:
         """Settle one member's outcome and decide what it needs next."""
         step = batch.step
-        if step is not Step.PREFILL and step is not Step.VERIFY:
+        if step is not _PREFILL and step is not _VERIFY:
             state.drafted += state.draft_length
         if state.cancel_requested:
             self._end(state, Status.CANCELLED, "cancelled", now)
@@ -336,12 +341,12 @@ class Scheduler:
             state.error = f"{type(outcome).__name__}: {outcome}"
             self._end(state, Status.FAILED, "error", now)
             return None
-        if step is Step.DRAFT:
-            state.needs = Stage.VERIFY
+        if step is _DRAFT:
+            state.needs = _TO_VERIFY
             return None
         if outcome is None:
             raise ValueError(f"batch {batch.id} ({step}): request {state.id} needs an Emission")
-        state.needs = Stage.DRAFT
+        state.needs = _TO_DRAFT
         settlement = self._settle(state, batch, outcome, now)
         if settlement.emitted == outcome.stop_after:
             self._end(state, Status.FINISHED, "stop", now)
@@ -354,7 +359,7 @@ class Scheduler:
         k = state.draft_length
         settlement = settle(emission, k, state.max_tokens - state.emitted)
         state.emitted += settlement.emitted
-        if batch.step is Step.PREFILL:
+        if batch.step is _PREFILL:
             state.prefill_end_s = now
             return settlement
         state.accepted += settlement.accepted
@@ -362,7 +367,7 @@ class Scheduler:
         state.verifications += 1
         state.draft_length = 0
         if type(self.controller) is not FixedController:  # which ignores it
-            self.controller.observe(k, settlement.accepted, self.queue_length(Stage.VERIFY))
+            self.controller.observe(k, settlement.accepted, self.queue_length(_TO_VERIFY))
         return settlement
 
     def _end(self, state: RequestState, status: Status, reason: str, now: float) -> None:

@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 from engines.policy.architecture import Segment, Step
 from engines.policy.request import RequestState
 
+# Names, since members of a class are slow to look up.
+_PREFILL, _BOTH, _VERIFY_STEP = Step.PREFILL, Step.DRAFT_VERIFY, Step.VERIFY
+_DRAFT, _VERIFY = Segment.DRAFT, Segment.VERIFY
+
 
 class SegmentShape(NamedTuple):
     """The size of one segment's input.
@@ -59,10 +63,8 @@ def shapes_of(step: Step, members: Sequence[RequestState], draft_length: int) ->
     emitted = sum([state.emitted for state in members])
     prompts = sum([state.request.prompt_tokens for state in members])
     context = (prompts + emitted) / size
-    if step is Step.PREFILL:
+    if step is _PREFILL:
         return tuple([SegmentShape(segment, size, 0, prompts, context) for segment in step.segments])
-    draft = SegmentShape(Segment.DRAFT, size, draft_length, size * draft_length, context)
-    if step is Step.DRAFT:
-        return (draft,)
-    verify = SegmentShape(Segment.VERIFY, size, draft_length, size * (draft_length + 1), context)
-    return (verify,) if step is Step.VERIFY else (draft, verify)
+    draft = SegmentShape(_DRAFT, size, draft_length, size * draft_length, context)
+    verify = SegmentShape(_VERIFY, size, draft_length, size * (draft_length + 1), context)
+    return (draft, verify) if step is _BOTH else (verify,) if step is _VERIFY_STEP else (draft,)

@@ -18,6 +18,7 @@ from engines.record.exact_sum import ExactSum
 from engines.record.metrics import DEPTHS, over_duration, request_summary, utilisation
 from engines.record.run import Run, SegmentTime
 
+_PREFILL = Step.PREFILL
 CHUNK = 1024  # segments that are added up at a time
 
 
@@ -47,10 +48,11 @@ class Totals:
         emitted = [settled.emitted for settled in batch.settlements if settled is not None and settled.emitted]
         total = sum(emitted)
         self._emitted += total
-        if batch.step is not Step.PREFILL:
+        prefill = batch.step is _PREFILL
+        if not prefill:
             self._verified += total
             self._verifications += len(emitted)
-        if batch.step is Step.PREFILL or (self._moments_s and self._moments_s[-1] == completed_s):
+        if prefill or (self._moments_s and self._moments_s[-1] == completed_s):
             self._note(completed_s)
         lane, device = self._lanes[batch.lane.name].seconds, self._devices[batch.lane.device]
         for (segment, start_s, end_s, _), shape in zip(segments, batch.shapes, strict=True):
