@@ -38,7 +38,7 @@ def figures(
     check_apart("out", out)
     lives, simulations, measured = both_sides(live, simulated, profile, only)
 
-    from experiments.figures import draw_all  # seaborn takes a second to import, which other commands can do without
+    from experiments.figures.draw import draw_all  # seaborn takes a second to import
 
     with console.status("drawing"):
         paths = draw_all(lives, simulations, measured, out)

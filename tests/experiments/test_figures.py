@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from engines.errors import InputError
 from engines.policy.architecture import Segment
 from engines.record.metrics import PARTS, steady_window
-from experiments.figures import (
+from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
+from experiments.figures.draw import (
     acceptance,
     busiest,
     contention,
@@ -24,7 +25,6 @@ from experiments.figures import (
     stage_costs,
     timeline,
 )
-from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
 from experiments.figures.style import PART_COLOURS, SEGMENT_COLOURS, architecture_looks, level_axis, shown, source
 from sim.acceptance import Independent, PerPosition, PerRequestSpread, Tapes
 from sim.costs import CostModel
