@@ -14,18 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
-
 from calibrate.profile import Profile
 from engines.policy.architecture import PD, Architecture, Step
 from engines.workload.traces import read_trace
 from engines.workload.workload import FixedLength, Workload, make_workload
 from sim.acceptance_fits import from_profile
 from sim.costs import CostModel
-from sim.engine import simulate
+from sim.engine import simulate, summarise
 
 TOKENS = FixedLength(128)  # of every prompt and output
-REQUESTS = 2000
+REQUESTS = 2_000
 REQUEST_COUNTS = (1_000, 10_000, 100_000, 1_000_000)
 CLIENT_COUNTS = (10, 100, 1_000, 10_000)
 LEAST_PER_CLIENT = 3
@@ -33,7 +31,8 @@ MIB = 2**20
 
 
 class Load(NamedTuple):
-    """One load of the benchmark. trace: replayed instead of a closed loop of `clients`. repeats: the best counts."""
+    """One load of the benchmark. trace: replayed instead of a closed loop of `clients`. repeats: the best counts.
+    record: keep the record, not only its summary."""
 
     name: str
     architecture: Architecture
@@ -41,6 +40,7 @@ class Load(NamedTuple):
     clients: int = 64
     trace: Path | None = None
     repeats: int = 1
+    record: bool = False
 
     def workload(self) -> Workload:
         if self.trace is not None:
@@ -52,8 +52,11 @@ def loads(trace: Path | None, largest: int) -> list[Load]:
     """Return the loads to measure. largest: most requests, and most clients, of those that show growth."""
     wide = PD.with_batch_limits({Step.PREFILL: 64, Step.DRAFT_VERIFY: 64})
     narrow = PD.with_batch_limits({Step.PREFILL: 4, Step.DRAFT_VERIFY: 64})
-    found = [Load("trace, PD 4-64", narrow, trace=trace, repeats=3)] if trace is not None else []
-    found += [Load("PD 64-64", wide, repeats=3), Load("PD 1-6", PD, repeats=3)]
+    found = []
+    for record in (True, False):
+        if trace is not None:
+            found.append(Load("trace, PD 4-64", narrow, trace=trace, repeats=5, record=record))
+        found += [Load("PD 64-64", wide, repeats=5, record=record), Load("PD 1-6", PD, repeats=5, record=record)]
     found += [Load("PD 64-64", wide, count) for count in REQUEST_COUNTS if count <= largest]
     for clients in CLIENT_COUNTS:
         if clients <= largest:
@@ -64,20 +67,21 @@ def loads(trace: Path | None, largest: int) -> list[Load]:
 def measure(load: Load, folder: Path) -> dict[str, object]:
     """Simulate one load in this process.
 
-    Times are CPU time of simulate(), without making the workload and the cost model. growth_mib: how far the peak
-    memory of the process rose above that with the workload made.
+    Times are CPU time, without making the workload and the cost model. growth_mib: how far the peak memory of the
+    process rose above that with the workload made.
     """
     profile = Profile.load(folder)
     costs, acceptance, workload = CostModel(profile, extrapolate=True), from_profile(profile), load.workload()
     before, seconds = _peak_mib(), float("inf")
+    predict = simulate if load.record else summarise
     for _ in range(load.repeats):
         started = time.process_time()
-        run = simulate(load.architecture, workload, costs, acceptance)
+        predict(load.architecture, workload, costs, acceptance)
         seconds = min(seconds, time.process_time() - started)
-    tokens = int(run.requests["output_tokens"].sum())
+    tokens = sum(request.max_tokens for request in workload.requests)
     return {
-        "load": load.name, "clients": workload.concurrency or "open", "requests": len(workload.requests),
-        "tokens": tokens, "batches": len(run.spans) // 2, "seconds": seconds, "tokens_per_s": tokens / seconds,
+        "load": load.name, "kept": "record" if load.record else "summary", "clients": workload.concurrency or "open",
+        "requests": len(workload.requests), "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds,
         "us_per_token": seconds / tokens * 1e6, "growth_mib": _peak_mib() - before, "peak_mib": _peak_mib(),
     }  # fmt: skip
 
@@ -101,10 +105,17 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, help="trace to replay under PD with batch limits of 4 and 64")
     parser.add_argument("--largest", type=int, default=100_000, help="most requests, and clients (default 100,000)")
     given = parser.parse_args()
-    rows = []
-    for row in measure_all(loads(given.trace, given.largest), given.profile):
-        rows.append(row)
-        print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1, float_format="{:,.3f}".format))
+    width = 14
+    for place, row in enumerate(measure_all(loads(given.trace, given.largest), given.profile)):
+        if place == 0:
+            print(*(name.rjust(width) for name in row))
+        print(
+            *(
+                f"{value:,.2f}".rjust(width) if isinstance(value, float) else str(value).rjust(width)
+                for value in row.values()
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
