@@ -17,6 +17,8 @@ from engines.errors import InputError
 from engines.record.run import SegmentTime
 from sim.costs import Contention
 
+_new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
+
 
 class Job(simpy.Event):
     """The segments of one batch on a stream. Succeeds with one SegmentTime per segment, `after_s` after the last.
@@ -51,7 +53,7 @@ class Job(simpy.Event):
         """Record the segment that ran. Returns whether it was the last."""
         times, segments = self.times, self.segments
         running, solo_s = segments[len(times)]
-        times.append(SegmentTime(running[0], self.start_s, now, solo_s))
+        times.append(_new(SegmentTime, (running[0], self.start_s, now, solo_s)))
         return len(times) == len(segments)
 
     def end(self) -> None:
@@ -67,7 +69,7 @@ def times_alone(segments: Sequence[tuple[RunningSegment, float]], start_s: float
         end_s = start_s + solo_s
         if not end_s > start_s and solo_s != 0:
             raise _too_short(running, solo_s, start_s)
-        times.append(SegmentTime(running[0], start_s, end_s, solo_s))
+        times.append(_new(SegmentTime, (running[0], start_s, end_s, solo_s)))
         start_s = end_s
     return times
 

@@ -64,7 +64,9 @@ class CapturePlan:
         if captured is None:
             captured = self._captured[segment, size, k, tokens] = self._captured_for(segment, size, k, tokens)
         batch, fed = captured
-        return shape if batch == size and fed == tokens else SegmentShape(segment, batch, k, fed, context)
+        if batch == size and fed == tokens:
+            return shape
+        return tuple.__new__(SegmentShape, (segment, batch, k, fed, context))  # faster than calling the class
 
     @cached_property
     def _captured(self) -> dict[tuple[Segment, int, int, int], tuple[int, int]]:

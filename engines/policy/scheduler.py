@@ -30,6 +30,7 @@ from engines.policy.segment_shape import shapes_of
 _PREFILL, _DRAFT, _VERIFY, _DRAFT_VERIFY = Step.PREFILL, Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY
 _TO_PREFILL, _TO_DRAFT, _TO_VERIFY = Stage.PREFILL, Stage.DRAFT, Stage.VERIFY
 _WAITING, _RUNNING = Status.WAITING, Status.RUNNING
+_NO_WAIT = Wait(0.0, 0.0, 0.0)
 
 
 class QueueFullError(RuntimeError):
@@ -306,6 +307,8 @@ class Scheduler:
         slot_before_s, permit_before_s = state.ready_missing_s
         slot_s, permit_s = queue.missing_s(now)
         slot_s, permit_s = slot_s - slot_before_s, permit_s - permit_before_s
+        if now == state.ready_s and slot_s == permit_s == 0:
+            return _NO_WAIT
         return Wait(slot_s, max(0.0, now - state.ready_s - slot_s - permit_s), permit_s)
 
     # --- finishing --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from engines.policy.request import RequestState
 # Names, since members of a class are slow to look up.
 _PREFILL, _BOTH, _VERIFY_STEP = Step.PREFILL, Step.DRAFT_VERIFY, Step.VERIFY
 _DRAFT, _VERIFY = Segment.DRAFT, Segment.VERIFY
+_new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
 
 
 class SegmentShape(NamedTuple):
@@ -65,6 +66,6 @@ def shapes_of(step: Step, members: Sequence[RequestState], draft_length: int) ->
     context = (prompts + emitted) / size
     if step is _PREFILL:
         return tuple([SegmentShape(segment, size, 0, prompts, context) for segment in step.segments])
-    draft = SegmentShape(_DRAFT, size, draft_length, size * draft_length, context)
-    verify = SegmentShape(_VERIFY, size, draft_length, size * (draft_length + 1), context)
+    draft = _new(SegmentShape, (_DRAFT, size, draft_length, size * draft_length, context))
+    verify = _new(SegmentShape, (_VERIFY, size, draft_length, size * (draft_length + 1), context))
     return (draft, verify) if step is _BOTH else (verify,) if step is _VERIFY_STEP else (draft,)

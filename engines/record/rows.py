@@ -25,48 +25,51 @@ _FLOAT = ("context_tokens", "dispatched_s", "start_s", "end_s", "completed_s", "
 _BOOKED = ("emitted", "accepted", "rejected", "discarded")
 
 
+_PENDING = 10_000  # numbers that wait for their array in a list, to which adding is much faster
+
+
 class StepRows:
     """One row per request and batch."""
 
     def __init__(self) -> None:
-        self._batches = array("q")  # id and size of each batch
-        self._requests = array("q")
-        self._output_tokens = array("q")  # after the batch
-        self._draft_lengths = array("q")
-        self._waits = array("d")
+        self._batches = _Numbers("q")  # id and size of each batch
+        self._requests = _Numbers("q")
+        self._output_tokens = _Numbers("q")  # after the batch
+        self._draft_lengths = _Numbers("q")
+        self._waits = _Numbers("d")
         self._settlements: list[Settlement | None] = []  # many rows share one
-
-    def __len__(self) -> int:
-        return len(self._requests)
 
     def add(self, batch: Batch) -> None:
         """Add the members of a batch, after Scheduler.complete."""
-        members = batch.members
-        self._batches.extend((batch.id, len(members)))
-        self._requests.fromlist([state.request.id for state in members])  # fromlist: extend is much slower
-        self._output_tokens.fromlist([state.emitted for state in members])
-        self._draft_lengths.fromlist(batch.draft_lengths)
-        self._waits.fromlist(list(chain.from_iterable(batch.waits)))
+        members, waits = batch.members, self._waits
+        self._batches.pending += (batch.id, len(members))
+        self._requests.pending += [state.request.id for state in members]
+        self._output_tokens.pending += [state.emitted for state in members]
+        self._draft_lengths.pending += batch.draft_lengths
+        waits.pending += chain.from_iterable(batch.waits)
         self._settlements += batch.settlements
+        if len(waits.pending) > _PENDING:
+            for numbers in (self._batches, self._requests, self._output_tokens, self._draft_lengths, waits):
+                numbers.pack()
 
     def table(self) -> pd.DataFrame:
         """Return the rows so far."""
-        if not len(self):
+        if not self._settlements:
             return pd.DataFrame([], columns=list(STEPS))
-        batch_id, size = np.array(self._batches).reshape(-1, 2).T
+        batch_id, size = self._batches.columns(2)
         columns = dict(zip(_BOOKED, self._booked().T, strict=True))
-        columns |= dict(zip(Wait._fields, np.array(self._waits).reshape(-1, 3).T, strict=True))
+        columns |= dict(zip(Wait._fields, self._waits.columns(3), strict=True))
         columns |= {
             "batch_id": np.repeat(batch_id, size),
-            "request": np.array(self._requests),
-            "position": np.array(self._output_tokens) - columns["emitted"],
-            "draft_length": np.array(self._draft_lengths),
+            "request": self._requests.columns(1)[0],
+            "position": self._output_tokens.columns(1)[0] - columns["emitted"],
+            "draft_length": self._draft_lengths.columns(1)[0],
         }
         return pd.DataFrame({name: columns[name] for name in STEPS})
 
     def _booked(self) -> np.ndarray:
         """Return what each row emitted, accepted, rejected and discarded."""
-        objects = np.fromiter(map(id, self._settlements), np.int64, len(self))
+        objects = np.fromiter(map(id, self._settlements), np.int64, len(self._settlements))
         _, first, kinds = np.unique(objects, return_index=True, return_inverse=True)
         distinct = [self._settlements[row] for row in first.tolist()]
         booked = [[getattr(settled, name, 0) for name in _BOOKED] for settled in distinct]  # nothing for None
@@ -79,8 +82,8 @@ class SpanRows:
     def __init__(self) -> None:
         self._kinds: dict[tuple[Any, ...], int] = {}  # what rows have in common, by its number
         self._kind_columns: list[tuple[Any, ...]] = []
-        self._whole = array("q")
-        self._float = array("d")
+        self._whole = _Numbers("q")
+        self._float = _Numbers("d")
 
     def add(self, batch: Batch, segments: Iterable[tuple[Any, ...]], completed_s: float) -> None:
         """Add the segments of a batch, given as SegmentTime, in order."""
@@ -91,18 +94,21 @@ class SpanRows:
             if kind is None:
                 kind = self._kinds[key] = len(self._kinds)
                 self._kind_columns.append(_kind_columns(batch, segment))
-            self._whole.fromlist([number, kind, size, k, tokens])
-            self._float.fromlist([context, dispatched_s, start_s, end_s, completed_s, solo_s])
+            self._whole.pending += (number, kind, size, k, tokens)
+            self._float.pending += (context, dispatched_s, start_s, end_s, completed_s, solo_s)
+        if len(self._float.pending) > _PENDING:
+            self._whole.pack()
+            self._float.pack()
 
     def table(self) -> pd.DataFrame:
         """Return the rows so far."""
         if not self._kinds:
             return pd.DataFrame([], columns=list(SPANS))
-        batch_id, kind, *whole = np.array(self._whole).reshape(-1, 2 + len(_WHOLE)).T
+        batch_id, kind, *whole = self._whole.columns(2 + len(_WHOLE))
         kinds = pd.DataFrame(self._kind_columns, columns=list(_KIND))
         columns: dict[str, Any] = {name: kinds[name].take(kind).reset_index(drop=True) for name in _KIND}
         columns |= dict(zip(_WHOLE, whole, strict=True))
-        columns |= dict(zip(_FLOAT, np.array(self._float).reshape(-1, len(_FLOAT)).T, strict=True))
+        columns |= dict(zip(_FLOAT, self._float.columns(len(_FLOAT)), strict=True))
         columns["batch_id"] = batch_id
         return pd.DataFrame({name: columns[name] for name in SPANS})
 
@@ -113,3 +119,22 @@ def _kind_columns(batch: Batch, segment: Segment) -> tuple[Any, ...]:
         lane.name, batch.worker, lane.device, lane.stream, str(batch.step), str(segment), batch.hybrid,
         batch.back_to_back,
     )  # fmt: skip
+
+
+class _Numbers:
+    """An array of numbers, of a type code of array.array; the latest are in the list `pending`."""
+
+    __slots__ = ("_packed", "pending")
+
+    def __init__(self, code: str) -> None:
+        self._packed = array(code)
+        self.pending: list[Any] = []
+
+    def pack(self) -> None:
+        self._packed.fromlist(self.pending)
+        self.pending.clear()
+
+    def columns(self, count: int) -> np.ndarray:
+        """Return all numbers, as the rows of a table of `count` columns, column by column."""
+        self.pack()
+        return np.array(self._packed).reshape(-1, count).T
