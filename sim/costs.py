@@ -198,7 +198,7 @@ class _Line:
 
     def at(self, load: float, quantile: float | None) -> SegmentCost:
         i = bisect_right(self._places, load) - 1
-        if i > self._last:
+        if i >= self._last:
             i = self._last
             if load > self._places[-1]:
                 self._grid.check(2, load)
@@ -208,7 +208,8 @@ class _Line:
         if part > 1:
             duration_s, kernel_ms = max(duration_s, high[0]), max(kernel_ms, high[1])
         if quantile is not None:
-            duration_s *= jitter[part > 0.5].ratio(quantile)
+            ratio, rise, start, width = jitter[part > 0.5].parts[bisect_right(_JITTER_ENDS, quantile)]
+            duration_s *= ratio + rise * (quantile - start) / width
         return _new(SegmentCost, (duration_s, kernel_ms))
 
 
@@ -220,7 +221,7 @@ class _Jitter:
     is scaled.
     """
 
-    __slots__ = ("_parts",)
+    __slots__ = ("parts",)
     PLACES = (0.0, *QUANTILES.values(), 1.0)
 
     def __init__(self, ratios: Sequence[float]) -> None:
@@ -231,17 +232,13 @@ class _Jitter:
         lacking = 1.0 - float(np.trapezoid(known, self.PLACES[:-1]))
         known.append(max(ratios[-1], 2 * lacking / tail - ratios[-1]))
         scaled = (np.array(known) / np.trapezoid(known, self.PLACES)).tolist()
-        self._parts = [
+        self.parts = [  # of the curve: the ratio and the quantile at its start, and how far each rises
             (ratio, after - ratio, place, end - place)
             for (ratio, after), (place, end) in zip(pairwise(scaled), pairwise(self.PLACES), strict=True)
         ]
 
-    def ratio(self, quantile: float) -> float:
-        ratio, rise, start, width = self._parts[bisect_right(_JITTER_ENDS, quantile)]
-        return ratio + rise * (quantile - start) / width
 
-
-_JITTER_ENDS = _Jitter.PLACES[1:-1]  # of all lines but the last
+_JITTER_ENDS = _Jitter.PLACES[1:-1]  # of all parts but the last
 
 
 def _place(places: Sequence[float], asked: float) -> tuple[int, float]:

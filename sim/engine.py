@@ -178,14 +178,14 @@ class _Engine:
                 self._waiting[key] = environment.event()
                 yield self._waiting[key]
             batch, segments = self._given.pop(key)
-            before_s, after_s = self.costs.host_s(
-                batch.step, len(batch.members), batch.back_to_back, self._on_host() - 1
-            )
-            if len(self.running) > 1:
+            alone = len(self.running) == 1
+            beside = 0 if alone else self._on_host() - 1
+            before_s, after_s = self.costs.host_s(batch.step, len(batch.members), batch.back_to_back, beside)
+            if alone:
+                times = yield from self._run_alone(lane, segments, before_s, after_s)
+            else:
                 yield environment.timeout(before_s)
                 times = yield gpu.run(lane.stream, segments, after_s)
-            else:
-                times = yield from self._run_alone(lane, segments, before_s, after_s)
             self._report(batch, times)  # this may bring the next batch
 
     def _run_alone(self, lane: Lane, segments: Segments, before_s: float, after_s: float) -> Process:
@@ -195,16 +195,17 @@ class _Engine:
         later one if that is at most twice the earlier one (Sterbenz's lemma), which only fails early in a run.
         """
         environment, gpu = self._environment, self._gpus[lane.device]
-        arrival_s = environment.now + before_s
+        now = environment.now
+        arrival_s = now + before_s
         times = times_alone(segments, arrival_s)
         left_s = times[-1].end_s
         end_s = left_s + after_s
-        if end_s > 2 * environment.now:
+        if end_s > 2 * now:
             yield environment.timeout(before_s)
             return (yield gpu.run(lane.stream, segments, after_s))
         self._alone = environment.active_process
         try:
-            yield environment.timeout(end_s - environment.now)
+            yield environment.timeout(end_s - now)
             self._alone = None
         except simpy.Interrupt:
             if environment.now < arrival_s:
