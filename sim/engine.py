@@ -92,16 +92,18 @@ def summarise(
     max_context: int | None = None,
     prefill_tokens: int | None = None,
     progress: Progress | None = None,
+    objectives: tuple[float, float] | None = None,
 ) -> dict[str, float]:
     """Return engines.record.metrics.summary of what `simulate` records with these arguments, without the record.
 
     The numbers are the same to the last bit. Memory does not grow with the length of the run, apart from 80 bytes per
-    request. Raises what `simulate` does.
+    request (200 while they are put in order at the end). objectives: a TTFT and a TPOT in seconds, for which to add
+    goodput_requests_per_s. Raises what `simulate` does.
     """
     engine = _Engine(architecture, workload, costs, acceptance, seed, jitter, max_context, prefill_tokens, progress)
     totals = Totals(engine.running)
     engine.run(totals)
-    return totals.summary(_asked(architecture, workload))
+    return totals.summary(_asked(architecture, workload), objectives)
 
 
 def _asked(architecture: Architecture, workload: Workload) -> dict[str, Any]:

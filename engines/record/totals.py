@@ -15,7 +15,7 @@ from engines.policy.architecture import Step
 from engines.policy.batch import Batch
 from engines.policy.request import Request, RequestState, Status
 from engines.record.exact_sum import ExactSum
-from engines.record.metrics import DEPTHS, over_duration, request_summary, utilisation
+from engines.record.metrics import DEPTHS, goodput, over_duration, request_summary, utilisation
 from engines.record.run import Run, SegmentTime
 
 _PREFILL = Step.PREFILL
@@ -80,10 +80,11 @@ class Totals:
         self._keep(request.id, 0, [now, float("nan"), now], False)
         self._note(now)
 
-    def summary(self, info: Mapping[str, Any]) -> dict[str, float]:
+    def summary(self, info: Mapping[str, Any], objectives: tuple[float, float] | None = None) -> dict[str, float]:
         """Return what engines.record.metrics.summary gives for the record of this run, to the last bit.
 
-        info: that of the record; its workload and architecture are read.
+        info: that of the record; its workload and architecture are read. objectives: a TTFT and a TPOT, in seconds;
+        adds the goodput.
         """
         self._add_up(float("inf"))
         run, nan = Run(dict(info), self._table(), pd.DataFrame(), pd.DataFrame()), float("nan")
@@ -94,6 +95,8 @@ class Totals:
             out[f"batch_size.{segment}"] = self._sizes[segment] / self._batches[segment]
         for lane in sorted(self._lanes):
             out[f"lane_busy.{lane}"] = over_duration(self._lanes[lane].sum.total, run)
+        if objectives is not None:
+            out["goodput_requests_per_s"] = goodput(run, *objectives)
         return out | utilisation(run, {device: overlap.seconds for device, overlap in self._devices.items()})
 
     def _keep(self, request: int, output_tokens: int, times_s: list[float], finished: bool) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engines.policy.architecture import PD
 from engines.record.exact_sum import ExactSum
-from engines.record.metrics import summary
+from engines.record.metrics import goodput, request_times, summary
 from engines.workload.workload import FixedLength, make_workload
 from sim.acceptance import Independent
 from sim.costs import CostModel
@@ -59,6 +59,16 @@ def test_memory_does_not_grow_with_the_length_of_a_run() -> None:
     few = peak(200, 100)
     assert peak(200, 1000) < few + 1e5
     assert peak(2000, 100) < few + 1800 * 250 + 1e5
+
+
+def test_the_goodput_of_objectives() -> None:
+    load = make_workload(40, FixedLength(50), FixedLength(20), rate=20.0)
+    costs = CostModel(made_up())
+    run = simulate(PD, load, costs, Independent(0.7))
+    objectives = tuple(request_times(run)[["ttft_s", "tpot_s"]].median())
+    found = summarise(PD, load, costs, Independent(0.7), objectives=objectives)
+    assert found.pop("goodput_requests_per_s") == goodput(run, *objectives) > 0
+    assert found.keys() == summary(run).keys()
 
 
 def test_a_run_whose_requests_were_all_rejected() -> None:
