@@ -26,6 +26,6 @@ from sim.engine import simulate, summarise
 __all__ = [
     "BASELINE", "PD", "PDV", "Architecture", "FixedLength", "Independent", "Lane", "ListedLength", "LogNormalLength",
     "Markov", "PerPosition", "PerRequestSpread", "Profile", "Run", "Stage", "Step", "Tapes", "UniformLength",
-    "compare", "decompose", "from_profile", "load_architecture", "make_workload", "read_trace", "simulate", "summarise",
-    "summary",
+    "compare", "decompose", "from_profile", "load_architecture", "make_workload", "read_trace", "simulate",
+    "summarise", "summary",
 ]  # fmt: skip
