@@ -18,9 +18,9 @@ measured counts as an average one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from scipy.optimize import least_squares
 
 from engines.errors import InputError
 from engines.policy.architecture import Segment
+from engines.policy.segment_shape import SegmentShape
 
 KINDS = tuple(Segment)
 # Starting point of the fit, and how strongly a parameter is held there if the table does not determine it, in units
@@ -40,10 +41,13 @@ KERNEL_MS = (1e-9, 1e9)  # range of mean kernel durations
 
 
 class RunningSegment(NamedTuple):
-    """A segment that is running on the device. kernel_ms: mean kernel duration alone = solo duration / kernels."""
+    """A segment that is running on the device.
+
+    rows: tokens of one pass (SegmentShape.rows). kernel_ms: mean kernel duration alone = solo duration / kernels.
+    """
 
     segment: Segment
-    batch: int
+    rows: int
     kernel_ms: float
 
 
@@ -96,6 +100,12 @@ class ContentionModel:
         return float(self.residuals["error"].abs().mean())
 
 
+class Rates(Protocol):
+    """Returns the rates of segments that run together, each in (0, 1], in order."""
+
+    def rates(self, running: Sequence[RunningSegment]) -> list[float]: ...
+
+
 class NoContention:
     """Segments do not slow each other down. For what-if studies, never a default."""
 
@@ -139,22 +149,27 @@ def fit_contention(table: pd.DataFrame) -> ContentionModel:
     )
 
 
-def leave_one_group_out(table: pd.DataFrame) -> pd.DataFrame:
+def leave_one_group_out(table: pd.DataFrame, fit: Callable[[pd.DataFrame], Rates] = fit_contention) -> pd.DataFrame:
     """Return the table with `predicted` and `error`, each group predicted by a fit to the other groups.
 
-    This shows how good the model is for combinations that were never measured. Groups of one stream are left out.
+    This shows how good a model is for combinations that were never measured. Groups of one stream are left out.
     """
     together = _of_several_streams(table)
     held_out = []
     for _, group in together.groupby("group", sort=False):
-        model = fit_contention(together.drop(group.index))
-        running = [
-            RunningSegment(Segment(segment), int(batch), float(tau))
-            for segment, batch, tau in zip(group["segment"], group["batch_size"], _kernel_ms(group), strict=True)
-        ]
-        predicted = np.array(model.rates(running))
+        predicted = np.array(fit(together.drop(group.index)).rates(running_segments(group)))
         held_out.append(group.assign(predicted=predicted, error=predicted - group["rate"].to_numpy()))
     return pd.concat(held_out, ignore_index=True)
+
+
+def running_segments(group: pd.DataFrame) -> list[RunningSegment]:
+    """Return the segments of one group of a contention table, in the order of its rows."""
+    sizes = group[["segment", "batch_size", "draft_length", "tokens"]].to_numpy().tolist()
+    shapes = [SegmentShape(Segment(segment), int(n), int(k), int(tokens), 0) for segment, n, k, tokens in sizes]
+    return [
+        RunningSegment(shape.segment, shape.rows, kernel_ms)
+        for shape, kernel_ms in zip(shapes, _kernel_ms(group), strict=True)
+    ]
 
 
 def _check_rows(table: pd.DataFrame) -> None:

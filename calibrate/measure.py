@@ -10,7 +10,15 @@ from pathlib import Path
 
 from calibrate.acceptance import acceptance_table
 from calibrate.host_times import host_times
-from calibrate.measure_contention import default_groups, longest_of, measure_contention, shapes_by_lane, widths_of
+from calibrate.measure_contention import (
+    default_groups,
+    longest_of,
+    measure_contention,
+    middle,
+    shapes_by_lane,
+    spaced,
+    widths_of,
+)
 from calibrate.parts import Parts
 from calibrate.profile import Profile
 from calibrate.stage_costs import Grid, Progress, measure_stage_costs
@@ -23,11 +31,11 @@ from engines.policy.captured_sizes import BATCHES, TOKENS
 from engines.policy.context import context_of
 from engines.policy.draft_length import FixedDraftLength
 from engines.record.run import Run
-from engines.workload.workload import FixedLength, make_workload
+from engines.workload.workload import FixedLength, UniformLength, make_workload
 
-SHARES = {"stage_costs": 0.45, "contention": 0.4, "live": 0.15}  # of the time budget
-REQUESTS, OUTPUT_TOKENS = 12, 64  # of the live run that acceptance and host times are read from
-HOST_REQUESTS = 6  # of those that host times alone are read from
+SHARES = {"stage_costs": 0.4, "contention": 0.5, "live": 0.1}  # of the time budget
+REQUESTS, PER_CLIENT = 12, 4  # of each live run, at least
+OUTPUT_TOKENS = 96  # of the longest request of a live run
 
 
 def calibrate(
@@ -106,20 +114,25 @@ def _scaled(progress: Progress, part: str) -> Progress:
 
 
 def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Run]:
-    """Runs with the largest draft length, for acceptance (the first) and host times: with lanes apart, with draft and
-    verify as one step, and with one worker that two clients keep going from each step to the next. One client meets
-    no contention; several, and as many as the largest batch, meet what lanes cost one another on the host."""
-    prompt, most = _prompt_of(grid, pair.max_context), grid.batches[-1]
-    output = min(OUTPUT_TOKENS, context_of(pair.max_context, grid.draft_lengths[-1]) - prompt)
+    """Runs for acceptance (the first) and host times: with lanes apart, with draft and verify as one step, with one
+    worker that two clients keep going from each step to the next, and with workers that share a stream.
+
+    One client meets no contention; several, and as many as the largest batch, meet what lanes cost one another on
+    the host. Requests of unequal lengths end one by one, so that prefills meet the other lanes at work."""
+    prompt, most, k = _prompt_of(grid, pair.max_context), grid.batches[-1], grid.draft_lengths[-1]
+    output = min(OUTPUT_TOKENS, context_of(pair.max_context, k) - prompt)
+    lengths = FixedLength(prompt), UniformLength(min(output, max(output // 3, k + 2)), output)
     (worker,) = BASELINE.lanes
     alone = BASELINE.replace(lanes=(replace(worker, workers=1),))
-    crowds = sorted({max(2, round(most**0.5)), max(2, most)})
-    loads: list[tuple[Architecture, dict[int, int]]] = [  # requests by number of clients
-        (PDV.replace(hybrid_at_or_below=0), {1: REQUESTS, **{n: max(HOST_REQUESTS, n) for n in crowds}}),
-        (PD, {1: HOST_REQUESTS, **{n: max(HOST_REQUESTS, n) for n in crowds}}),
-        (alone, {2: HOST_REQUESTS}),
+    crowds = [n for n in spaced(grid.batches, 3) if n > 1] or [2]
+    loads: list[tuple[Architecture, list[int]]] = [  # numbers of clients
+        (PDV.replace(hybrid_at_or_below=0), [1, *crowds]),
+        (PD, [1, *crowds]),
+        (alone, [2]),
+        (BASELINE, [worker.workers]),
     ]
-    all_requests = sum(sum(cells.values()) for _, cells in loads)
+    requests = {n: max(REQUESTS, PER_CLIENT * n) for _, cells in loads for n in cells}
+    all_requests = sum(requests[n] for _, cells in loads for n in cells)
     runs: list[Run] = []
 
     def tell(done: int, total: int) -> None:
@@ -131,11 +144,12 @@ def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Ru
         slots = max(cells)
         steps = {step for lane in layout.lanes for step in lane.steps if not lane.run_to_completion}
         architecture = layout.with_batch_limits({step: min(limits[step], slots) for step in steps})
-        architecture = architecture.replace(slots=slots, draft_length=FixedDraftLength(grid.draft_lengths[-1]))
-        with LiveEngine(architecture, pair, prompt + output) as engine:
-            for clients, count in cells.items():
-                lengths = FixedLength(prompt), FixedLength(output)
-                workload = make_workload(count, *lengths, concurrency=clients, seed=seed)
+        draft_length = FixedDraftLength(middle(grid.draft_lengths))
+        with LiveEngine(
+            architecture.replace(slots=slots, draft_length=draft_length), pair, prompt + output
+        ) as engine:
+            for clients in cells:
+                workload = make_workload(requests[clients], *lengths, concurrency=clients, seed=seed)
                 runs.append(serve(engine, prompts_for(pair, workload, seed), tell))
     return runs
 

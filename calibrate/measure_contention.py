@@ -21,7 +21,7 @@ from calibrate.workbench import Workbench, alternating_workers, make_runner, mak
 from engines.live.device.host import lane_settings
 from engines.live.device.streams import Stream, make_stream
 from engines.live.model.pairs import Pair
-from engines.policy.architecture import Segment
+from engines.policy.architecture import Segment, Step
 from engines.policy.segment_shape import SegmentShape
 
 Known = dict[tuple[SegmentShape, frozenset[SegmentShape]], float]  # rate of a segment beside others
@@ -29,27 +29,46 @@ FEWEST = 5  # calls that each stream of a group completes at least
 
 
 def default_groups(grid: Grid) -> list[tuple[SegmentShape, ...]]:
-    """Return pairs and triples of stages that lanes run together, over the grid's ranges: batches at both ends and in
-    the middle, and prefills in the middle and at the end of what prompts of that context can pack."""
-    k, context = grid.draft_lengths[len(grid.draft_lengths) // 2], _middle(grid.contexts)
-    sizes = sorted({grid.batches[0], _middle(grid.batches), grid.batches[-1]})
-    drafts, verifies = (
-        [decode(n, k, context) for n in sizes] for decode in (SegmentShape.draft, SegmentShape.verify)
-    )
+    """Return pairs and triples of stages that lanes run together, over the grid's ranges.
+
+    Every draft meets every verify, at batches a third and a few requests apart. Prefills, a factor of four or more
+    apart and no larger than what prompts of the middle context can pack, meet some of these, alone and together.
+    """
+    k, context = middle(grid.draft_lengths), middle(grid.contexts)
+    sizes, tokens = spaced(grid.batches, 4 / 3, apart=4), _prefills(grid, context)
+    some = spaced(sizes, 4)
+
+    def decode(n: int) -> tuple[SegmentShape, SegmentShape]:
+        return SegmentShape.draft(n, k, context), SegmentShape.verify(n, k, context)
+
+    def prefill(segment: Segment, total: int) -> SegmentShape:
+        packed = next((n for n in grid.packed if total <= n * context), grid.packed[-1])
+        return SegmentShape.prefill(segment, packed, total)
+
+    prompts = [prefill(segment, total) for segment in Step.PREFILL.segments for total in tokens]
+    fewer = [prefill(segment, tokens[len(tokens) // 2]) for segment in Step.PREFILL.segments]
+    pairs = [(decode(n)[0], decode(m)[1]) for n in sizes for m in sizes]
+    pairs += [(prompt, other) for prompt in prompts for n in some for other in decode(n)]
+    return [*pairs, *((*decode(n), prompt) for n in some for prompt in fewer)]
+
+
+def _prefills(grid: Grid, context: int) -> list[int]:
+    """Tokens of the prefills to measure beside others."""
     fit = [total for total in grid.prompt_tokens if total <= grid.packed[-1] * context] or grid.prompt_tokens[:1]
-    tokens = sorted({_middle(fit), fit[-1]})
-    packed = [next((n for n in grid.packed if total <= n * context), grid.packed[-1]) for total in tokens]
-    prompts = [
-        *(SegmentShape.prefill(Segment.PREFILL_TARGET, *shape) for shape in zip(packed, tokens, strict=True)),
-        SegmentShape.prefill(Segment.PREFILL_DRAFT, packed[-1], tokens[-1]),
-    ]
-    pairs = [(d, v) for d in drafts for v in verifies]
-    pairs += [(p, other) for p in prompts for other in (*drafts, *verifies)]
-    return [*pairs, *((d, v, p) for d, v in zip(drafts, verifies, strict=True) for p in prompts)]
+    return spaced(fit, 4)
 
 
-def _middle(values: Sequence[int]) -> int:
-    """The value nearest to the geometric mean of the first and the last."""
+def spaced(values: Sequence[int], factor: float, apart: int = 1) -> list[int]:
+    """Return the largest of rising values, others a factor and a number apart or more, and the smallest."""
+    kept = [values[-1]]
+    for value in reversed(values[:-1]):
+        if value == values[0] or (value * factor <= kept[-1] and value + apart <= kept[-1]):
+            kept.append(value)
+    return kept[::-1]
+
+
+def middle(values: Sequence[int]) -> int:
+    """Return the value nearest to the geometric mean of the first and the last."""
     middle = math.sqrt(values[0] * values[-1])
     return min(values, key=lambda value: abs(math.log(value / middle)))
 
@@ -126,12 +145,12 @@ def _spans(lanes: Sequence[Lane], seconds: float) -> list[list[Span]]:
     def run(i: int, bench: Workbench, stream: Stream, shape: SegmentShape) -> None:
         try:
             with torch.inference_mode(), alternating_workers() as workers:
-                call = partial(bench.span, stream, bench.call(shape))
+                call = partial(bench.spans, stream, bench.call(shape))
                 workers(call)
                 barrier.wait()
                 deadline = time.perf_counter() + seconds
                 while not stop.is_set():
-                    spans[i].append(workers(call))
+                    spans[i].extend(workers(call))
                     if time.perf_counter() > deadline and all(len(each) > FEWEST for each in spans):
                         stop.set()
         except BaseException as error:

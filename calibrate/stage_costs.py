@@ -16,14 +16,14 @@ import torch
 from calibrate.workbench import Budget, Workbench, alternating_workers, make_runner, make_stages
 from engines.errors import InputError
 from engines.live.device.host import lane_settings
-from engines.live.device.streams import make_stream
+from engines.live.device.streams import Stream, make_stream
 from engines.live.model.pairs import Pair
-from engines.policy.architecture import Segment
+from engines.policy.architecture import Step
 from engines.policy.captured_sizes import BATCHES, TOKENS
 from engines.policy.segment_shape import SegmentShape
 
 QUANTILES = {"p05_ms": 0.05, "p25_ms": 0.25, "p50_ms": 0.5, "p75_ms": 0.75, "p95_ms": 0.95}
-WARM_UPS = 2
+IN_A_ROW = 3  # measurements of a step in a row, after one that does not count
 FEWEST, MOST = 12, 400  # measurements of each point
 STABLE = 0.02  # half-width of the median's 95% interval, as a fraction of the median
 
@@ -57,19 +57,21 @@ class Grid:
                 "packed", list(self.packed), f"{self.prompt_tokens[0]} tokens cannot fill as many prompts"
             )
 
-    def points(self) -> list[SegmentShape]:
-        decode = list(itertools.product(self.batches, self.draft_lengths, self.contexts))
-        both = (Segment.PREFILL_DRAFT, Segment.PREFILL_TARGET)
-        prefill = [
-            (segment, prompts, tokens)
-            for segment, prompts, tokens in itertools.product(both, self.packed, self.prompt_tokens)
-            if tokens <= prompts * self.longest
-        ]
+    def steps(self) -> list[tuple[SegmentShape, ...]]:
+        """Return the points as an engine runs them: a draft and its verify, a prefill by one model and the other."""
+        decode = itertools.product(self.batches, self.draft_lengths, self.contexts)
+        prefill = itertools.product(self.packed, self.prompt_tokens)
         return [
-            *itertools.starmap(SegmentShape.draft, decode),
-            *itertools.starmap(SegmentShape.verify, decode),
-            *itertools.starmap(SegmentShape.prefill, prefill),
+            *((SegmentShape.draft(*size), SegmentShape.verify(*size)) for size in decode),
+            *(
+                tuple(SegmentShape.prefill(segment, prompts, tokens) for segment in Step.PREFILL.segments)
+                for prompts, tokens in prefill
+                if tokens <= prompts * self.longest
+            ),
         ]
+
+    def points(self) -> list[SegmentShape]:
+        return [point for step in self.steps() for point in step]
 
     def with_captured_sizes(self) -> Grid:
         """Return the grid with every size between its smallest and its largest that an engine captures."""
@@ -113,14 +115,15 @@ def median_half_width(times: Sequence[float]) -> float:
 def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progress) -> pd.DataFrame:
     """Time every point of the grid alone until all medians are stable (95% interval within 2%) or the time is up.
 
-    Returns the profile's stage costs. Segments run as an engine runs them, from captured graphs on a GPU; capturing
-    does not count against the budget. Each round measures every point once, in another order, so that all points see
-    the same drift of the machine and find the caches as different ones left them. Two threads take turns, as the
-    workers of lanes do: on a CPU, a segment that moves to a thread just woken is slower. Every point is measured
-    FEWEST times whatever the budget.
+    Returns the profile's stage costs. Segments run as an engine runs them: from captured graphs on a GPU (capturing
+    does not count against the budget), in steps, so that a verify is queued behind its draft, and each step several
+    times in a row, since a batch is mostly followed by one like it. The first of a row finds the caches as another
+    step left them and does not count. Each round measures every step once, in another order, so that all points see
+    the same drift of the machine. A row runs in one thread, as the batches of a worker do; a thread that was just
+    woken launches more slowly. Two threads take turns. Every point is measured FEWEST times whatever the budget.
     """
     grid.check(pair.max_context)
-    points = grid.points()
+    steps, points = grid.steps(), grid.points()
     slots = max(*grid.batches, *grid.packed)
     stages = make_stages(pair, slots, grid.draft_lengths[-1], grid.longest)
     stream = make_stream(pair.device)
@@ -130,17 +133,24 @@ def measure_stage_costs(pair: Pair, grid: Grid, budget_s: float, progress: Progr
         bench = Workbench(stages, 0, slots, make_runner(stages, stream, points))
         kernels = {point: bench.count_kernels(point) for point in points}
         workers = stack.enter_context(alternating_workers())
-        for point in points:
-            for _ in range(WARM_UPS):
-                bench.time(stream, bench.call(point))
         order, budget = random.Random(0), Budget(budget_s)
-        for count in range(1, MOST + 1):
-            for point in order.sample(points, len(points)):
-                times[point].append(workers(partial(bench.time, stream, bench.call(point))))
-                progress(f"alone: {point.name}", min(max(budget.spent_s / max(budget_s, 1e-9), count / MOST), 1.0))
-            if count >= FEWEST and (budget.over or all(median_half_width(t) <= STABLE for t in times.values())):
+        for count in itertools.count(IN_A_ROW, IN_A_ROW):
+            for step in order.sample(steps, len(steps)):
+                row = workers(partial(_in_a_row, bench, stream, step))
+                for point, each in zip(step, zip(*row, strict=True), strict=True):
+                    times[point].extend(each)
+                name = "+".join(point.name for point in step)
+                progress(f"alone: {name}", min(max(budget.spent_s / max(budget_s, 1e-9), count / MOST), 1.0))
+            stable = budget.over or all(median_half_width(t) <= STABLE for t in times.values())
+            if count >= MOST or (count >= FEWEST and stable):
                 break
     return pd.DataFrame([_row(point, kernels[point], times[point]) for point in points])
+
+
+def _in_a_row(bench: Workbench, stream: Stream, step: Sequence[SegmentShape]) -> list[list[float]]:
+    """Seconds of each segment of the step, IN_A_ROW times."""
+    calls = [bench.call(shape) for shape in step]
+    return [bench.time(stream, *calls) for _ in range(1 + IN_A_ROW)][1:]
 
 
 def _row(point: SegmentShape, kernels: int, times: list[float]) -> dict[str, object]:

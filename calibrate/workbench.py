@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,6 +24,7 @@ from engines.policy.captured_sizes import CapturedSizes, CapturePlan
 from engines.policy.segment_shape import SegmentShape
 
 _Found = TypeVar("_Found")
+CONTEXT_SPREAD = 1 / 3  # from the mean context of a batch to its longest, as a fraction of the mean
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,23 @@ class Workbench:
         _wait_for(stages.device)
 
     def call(self, shape: SegmentShape) -> RepeatableCall:
-        """A segment over the first slots of this bench. The tokens of a prefill are shared out evenly."""
+        """A segment over the first slots of this bench. The tokens of a prefill are shared out evenly; contexts are
+        spread around their mean, as those of requests at work are (CONTEXT_SPREAD, less where the slots end)."""
         size, k = shape.batch_size, shape.draft_length
         slots, stages = self.slots[:size], self.stages
         share, rest = divmod(shape.tokens, size)
         counts = [share + (i < rest) for i in range(size)]
-        known = [int(shape.context_tokens)] * size if k else counts
+        known = self._contexts(size, int(shape.context_tokens)) if k else counts
         rows, lengths = (torch.tensor(values, device=stages.device) for values in (slots, known))
 
         def reset() -> None:  # stages lengthen sequences; what they then find must be the same each time
             stages.set_lengths(rows, lengths, k)
 
         return RepeatableCall(reset, lambda: self.runner.ready(shape.segment, slots, counts, k, False))
+
+    def _contexts(self, size: int, mean: int) -> list[int]:
+        width = min(round(CONTEXT_SPREAD * mean), self.stages.max_context - mean - 1, mean - 2) if size > 1 else 0
+        return [round(length) for length in np.linspace(mean - width, mean + width, size)]
 
     def count_kernels(self, shape: SegmentShape) -> int:
         """Return the kernels of a segment: the nodes of the graphs that replay it, and on a CPU the computing (not
@@ -75,20 +82,22 @@ class Workbench:
             call()
         return counter.count
 
-    def time(self, stream: Stream, call: RepeatableCall) -> float:
-        """Seconds that the stream takes for one call, as an engine's spans count them."""
-        start, end = self.span(stream, call)
-        return end - start
+    def time(self, stream: Stream, *calls: RepeatableCall) -> list[float]:
+        """Seconds that the stream takes for each of the calls, as an engine's spans count them."""
+        return [end - start for start, end in self.spans(stream, *calls)]
 
-    def span(self, stream: Stream, call: RepeatableCall) -> tuple[float, float]:
-        """Start and end of one call on the stream, on time.perf_counter's clock."""
+    def spans(self, stream: Stream, *calls: RepeatableCall) -> list[tuple[float, float]]:
+        """Start and end of calls that follow one another on the stream, on time.perf_counter's clock.
+
+        The calls are the segments of one step: they start from the same tables.
+        """
 
         def ready() -> list[Callable[[], Any]]:
-            call.reset()
-            return [call.ready()]
+            calls[0].reset()
+            return [call.ready() for call in calls]
 
-        _, (start, end) = timed(stream, ready)
-        return start, end
+        _, times = timed(stream, ready)
+        return list(pairwise(times))
 
 
 def make_runner(

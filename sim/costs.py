@@ -15,7 +15,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from calibrate.contention import NoContention, RunningSegment, fit_contention
+from calibrate.contention import NoContention, RunningSegment
+from calibrate.measured_contention import measured_contention
 from calibrate.profile import QUANTILES, Profile
 from engines.errors import InputError
 from engines.policy.architecture import Segment, Step
@@ -69,11 +70,11 @@ class CostModel:
     batch, prompt or context (and draft length, where it is given) the first line goes on, kept between a constant
     cost and a proportional one.
 
-    contention: None fits the profile's table; NoContention() switches the slowdown off.
+    contention: None takes the profile's table; NoContention() switches the slowdown off.
     """
 
     def __init__(self, profile: Profile, extrapolate: bool = False, contention: Contention | None = None) -> None:
-        self.contention: Contention = fit_contention(profile.contention) if contention is None else contention
+        self.contention: Contention = measured_contention(profile.contention) if contention is None else contention
         known = ("device", "pair", "pair_models", "dtype", "date")
         self._info = {name: profile.info[name] for name in known if name in profile.info}
         self._extrapolate = extrapolate

@@ -250,7 +250,7 @@ class _Engine:
             if plan is not None:
                 shape = plan.padded(shape)
             duration_s, kernel_ms = cost(shape, None if draw is None else draw())
-            segments.append((_new(RunningSegment, (shape[0], shape[1], kernel_ms)), duration_s))
+            segments.append((_new(RunningSegment, (shape[0], shape.rows, kernel_ms)), duration_s))
         return segments
 
     def _outcomes(self, batch: Batch) -> Sequence[Outcome]:

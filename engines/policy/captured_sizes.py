@@ -58,14 +58,16 @@ class CapturePlan:
         return sizes_up_to(self.tokens, self.sizes.tokens)
 
     def padded(self, shape: SegmentShape) -> SegmentShape:
-        """Return the captured shape that runs this one; the shape itself where none is as large."""
+        """Return the captured shape that runs this one; the shape itself where none is as large.
+
+        Requests that only fill up a draft or a verify have next to no context, so its mean falls.
+        """
         segment, size, k, tokens, context = shape
         captured = self._captured.get((segment, size, k, tokens))
         if captured is None:
             captured = self._captured[segment, size, k, tokens] = self._captured_for(segment, size, k, tokens)
         batch, fed = captured
-        if batch == size and fed == tokens:
-            return shape
+        context = context * size / batch  # the same in a prefill, to which no requests are added
         return tuple.__new__(SegmentShape, (segment, batch, k, fed, context))  # faster than calling the class
 
     @cached_property

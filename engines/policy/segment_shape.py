@@ -45,6 +45,11 @@ class SegmentShape(NamedTuple):
         return SegmentShape(segment, batch_size, 0, tokens, context_tokens)
 
     @property
+    def rows(self) -> int:
+        """Tokens of one pass through the model: requests of a draft, all tokens of the others."""
+        return self.batch_size if self.segment is _DRAFT else self.tokens
+
+    @property
     def columns(self) -> dict[str, Any]:
         """The shape as table columns."""
         return {**self._asdict(), "segment": str(self.segment)}

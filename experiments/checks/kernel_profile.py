@@ -91,7 +91,7 @@ def profile_pair(
     for done, shape in enumerate(shapes):
         progress(done, len(shapes))
         call = bench.call(shape)
-        times = sorted(bench.time(stream, call) for _ in range(TIMES))
+        times = sorted(bench.time(stream, call)[0] for _ in range(TIMES))
         table = profile_stage(stream, call)
         table.insert(0, "segment", str(shape.segment))
         table.insert(1, "batch_size", shape.batch_size)

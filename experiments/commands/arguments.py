@@ -6,7 +6,7 @@ None means not given, so that an option which does not apply can be refused; wha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +17,15 @@ from engines.errors import MOST_WHOLE, InputError, require_at_least, require_pos
 from engines.policy.architecture import MOST_SLOTS, Architecture, load_architecture
 from engines.policy.changes import changed
 from engines.record.run import Run
+from engines.storage.files import holds
 from engines.texts import whole_in
 from engines.workload.lengths import parse_lengths
 from engines.workload.workload import PROCESSES, Workload, make_workload, with_sampling
+from experiments.program.progress import bar
 from experiments.runner.cells import load_runs
 from experiments.runner.config import read_rows
-from experiments.runner.folder import load_experiment
+from experiments.runner.folder import SETTINGS, load_experiment
+from experiments.runner.predictions import predictions
 
 LAYOUT, LOAD = "Architecture", "Workload"
 DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"
@@ -134,6 +137,13 @@ SimulatedArgument = Annotated[
 OnlyOption = Annotated[
     str | None, typer.Option(help="Take only the cells of the experiment whose names match, such as 'pdv-c*'.")
 ]
+WithoutOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Switch off a part of the model, to see what it is worth: contention, host or padding. May be repeated.",
+        rich_help_panel="Prediction",
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +247,28 @@ def both_sides(
         raise InputError("only", only, "it chooses cells of an experiment; leave it out, or give that folder alone")
     runs = load_runs("live", live), load_runs("simulated", simulated)
     return *runs, Profile.load(profile) if profile is not None else None
+
+
+def predicted_sides(
+    live: Path, profile: Path | None, only: str | None, without: Sequence[str] = ()
+) -> tuple[list[Run], list[Run], Profile]:
+    """The live runs of a folder or of an experiment, predictions of them made now, and their profile. Raises
+    InputError."""
+    lives, known = _live_side(live, profile, only)
+    with bar("predicting") as progress:
+        return lives, predictions(lives, known, without, progress), known
+
+
+def _live_side(live: Path, profile: Path | None, only: str | None) -> tuple[list[Run], Profile]:
+    """The live runs and the profile, of a folder or of an experiment. Raises InputError."""
+    if holds(live, SETTINGS):
+        lives, _, found = load_experiment(live, profile, only, simulated=False)
+        return lives, found
+    if profile is None:
+        raise InputError("profile", None, "predictions need one; give --profile, or the folder of an experiment")
+    if only is not None:
+        raise InputError("only", only, "it chooses cells of an experiment; leave it out, or give that folder alone")
+    return load_runs("live", live), Profile.load(profile)
 
 
 def parse_numbers(field: str, text: str) -> list[int]:

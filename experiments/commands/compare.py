@@ -1,4 +1,4 @@
-"""pdv compare: how far simulations are from live runs."""
+"""pdv compare: how far simulations are from live runs, and why."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from typing import Annotated
 
 import typer
 
-from engines.errors import require_at_least
-from experiments.commands.arguments import LiveArgument, OnlyOption, SimulatedArgument, both_sides
+from engines.errors import InputError, require_at_least
+from experiments.commands.arguments import (
+    LiveArgument,
+    OnlyOption,
+    SimulatedArgument,
+    WithoutOption,
+    both_sides,
+    predicted_sides,
+)
 from experiments.compare import compare as comparing
-from experiments.compare.report import comparison_report, results_console
+from experiments.compare.comparable import SIMULATED, mode_of
+from experiments.compare.decisions import decisions
+from experiments.compare.explain import explained_path, explanations, save_explanations
+from experiments.compare.fidelity import TOLERANCES, Fidelity, fidelity
+from experiments.compare.fidelity_report import decisions_report, explanation_report, fidelity_report, verdicts_report
+from experiments.compare.report import WIDE, comparison_report, results_console
 from experiments.program.outputs import check_file, check_table
+from experiments.program.progress import bar
 from experiments.runner.folder import check_apart
 
 
@@ -25,10 +38,25 @@ def compare(
         ),
     ] = None,
     only: OnlyOption = None,
+    predict: Annotated[
+        bool,
+        typer.Option(
+            "--predict",
+            help="Simulate the live runs now, from the profile, each as a replay and blind; read no simulated runs.",
+        ),
+    ] = False,
+    without: WithoutOption = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say where the error of the mean latency comes from, cause by cause.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file for every metric of every cell.")] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(help="Exit with 1 if the mean absolute throughput error is above it (0.1 is 10 %)."),
+    ] = None,
+    tolerances: Annotated[
+        str | None,
+        typer.Option(help="Exit with 1 if an error is above those of a table: fidelity."),
     ] = None,
 ) -> None:
     """Compare simulated runs with live ones, cell by cell (architecture, load, draft length).
@@ -44,21 +72,64 @@ def compare(
 
     Example: pdv compare runs simulated --profile profile --tolerance 0.1 --out comparison.csv
 
-    Example: pdv compare results/demo --only "pdv-*"
+    Example: pdv compare results/demo --only "pdv-*" --explain
+
+    Example: pdv compare results/h100/fidelity --predict --without contention --tolerances fidelity
     """
     if tolerance is not None:
         require_at_least("tolerance", tolerance, 0)
+    if tolerances is not None and tolerances not in TOLERANCES:
+        raise InputError("tolerances", tolerances, f"use {', '.join(TOLERANCES)}")
+    if without and not predict:
+        raise InputError("without", ", ".join(without), "runs on disk are as they are; give --predict too")
+    if predict and simulated is not None:
+        raise InputError("predict", str(simulated), "give simulated runs or --predict, not both")
     if out is not None:
         check_file("out", out)
         check_table("out", comparing.paired_path(out), ("run", "quantity"))
-        for path in (out, comparing.paired_path(out)):
+        check_table("out", explained_path(out), ("run", "cause"))
+        for path in (out, comparing.paired_path(out), explained_path(out)):
             check_apart("out", path)
-    comparison = comparing.compare(*both_sides(live, simulated, profile, only))
-    results_console().print(comparison_report(comparison))
-    if out is not None:
-        for path in comparison.save(out):
-            print(f"table: {path}")
-    if tolerance is not None and not comparison.throughput_error <= tolerance:
-        for cell in comparison.exceeding(tolerance):
-            typer.echo(f"over the tolerance of {tolerance:.1%}: {cell}", err=True)
+    given = (
+        predicted_sides(live, profile, only, without or ()) if predict else both_sides(live, simulated, profile, only)
+    )
+    comparison = comparing.compare(*given)
+    lives, simulations, known = given
+    console = results_console()
+    modes = {mode_of(run) for run in simulations}
+    if SIMULATED in modes:
+        console.print(comparison_report(comparison))
+    found = fidelity(lives, simulations)
+    if modes != {SIMULATED}:
+        wide = results_console(WIDE)
+        wide.print(fidelity_report(found), decisions_report(decisions(lives, simulations)))
+    paths = comparison.save(out) if out is not None else []
+    if explain:
+        if known is None:
+            raise InputError("profile", None, "an explanation needs the profile of the simulation; give --profile")
+        with bar("explaining") as progress:
+            why = explanations(lives, simulations, known, progress)
+        console.print(explanation_report(why))
+        paths += [save_explanations(why, explained_path(out))] if out is not None else []
+    for path in paths:
+        print(f"table: {path}")
+    failed = _too_far(comparison, tolerance)
+    if tolerances is not None:
+        failed |= not _met(found, tolerances)
+    if failed:
         raise typer.Exit(1)
+
+
+def _too_far(comparison: comparing.Comparison, tolerance: float | None) -> bool:
+    """Return whether the throughput error is above the tolerance, and name the cells."""
+    if tolerance is None or comparison.throughput_error <= tolerance:
+        return False
+    for cell in comparison.exceeding(tolerance):
+        typer.echo(f"over the tolerance of {tolerance:.1%}: {cell}", err=True)
+    return True
+
+
+def _met(found: Fidelity, name: str) -> bool:
+    verdicts = found.verdicts(TOLERANCES[name])
+    results_console().print(verdicts_report(verdicts))
+    return bool(verdicts["met"].all())

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from engines.errors import require_at_least, require_positive
+from experiments.commands.arguments import WithoutOption
 from experiments.compare.report import comparison_report, grid_table, results_console
 from experiments.program.outputs import check_output
 from experiments.runner.config import Experiment
@@ -44,6 +45,7 @@ def experiment(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", help="Processes that simulate \\[default: one per core].")
     ] = None,
+    without: WithoutOption = None,
     budget_s: Annotated[
         float | None,
         typer.Option(help="Begin no live cell and no calibration later than this after the start, seconds."),
@@ -61,7 +63,8 @@ def experiment(
     if budget_s is not None:
         require_positive("budget_s", budget_s)
     overrides: dict[str, Any] = {} if profile is None else {"profile": str(profile.resolve())}
-    perform(Experiment.load(config, **overrides), out, only=only and only.value, jobs=jobs, budget_s=budget_s)
+    chosen = Experiment.load(config, **overrides)
+    perform(chosen, out, only=only and only.value, jobs=jobs, budget_s=budget_s, without=without or ())
 
 
 def demo(

@@ -7,9 +7,17 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.arguments import LiveArgument, OnlyOption, SimulatedArgument, both_sides
+from engines.errors import InputError
+from experiments.commands.arguments import (
+    LiveArgument,
+    OnlyOption,
+    SimulatedArgument,
+    both_sides,
+    predicted_sides,
+)
+from experiments.compare.explain import Explanation, explanations
 from experiments.program.outputs import check_output
-from experiments.program.progress import console
+from experiments.program.progress import bar, console
 from experiments.runner.folder import check_apart
 
 
@@ -23,9 +31,19 @@ def figures(
         ),
     ] = None,
     only: OnlyOption = None,
+    predict: Annotated[
+        bool,
+        typer.Option(
+            "--predict",
+            help="Simulate the live runs now, from the profile, each as a replay and blind; read no simulated runs.",
+        ),
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Draw where the errors of the mean latency come from, too (slow).")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PDF and PNG files.")] = Path("figures"),
 ) -> None:
-    """Draw live and simulated runs: load curves, lane timelines, where the latency went; and the calibration.
+    """Draw live and simulated runs: load curves, errors, lane timelines, where the latency went; and the calibration.
 
     Give two folders of runs, or the folder of an experiment, whose own runs and profile are taken then. Every figure
     is written as PDF (vector) and PNG, with its units and its source on it.
@@ -33,14 +51,25 @@ def figures(
     Example: pdv figures runs simulated --profile profile --out figures
 
     Example: pdv figures results/demo --only "*-c10-*" --out figures
+
+    Example: pdv figures results/h100/fidelity --predict --explain --out figures
     """
     check_output("out", out)
     check_apart("out", out)
-    lives, simulations, measured = both_sides(live, simulated, profile, only)
+    if predict and simulated is not None:
+        raise InputError("predict", str(simulated), "give simulated runs or --predict, not both")
+    sides = predicted_sides(live, profile, only) if predict else both_sides(live, simulated, profile, only)
+    lives, simulations, measured = sides
+    why: list[Explanation] = []
+    if explain:
+        if measured is None:
+            raise InputError("profile", None, "an explanation needs the profile of the simulation; give --profile")
+        with bar("explaining") as progress:
+            why = explanations(lives, simulations, measured, progress)
 
     from experiments.figures.draw import draw_all  # seaborn takes a second to import
 
     with console.status("drawing"):
-        paths = draw_all(lives, simulations, measured, out)
+        paths = draw_all(lives, simulations, measured, out, why)
     for path in paths:
         print(path)

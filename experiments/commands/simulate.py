@@ -34,6 +34,7 @@ from experiments.commands.arguments import (
     SlotsOption,
     TemperatureOption,
     TraceOption,
+    WithoutOption,
     WorkersOption,
     check_seed,
     chosen_architecture,
@@ -54,8 +55,8 @@ def simulate(
     replay: Annotated[
         Path | None,
         typer.Option(
-            help="Live run to repeat: its architecture, arrivals, lengths and tape. Settings of the architecture "
-            "that are given change it, those of the workload are refused; --seed draws the durations.",
+            help="Live run to repeat: its architecture, arrivals or clients, lengths and tape. Settings of the "
+            "architecture that are given change it, those of the workload are refused; --seed draws the durations.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -77,6 +78,7 @@ def simulate(
     no_contention: Annotated[
         bool, typer.Option("--no-contention", help="Stages do not slow one another.", rich_help_panel=MODEL)
     ] = False,
+    without: WithoutOption = None,
     concurrency: ConcurrencyOption = None,
     rate: RateOption = None,
     process: ProcessOption = None,
@@ -126,9 +128,9 @@ def simulate(
     check_record("out", out)
     if holds(out, "run.toml") and Run.load(out).info["kind"] == "live":
         raise InputError("out", str(out), "a live run is recorded there, which would be lost; give another folder")
+    off = [*(without or ()), *(["contention"] if no_contention else [])]
     settings = Prediction(
-        Profile.load(profile), chosen, extrapolate=extrapolate, jitter=not no_jitter, contention=not no_contention,
-        seed=seed or 0,
+        Profile.load(profile), chosen, extrapolate=extrapolate, jitter=not no_jitter, without=off, seed=seed or 0,
     )  # fmt: skip
     if live is None:
         check(layout, workload, settings)

@@ -17,6 +17,7 @@ from engines.errors import InputError
 from engines.record.run import Run
 from experiments.runner.cells import Cell, cell_of
 
+MODES = SIMULATED, REPLAY, BLIND = "simulated", "replay", "blind"
 MEASURED_ON = ("device", "pair", "pair_models", "dtype")
 REPEATS_MAY_DIFFER = {"seed"}  # repeats may draw different random numbers
 REPLAYS_MAY_DIFFER = {"seed", "requests", "lengths"}  # each contains what its live run finished
@@ -56,7 +57,7 @@ def check_profile(profile: Profile, lives: Iterable[Run]) -> None:
 def sides(lives: Sequence[Run], simulations: Sequence[Run]) -> list[Sides]:
     """Return the cells that both sides have, in order.
 
-    Replays count only if a cell has no other simulation, since a closed loop has to be simulated as one. Raises
+    Replays and blind simulations count only if a cell has no other. Raises
     InputError for runs of the wrong kind, for runs whose device, pair or data type differs from the other side's, and
     for runs that are not repeats of the others of their cell.
     """
@@ -83,9 +84,21 @@ def differences(live: Run, simulated: Run) -> list[str]:
     return _differing(live, simulated)
 
 
+def mode_of(run: Run) -> str:
+    """Return how a simulated run was made, one of MODES.
+
+    A replay has the requests and the acceptance of one live run, a blind one only the description of its workload and
+    fitted acceptance.
+    """
+    return REPLAY if "replays" in run.info else BLIND if run.info.get("blind") else SIMULATED
+
+
 def own_of(simulations: Sequence[Run]) -> list[Run]:
-    """Return the simulations that are not replays, or all of them if all are."""
-    return [run for run in simulations if "replays" not in run.info] or list(simulations)
+    """Return the simulations that are neither replays nor blind; else the replays, else the blind ones."""
+    for mode in MODES:
+        if found := [run for run in simulations if mode_of(run) == mode]:
+            return found
+    return []
 
 
 def by_cell(runs: Sequence[Run]) -> dict[Cell, list[Run]]:

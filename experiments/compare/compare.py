@@ -101,8 +101,8 @@ def compare(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile |
     """Match live and simulated runs by cell and compare them.
 
     On either side, several runs of a cell are its repeats. A replay is also paired with its live run by request. It
-    counts for the metrics of the cell only if the cell has no other simulation, since a closed loop has to be
-    simulated as one. profile: its solo times make contention a part of the live latencies.
+    counts for the metrics of the cell only if the cell has no other simulation. profile: its solo times make
+    contention a part of the live latencies.
 
     Raises InputError if the two sides share no cell, and for runs that cannot be compared
     (experiments.compare.comparable): of the wrong kind, of a different device, pair or data type, not repeats of one

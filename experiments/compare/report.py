@@ -21,6 +21,7 @@ from experiments.program.progress import AS_IT_IS
 from experiments.runner.cells import CELL_COLUMNS, Cell, cell_of
 
 WIDTH = 110
+WIDE = 140  # of the tables with spreads beside the errors
 VERDICT = {
     "throughput": "throughput", "ttft_mean": "mean TTFT", "tpot_mean": "mean TPOT", "latency_mean": "mean latency",
     "latency_p95": "P95 latency",
@@ -52,10 +53,10 @@ CELL_METRICS = {
 """Headings of the table of cells, and the factors for their units."""
 
 
-def results_console() -> Console:
+def results_console(width: int = WIDTH) -> Console:
     """Return a console on standard output that is wide enough for the tables, even in a file or pipe."""
     console = Console(**AS_IT_IS)
-    return console if console.is_terminal else Console(**AS_IT_IS, width=WIDTH)
+    return console if console.is_terminal else Console(**AS_IT_IS, width=width)
 
 
 def print_summary(run: Run, folder: Path) -> None:
@@ -112,21 +113,22 @@ def verdict(comparison: Comparison) -> str:
     for name, label in VERDICT.items():
         spread = grid[f"{name}_live_spread"].mean()
         against = "" if math.isnan(spread) else f" (live spread {spread:.1%})"
-        errors.append(f"{label} {_percent(grid[f'{name}_error'].abs().mean())}{against}")
+        errors.append(f"{label} {percent(grid[f'{name}_error'].abs().mean())}{against}")
     text = f"mean absolute errors over {len(grid)} cells: {', '.join(errors)}"
     others = int((grid["differs"] != "").sum())
     return f"{text}; {others} of them simulated with other settings than live" if others else text
 
 
-def write_report(comparison: Comparison, path: Path) -> Path:
-    """Write the report as plain text."""
+def write_report(comparison: Comparison, path: Path, *more: RenderableType) -> Path:
+    """Write the report, and what follows it, as plain text."""
     with replaced(path) as beside, beside.open("w", encoding="utf-8") as file:
         Console(**AS_IT_IS, file=file, width=WIDTH).print(comparison_report(comparison))
+        Console(**AS_IT_IS, file=file, width=WIDE).print(*more)
     return path
 
 
 def _errors(title: str, headings: Mapping[str, str], grid: pd.DataFrame, marks: Mapping[str, str]) -> Table:
-    table = _table(title)
+    table = cells_table(title)
     table.caption = "spread: (largest - smallest) / |mean| over the repeats of the cell"
     for heading in headings.values():
         table.add_column(heading, justify="right")
@@ -137,19 +139,19 @@ def _errors(title: str, headings: Mapping[str, str], grid: pd.DataFrame, marks: 
             table.add_section()
         previous = cell.architecture
         table.add_row(
-            *_cell(cell, grid, marks.get(row["differs"], "")), *(_shown(name, row[name]) for name in headings)
+            *cell_columns(cell, grid, marks.get(row["differs"], "")), *(_shown(name, row[name]) for name in headings)
         )
     table.add_section()
     means = {name: grid[name].abs().mean() for name in headings if name.endswith(("error", "spread"))}
     table.add_row(
-        "mean |...|", "", *(_percent(means.get(name, math.nan), blank="") for name in headings), style="bold"
+        "mean |...|", "", *(percent(means.get(name, math.nan), blank="") for name in headings), style="bold"
     )
     return table
 
 
 def _shown(name: str, value: float) -> str:
     if name.endswith(("error", "spread")):
-        return _percent(value, signed=name.endswith("error"))
+        return percent(value, signed=name.endswith("error"))
     return f"{value:.1f}"
 
 
@@ -159,7 +161,7 @@ def _marks(differs: Iterable[str]) -> dict[str, str]:
 
 
 def _paired_table(comparison: Comparison, grid: pd.DataFrame, marks: Mapping[str, str]) -> Table:
-    table = _table("request by request, where the simulation replays the live arrivals")
+    table = cells_table("request by request, where the simulation replays the live run")
     table.caption = "means over the cell's replayed runs; MAPE: mean of |simulated - live| / live; r: Pearson"
     for quantity in ("latency", "TTFT"):
         for heading in ("bias", "MAPE", "r"):
@@ -170,23 +172,23 @@ def _paired_table(comparison: Comparison, grid: pd.DataFrame, marks: Mapping[str
         shown = []
         for quantity in ("latency_s", "ttft_s"):
             bias, mape, r = means[quantity].values()
-            shown += [_percent(bias, signed=True), _percent(mape), "-" if math.isnan(r) else f"{r:.2f}"]
-        table.add_row(*_cell(cell, grid, marks.get(rows["differs"].iloc[0], "")), *shown)
+            shown += [percent(bias, signed=True), percent(mape), "-" if math.isnan(r) else f"{r:.2f}"]
+        table.add_row(*cell_columns(cell, grid, marks.get(rows["differs"].iloc[0], "")), *shown)
     return table
 
 
-def _table(title: str) -> Table:
-    """Return a table whose rows begin with `_cell`, narrow enough for 100 columns."""
+def cells_table(title: str, first: str = "", second: str = "load") -> Table:
+    """Return a table whose rows begin with `cell_columns`, or with other names."""
     table = Table(
         title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left",
         title_style="bold", caption_style="dim",
     )  # fmt: skip
-    table.add_column("", no_wrap=True)
-    table.add_column("load", justify="right", no_wrap=True)
+    table.add_column(first, no_wrap=True)
+    table.add_column(second, justify="right" if second == "load" else "left", no_wrap=True)
     return table
 
 
-def _cell(cell: Cell, grid: pd.DataFrame, mark: str) -> tuple[str, str]:
+def cell_columns(cell: Cell, grid: pd.DataFrame, mark: str = "") -> tuple[str, str]:
     """Return short names of architecture and load.
 
     The draft length is included if the cells differ in it, followed by the mark of the settings that differ.
@@ -201,7 +203,7 @@ def _number(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _percent(value: float, signed: bool = False, blank: str = "-") -> str:
+def percent(value: float, signed: bool = False, blank: str = "-") -> str:
     if math.isnan(value):
         return blank
     return f"{value:+.1%}" if signed else f"{value:.1%}"
@@ -214,7 +216,7 @@ def grid_table(runs: Sequence[Run]) -> Table:
         groups.setdefault((str(run.info.get("kind", "run")), cell_of(run)), []).append(run)
     cells = pd.DataFrame([cell for _, cell in groups], columns=CELL_COLUMNS)
     kinds, checked = {kind for kind, _ in groups}, any("exactness" in run.info for run in runs)
-    table = _table("means over the repeats of each cell (spread: (largest - smallest) / |mean|)")
+    table = cells_table("means over the repeats of each cell (spread: (largest - smallest) / |mean|)")
     table.padding = (0, 0)  # so that each cell has one line in WIDTH columns
     for heading, _ in CELL_METRICS.values():
         table.add_column(heading, justify="right")
@@ -226,7 +228,7 @@ def grid_table(runs: Sequence[Run]) -> Table:
         means, spreads = values.mean(), spread(values)
         never_full |= math.isnan(means[STEADY])
         row = [_with_spread(means[name] * scale, spreads[name]) for name, (_, scale) in CELL_METRICS.items()]
-        name, load = _cell(cell, cells, "")
+        name, load = cell_columns(cell, cells, "")
         table.add_row(f"{name}, {kind}" if len(kinds) > 1 else name, load, *row, *[_exact(repeats)] * checked)
     if never_full:
         table.caption = "steady is -: the clients were never all served at once, or the load is not a closed loop"

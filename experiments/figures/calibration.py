@@ -102,7 +102,7 @@ def _segment(panel: Axes, segment: Segment, table: pd.DataFrame, costs: CostMode
         panel.plot(line.index, line, color=colour, linewidth=1.2)
     panel.set_title(style.SEGMENT_LABELS[segment], loc="left")
     panel.set(xlabel="prompt tokens in the batch" if over == "tokens" else "batch (requests)", ylabel="time (ms)")
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, panel.get_ylim()[1] * (1 + 0.04 * len(groups)))  # with room for the legend
     style.level_axis(panel, table[over].tolist())
     if len(groups) > 1:
         panel.legend(fontsize=5.5, ncols=1 + len(groups) // 5)

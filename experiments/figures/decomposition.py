@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 
 from engines.record.metrics import decompose
 from engines.record.run import Run
+from experiments.compare.comparable import own_of
 from experiments.figures import style
 from experiments.runner.cells import CELL_COLUMNS, cell_of
 
@@ -55,7 +56,7 @@ def decomposition(
 def _table(lives: Sequence[Run], simulations: Sequence[Run]) -> pd.DataFrame:
     """Return the mean of each part in seconds by cell and kind, averaged over repeats."""
     rows = []
-    for kind, runs in (("live", lives), ("simulated", [run for run in simulations if "replays" not in run.info])):
+    for kind, runs in (("live", lives), ("simulated", own_of(simulations))):
         rows += [{**cell_of(run)._asdict(), "kind": kind, **decompose(run).mean()} for run in runs]
     table = pd.DataFrame(rows)
     return table.groupby([*CELL_COLUMNS, "kind"], as_index=False).mean()

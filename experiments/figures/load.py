@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from engines.record.metrics import summary
 from engines.record.run import Run
+from experiments.compare.comparable import own_of
 from experiments.figures import style
 from experiments.runner.cells import CELL_COLUMNS, cell_of
 
@@ -33,20 +35,24 @@ def load_curves(lives: Sequence[Run], simulations: Sequence[Run], folder: Path, 
     """Draw PANELS over the most frequent kind of load, with one look per architecture.
 
     Live runs are markers at the mean of the repeats, with a bar from the smallest to the largest. Simulated runs are
-    a line through the means, with a band. Replays are left out, since they are not closed loops.
+    a line through the means, with a band, or a tick where there is one load only. Replays and blind simulations are
+    drawn only if there are no others.
     """
-    simulations = [run for run in simulations if "replays" not in run.info]
+    simulations = own_of(simulations)
     live, simulated = _table(lives), _table(simulations)
     both = pd.concat([live, simulated])
     load = both["load"].mode()[0]
     looks = style.architecture_looks(both["architecture"])
     levels = sorted(both.loc[both["load"] == load, "level"].unique())
-    figure, axes = style.canvas(len(PANELS))
+    figure, axes = style.canvas(len(PANELS), height=2.2 + 0.15 * max(0, math.ceil(len(looks) / 4) - 1))
     for panel, (metric, label_of) in zip(axes[0], PANELS.items(), strict=True):
         for architecture, look in looks.items():
             line = _series(simulated, architecture, load, metric)
             if len(line):
-                panel.plot(line.index, line["mean"], look.line, color=look.colour, zorder=2)
+                alone = "_" if len(line) == 1 else ""
+                panel.plot(
+                    line.index, line["mean"], look.line, marker=alone, markersize=9, color=look.colour, zorder=4
+                )
                 panel.fill_between(line.index, line["min"], line["max"], color=look.colour, alpha=0.2, linewidth=0)
             points = _series(live, architecture, load, metric)
             if len(points):

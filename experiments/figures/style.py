@@ -81,8 +81,8 @@ PART_COLOURS: dict[str, str] = {
 }
 MODEL_COLOURS = {"independent": _SKY, "per-request spread": _VERMILION, "markov": _BLUE}
 SEGMENT_LABELS: dict[str, str] = {
-    Segment.PREFILL_DRAFT: "prefill, draft model",
-    Segment.PREFILL_TARGET: "prefill, target model",
+    Segment.PREFILL_DRAFT: "prefill, draft",
+    Segment.PREFILL_TARGET: "prefill, target",
     Segment.DRAFT: "draft (k steps)",
     Segment.VERIFY: "verify",
 }

@@ -115,6 +115,11 @@ class Point:
     layout: Layout
     workloads: tuple[Workload, ...]
 
+    @property
+    def repeats(self) -> range:
+        """The numbers of its repeats, from 1."""
+        return range(1, len(self.workloads) + 1)
+
 
 class Experiment(Settings):
     """The whole file. Give `concurrencies` (closed loop), `rates` (open loop, requests per second) or a trace.
@@ -123,8 +128,9 @@ class Experiment(Settings):
     or Changes). k: draft lengths for every architecture, as strings ("4", "2-8", "adaptive"); if empty, they keep
     their own. profile: the folder to simulate from; without it, the points of [calibration] are measured between the
     rounds of live cells. acceptance: for the simulations, as in `pdv simulate`; by default the tape of the live run,
-    else the closed form of a permutation pair, else the profile's rates. replay: also simulate the recorded arrivals
-    of each live run, as an open loop.
+    else the closed form of a permutation pair, else the profile's rates. replay: also simulate the recorded requests
+    of each live run, to compare request by request. blind: also simulate each live cell as a person planning would,
+    from the description of its workload and the profile's acceptance.
     """
 
     model_config = ConfigDict(title="config")
@@ -143,6 +149,7 @@ class Experiment(Settings):
     profile: str | None = None
     acceptance: str | None = None
     replay: bool = True
+    blind: bool = True
     workload: WorkloadConfig = WorkloadConfig()
     calibration: CalibrationConfig | None = None
 
@@ -200,14 +207,14 @@ class Experiment(Settings):
     def points(self) -> list[Point]:
         """Return all cells, ordered by architecture first. Raises InputError."""
         shared = loads_of(self.concurrencies, self.rates)
-        workloads: dict[tuple[tuple[str, float] | None, str], tuple[Workload, ...]] = {}
+        workloads: dict[tuple[tuple[str, float] | None, str, int], tuple[Workload, ...]] = {}
         found: dict[str, Point] = {}
         for layout in self.layouts():
-            settings = self._workload_of(layout)
+            settings, repeats = self._workload_of(layout), layout.repeats or self.repeats
             for load in layout.loads or shared or (None,):
-                key = load, repr(settings)
+                key = load, repr(settings), repeats
                 if key not in workloads:
-                    seeds = range(self.seed, self.seed + self.repeats)
+                    seeds = range(self.seed, self.seed + repeats)
                     workloads[key] = tuple(settings.build(load, seed) for seed in seeds)
                     check_room(workloads[key][0], self.max_context)
                 level = "-trace" if load is None else f"-{load[0][0]}{load[1]:g}"

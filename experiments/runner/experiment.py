@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from rich.console import RenderableType
 
 from calibrate.averaging import averaged
 from calibrate.parts import remove_parts
@@ -28,7 +29,11 @@ from engines.record.run import Run
 from engines.storage.files import replaced
 from engines.storage.locks import locked
 from engines.workload.workload import Workload
+from experiments.compare.comparable import BLIND, SIMULATED, mode_of
 from experiments.compare.compare import Comparison, compare
+from experiments.compare.decisions import decisions
+from experiments.compare.fidelity import fidelity
+from experiments.compare.fidelity_report import decisions_report, fidelity_report
 from experiments.compare.report import write_report
 from experiments.figures.perfetto import export
 from experiments.program.outputs import UNFINISHED
@@ -38,9 +43,19 @@ from experiments.runner.config import Experiment, Point
 from experiments.runner.folder import CELLS, SETTINGS, check_folder, check_profile_folder, place_of
 from experiments.runner.layouts import Layout
 from experiments.runner.live import LiveBackend, Serve, check_finished
-from experiments.runner.predict import AcceptanceChoice, Prediction, check, parse_acceptance, replayed, without_live
+from experiments.runner.predict import (
+    FROM_PROFILE,
+    AcceptanceChoice,
+    Prediction,
+    check,
+    parse_acceptance,
+    planned,
+    replayed,
+    without_live,
+)
 from experiments.runner.results import CellTable, Key
 from experiments.runner.simulations import Task, simulated
+from experiments.runner.without import check_parts_of_model
 
 
 @dataclass
@@ -63,21 +78,23 @@ class Runner:
 
     backend: serves live cells. only: "live" or "simulated", to do only this part of the work. jobs: number of
     simulation processes, one per core by default. budget_s: seconds after the start when the last live cell or
-    calibration may begin. Raises InputError.
+    calibration may begin. without: parts of the model that are switched off. Raises InputError.
     """
 
     def __init__(
         self, experiment: Experiment, folder: Path, backend: LiveBackend, *,
         only: str | None = None, jobs: int | None = None, budget_s: float | None = None,
+        without: Sequence[str] = (),
     ) -> None:  # fmt: skip
         if only is not None and experiment.mode not in ("both", only):
             raise InputError("only", only, f'the mode of the experiment is "{experiment.mode}"; leave it out')
         mode = only or experiment.mode
         self.serves, self.simulates = mode != "simulated", mode != "live"
         self.experiment, self.folder, self.backend = experiment, folder, backend
-        self.jobs, self.budget_s = jobs, budget_s
+        self.jobs, self.budget_s, self.without = jobs, budget_s, check_parts_of_model(without)
         self.points = experiment.points()
-        self.repeats = range(1, experiment.repeats + 1)
+        self.rounds = range(1, max(len(point.workloads) for point in self.points) + 1)
+        self.parts = range(1, experiment.repeats + 1)  # of the calibration
         self.table = CellTable(folder / CELLS, [point.name for point in self.points])
         self.lives: dict[tuple[str, int], Run] = {}
         place = experiment.profile or (None if self.serves else folder / "profile")  # else it is measured
@@ -95,8 +112,8 @@ class Runner:
         something in it would be replaced that no experiment wrote.
         """
         with locked(self.folder):
-            check_folder(self.folder, [(point.name, n) for point in self.points for n in self.repeats])
-            for part in (self.folder / "profile", *map(self._part, self.repeats)):
+            check_folder(self.folder, [(point.name, n) for point in self.points for n in point.repeats])
+            for part in (self.folder / "profile", *map(self._part, self.parts)):
                 check_profile_folder(part)
             self._check_profile()
             self._find_lives()
@@ -114,7 +131,7 @@ class Runner:
             outcome.runs += self.lives.values()
             if profile is not None and self.simulates:
                 simulations = self._simulations(profile)
-                outcome.runs += [run for run in simulations if "replays" not in run.info]
+                outcome.runs += [run for run in simulations if mode_of(run) == SIMULATED]
                 if {cell_of(run) for run in simulations} & {cell_of(run) for run in self.lives.values()}:
                     self._conclude(outcome, profile, simulations)
             return outcome
@@ -153,7 +170,7 @@ class Runner:
 
     def _find_lives(self) -> None:
         for point in self.points:
-            for repeat in self.repeats:
+            for repeat in point.repeats:
                 run = kept(self._record((point.name, repeat, "live")), self._live_digest(point, repeat))
                 if run is not None:
                     self.lives[point.name, repeat] = run
@@ -175,13 +192,13 @@ class Runner:
         parts: list[Profile] = []
         end_s = time.monotonic() + self.budget_s if self.budget_s is not None else float("inf")
         left = 0
-        for repeat in self.repeats:
-            groups = _by_layout(self.points)
+        for repeat in self.rounds:
+            groups = _by_layout([point for point in self.points if repeat in point.repeats])
             for points in groups if repeat % 2 else [group[::-1] for group in reversed(groups)]:
                 left += self._serve(points, repeat, end_s)
-            if self._calibrates and (found := self._calibration(repeat, end_s)) is not None:
+            if self._calibrates and repeat in self.parts and (found := self._calibration(repeat, end_s)) is not None:
                 parts.append(found)
-        if len(parts) < len(self.repeats):
+        if len(parts) < len(self.parts):
             return left, None
         averaged(parts).save(self.folder / "profile")
         return left, Profile.load(self.folder / "profile")
@@ -264,19 +281,19 @@ class Runner:
 
     def _prediction(self, profile: Profile) -> Prediction:
         chosen = self.acceptance or without_live(profile)
-        return Prediction(profile, chosen, max_context=self.experiment.max_context)
+        return Prediction(profile, chosen, without=self.without, max_context=self.experiment.max_context)
 
     def _simulations(self, profile: Profile) -> list[Run]:
-        """Simulate every repeat of every cell with its own load, and replay each live run.
+        """Simulate every repeat of every cell with its own load, and each live run once more as a replay and blind.
 
-        Cells with live runs use their acceptance, so that only times are predicted.
+        Cells with live runs use their acceptance, so that only times are predicted; blind, the profile's.
         """
         from_tapes = self._prediction(profile)
         if self.acceptance is None:
             from_tapes.acceptance = AcceptanceChoice("tape")
-        with_live, without = [], []
+        with_live, without, blind = [], [], []
         for point in self.points:
-            for repeat in self.repeats:
+            for repeat in point.repeats:
                 live, seed = self.lives.get((point.name, repeat)), self.experiment.seed + repeat - 1
                 workload = point.workloads[repeat - 1]
                 if live is None:
@@ -289,7 +306,16 @@ class Runner:
                 if self.experiment.replay:
                     task = Task(architecture, replayed(live), seed, live)
                     with_live.append(((point.name, repeat, "replay"), task))
-        return [*self._simulated(with_live, from_tapes), *self._simulated(without, self._prediction(profile))]
+                if self.experiment.blind:
+                    blind.append(((point.name, repeat, BLIND), Task(architecture, planned(live), seed)))
+        fitted = self._prediction(profile)
+        if self.acceptance is None or self.acceptance.kind == "tape":
+            fitted.acceptance = FROM_PROFILE
+        return [
+            *self._simulated(with_live, from_tapes),
+            *self._simulated(without, self._prediction(profile)),
+            *self._simulated(blind, fitted),
+        ]
 
     def _simulated(self, wanted: Sequence[tuple[Key, Task]], settings: Prediction) -> list[Run]:
         settings_ = settings.describe()
@@ -324,7 +350,10 @@ class Runner:
         lives = list(self.lives.values())
         outcome.comparison = compare(lives, simulations, profile)
         outcome.comparison.save(self.folder / "comparison.csv")
-        write_report(outcome.comparison, self.folder / "comparison.txt")
+        more: tuple[RenderableType, ...] = ()
+        if {mode_of(run) for run in simulations} != {SIMULATED}:
+            more = fidelity_report(fidelity(lives, simulations)), decisions_report(decisions(lives, simulations))
+        write_report(outcome.comparison, self.folder / "comparison.txt", *more)
         with console.status("drawing"):
             outcome.figures = draw_all(lives, simulations, profile, self.folder / "figures")
         outcome.traces = [

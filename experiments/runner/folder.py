@@ -21,22 +21,23 @@ from experiments.runner.results import KINDS, Key, booked
 SETTINGS, CELLS = "experiment.toml", "cells.csv"
 FILES = (SETTINGS, CELLS, "comparison.csv", "comparison_paired.csv", "comparison.txt")
 FOLDERS = ("live", "simulated", "profile", "figures", "traces")
+SUFFIXES = {"replay": "-replay", "blind": "-blind"}
 OWNED = {"record": RUN_FILES, "profile": PROFILE_FILES, "experiment": FILES}  # the first file of each marks it
 
 
 def place_of(key: Key) -> tuple[str, str]:
     """Return where the record of a cell, repeat and kind lies: the folder of its side, and its own folder in it."""
     cell, repeat, kind = key
-    return "live" if kind == "live" else "simulated", f"{cell}-r{repeat}{'-replay' if kind == 'replay' else ''}"
+    return "live" if kind == "live" else "simulated", f"{cell}-r{repeat}{SUFFIXES.get(kind, '')}"
 
 
 def load_experiment(
-    folder: Path, profile: Path | None = None, only: str | None = None
+    folder: Path, profile: Path | None = None, only: str | None = None, simulated: bool = True
 ) -> tuple[list[Run], list[Run], Profile]:
     """Return the live runs, the simulated runs and the profile of an experiment.
 
-    profile: a folder to read instead of the experiment's. only: a file-name pattern for the cells to read. Raises
-    InputError, also if either side has no run.
+    profile: a folder to read instead of the experiment's. only: a file-name pattern for the cells to read. simulated:
+    False leaves the simulated runs out. Raises InputError, also if a side has no run.
     """
     if not _wrote(folder, "experiment"):
         remedy = "no experiment is there; give the folder of one, or a folder of live and one of simulated runs"
@@ -50,13 +51,16 @@ def load_experiment(
     for key in chosen:
         side, name = place_of(key)
         sides[side].append(folder / side / name)
+    if not simulated:
+        del sides["simulated"]
     for side, records in sides.items():
         if not any(holds(record, RUN_FILES[0]) for record in records):
             command = f"pdv experiment {folder / SETTINGS} --out {folder} --only {side}"
-            raise InputError("experiment", str(folder), f"it has no {side} run; make them with `{command}`")
+            remedy = ", or compare with --predict" if side == "simulated" else ""
+            raise InputError("experiment", str(folder), f"it has no {side} run; make them with `{command}`{remedy}")
     place = profile or Path(str(read_toml("experiment", folder / SETTINGS).get("profile", folder / "profile")))
-    lives, simulations = ([Run.load(record) for record in records] for records in sides.values())
-    return lives, simulations, Profile.load(place)
+    runs = {side: [Run.load(record) for record in records] for side, records in sides.items()}
+    return runs["live"], runs.get("simulated", []), Profile.load(place)
 
 
 def check_apart(field: str, path: Path) -> None:

@@ -22,7 +22,8 @@ class Changes(Settings):
     """An architecture given as changes to another one (`base`).
 
     streams: stream per lane name. verify_first_above: false turns it off. concurrencies, rates: loads that replace
-    the experiment's. workload: settings that replace the experiment's. The rest: see engines.policy.changes.changed.
+    the experiment's. repeats, workload: settings that replace the experiment's. The rest: see
+    engines.policy.changes.changed.
     """
 
     base: str
@@ -38,6 +39,7 @@ class Changes(Settings):
     verify_first_above: Literal[False] | Whole | None = None
     concurrencies: list[Count] = Field(default=[])
     rates: list[Positive] = Field(default=[])
+    repeats: Count | None = None
     workload: dict[str, Any] = Field(default={})
 
     def build(self) -> Architecture:
@@ -64,13 +66,14 @@ class Layout:
     """An architecture of the grid.
 
     slots_named: whether its slots were set explicitly; otherwise a live engine takes as many as fit. loads: its own
-    loads, if any. workload: settings that replace the experiment's.
+    loads, if any. repeats, workload: settings that replace the experiment's.
     """
 
     architecture: Architecture
     slots_named: bool
     loads: Loads = ()
     workload: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    repeats: int | None = None
 
 
 def layout_of(value: str | dict[str, Any]) -> Layout:
@@ -86,7 +89,8 @@ def layout_of(value: str | dict[str, Any]) -> Layout:
     if changes.concurrencies and changes.rates:
         raise InputError("architectures concurrencies, rates", value["base"], "give one of the two")
     loads = loads_of(changes.concurrencies, changes.rates)
-    return Layout(changes.build(), changes.slots is not None or names_slots(changes.base), loads, changes.workload)
+    slots_named = changes.slots is not None or names_slots(changes.base)
+    return Layout(changes.build(), slots_named, loads, changes.workload, changes.repeats)
 
 
 def loads_of(concurrencies: list[int], rates: list[float]) -> Loads:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -22,14 +22,16 @@ from engines.pairs.permutation import PREFIX, expected_tape, parse_pair
 from engines.policy.architecture import Architecture
 from engines.policy.context import context_of
 from engines.record.run import Run
-from engines.workload.workload import Workload, replay, with_random_prompts
+from engines.workload.workload import Workload, with_random_prompts
 from experiments.compare.comparable import check_kind
 from experiments.compare.identity import identity
 from experiments.program.progress import Report
 from experiments.runner.cells import check_room, fingerprint
+from experiments.runner.replay import planned_workload, recorded_workload
+from experiments.runner.without import CostsWithout
 from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
-from sim.costs import CostModel
+from sim.costs import CostModel, Costs
 from sim.engine import simulate, summarise
 
 _NUMBER = r"\d*\.?\d+"
@@ -77,6 +79,7 @@ def parse_acceptance(text: str) -> AcceptanceChoice:
 class Prediction:
     """The settings of a prediction.
 
+    without: parts of the model that are switched off (experiments.runner.without.PARTS), to see what they are worth.
     max_context: tokens of prompt and output together, by default the limit of the profile's models. The prediction
     of a live run uses that run's limit.
     """
@@ -85,16 +88,22 @@ class Prediction:
     acceptance: AcceptanceChoice = FROM_PROFILE
     extrapolate: bool = False
     jitter: bool = True
-    contention: bool = True
+    without: Sequence[str] = ()
     seed: int = 0
     max_context: int | None = None
-    _costs: CostModel | None = field(default=None, init=False, repr=False)
+    _costs: Costs | None = field(default=None, init=False, repr=False)
 
-    def costs(self) -> CostModel:
-        """Return the profile's cost model. It is fitted once."""
+    def costs(self) -> Costs:
+        """Return the profile's cost model. It is fitted once. Raises InputError for unknown parts in `without`."""
         if self._costs is None:
-            self._costs = CostModel(self.profile, self.extrapolate, None if self.contention else NoContention())
+            contention = NoContention() if "contention" in self.without else None  # not fitted then
+            costs = CostModel(self.profile, self.extrapolate, contention)
+            self._costs = CostsWithout(costs, self.without) if self.without else costs
         return self._costs
+
+    def share_costs(self, other: Prediction) -> None:
+        """Use the fitted costs of a prediction with the same profile and the same parts."""
+        self._costs = other.costs()
 
     def with_seed(self, seed: int) -> Prediction:
         """Return a copy with another seed that shares the fitted costs."""
@@ -117,7 +126,7 @@ class Prediction:
             "acceptance": list(self.acceptance),
             "extrapolate": self.extrapolate,
             "jitter": self.jitter,
-            "contention": self.contention,
+            "without": list(self.without),
             "seed": self.seed,
             "max_context": self.max_context,
         }
@@ -137,17 +146,21 @@ def program() -> str:
 
 
 def replayed(live: Run) -> Workload:
-    """Return the finished requests of a live run at their recorded arrivals, as an open loop.
+    """Return the workload of a live run's finished requests: its arrivals if it is an open loop, else its clients.
 
     Raises InputError if no request finished, or for a simulated run.
     """
     check_kind("replay", [live], "live")
-    workload = replay(live)
-    finished = set(live.finished["request"])
-    requests = tuple(request for request in workload.requests if request.id in finished)
-    if not requests:
-        raise InputError("replay", live.name, "no request finished in this run; replay another one")
-    return dataclasses.replace(workload, requests=requests)
+    return recorded_workload(live)
+
+
+def planned(live: Run) -> Workload:
+    """Return the workload that a person planning for a live run's load would simulate.
+
+    It is made from the description of the live run's workload. Raises InputError for a simulated run.
+    """
+    check_kind("blind", [live], "live")
+    return planned_workload(live)
 
 
 def predict(
@@ -183,6 +196,8 @@ def predict(
     )
     if live is not None and workload.info.get("kind") == "replay":
         run.info |= {"replays": live.name, "replays_id": identity(live)}
+    if workload.info.get("blind"):
+        run.info["blind"] = True
     run.info |= info or {}
     return run
 

@@ -17,7 +17,7 @@ from experiments.runner.cells import CELL_COLUMNS, cell_of
 
 FINISHED, FAILED = "finished", "failed"
 REMEDY = "run `pdv experiment` again"
-KINDS = ("live", "simulated", "replay")
+KINDS = ("live", "simulated", "replay", "blind")
 FACTS = ["cell", *CELL_COLUMNS, "repeat", "kind", "status", "error", "checked", "equal"]
 KEY = ("cell", "repeat", "kind")
 Key = tuple[str, int | str, str]

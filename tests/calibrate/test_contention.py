@@ -219,6 +219,8 @@ def test_measured_h100() -> None:
             "group": measured["together"],
             "segment": [str(segment) for segment, _ in kinds],
             "batch_size": 1,
+            "draft_length": 0,
+            "tokens": 1,
             "solo_ms": measured["solo_ms"],
             "kernels": [kernels for _, kernels in kinds],
             "rate": measured["rate"],

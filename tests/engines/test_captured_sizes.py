@@ -44,10 +44,11 @@ def test_sizes_end_with_the_limit() -> None:
 def test_batches_are_padded_to_the_next_captured_size_and_not_beyond_the_limit() -> None:
     plan = capture_plans(PD.with_batch_limits({Step.DRAFT_VERIFY: 20}), 100)[1]
     found = {size: plan.padded(SegmentShape.verify(size, 4, 300.0)) for size in (1, 3, 13, 17, 20)}
-    assert found == {
-        size: SegmentShape.verify(n, 4, 300.0) for size, n in ((1, 1), (3, 4), (13, 16), (17, 20), (20, 20))
+    assert found == {  # what only fills up has next to no context
+        size: SegmentShape.verify(n, 4, 300.0 * size / n)
+        for size, n in ((1, 1), (3, 4), (13, 16), (17, 20), (20, 20))
     }
-    assert plan.padded(SegmentShape.draft(5, 4, 10.5)) == SegmentShape.draft(6, 4, 10.5)
+    assert plan.padded(SegmentShape.draft(5, 4, 12.0)) == SegmentShape.draft(6, 4, 10.0)
     assert plan.padded(SegmentShape.draft(21, 4, 10)) == SegmentShape.draft(21, 4, 10)  # runs uncaptured
 
 

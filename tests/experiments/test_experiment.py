@@ -117,11 +117,12 @@ def test_rounds_go_there_and_back_with_one_engine_per_architecture_and_go_on_whe
 def test_everything_is_in_the_folder(finished: Finished) -> None:
     folder, outcome, _ = finished
     assert len(list((folder / "live").glob("*/run.toml"))) == 8
-    assert len(list((folder / "simulated").glob("*/run.toml"))) == 16  # each repeat, and the replay of each
+    assert len(list((folder / "simulated").glob("*/run.toml"))) == 24  # each repeat, its replay and its blind one
     assert Profile.load(folder / "profile").info["averaged"] == 2
     assert "over 4 cells" in (folder / "comparison.txt").read_text()
     assert {path.stem for path in outcome.figures} == {
-        "stage_costs", "contention", "acceptance", "load", "decomposition", "timeline_baseline", "timeline_pdv",
+        "stage_costs", "contention", "acceptance", "error_distribution", "predicted_measured", "load",
+        "decomposition", "timeline_baseline", "timeline_pdv",
     }  # fmt: skip
     assert all(path.stat().st_size > 2000 for path in [*outcome.figures, *outcome.traces])
     resolved = Experiment.from_dict(tomllib.loads((folder / "experiment.toml").read_text()))
@@ -185,9 +186,9 @@ def test_no_command_writes_over_what_an_experiment_has(
 def test_the_table_has_a_row_for_every_run(finished: Finished) -> None:
     folder, _, _ = finished
     table = pd.read_csv(folder / "cells.csv")
-    assert len(table) == 4 * 2 * 3
+    assert len(table) == 4 * 2 * 4
     assert list(dict.fromkeys(table["cell"])) == CELLS
-    assert set(table["kind"]) == {"live", "simulated", "replay"}
+    assert set(table["kind"]) == {"live", "simulated", "replay", "blind"}
     assert (table["status"] == "finished").all()
     assert (table["throughput_tokens_per_s"] > 0).all()
     steady = table[(table["load"] == "concurrency") & (table["kind"] != "replay")]

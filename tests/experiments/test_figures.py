@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from engines.errors import InputError
 from engines.policy.architecture import Segment
 from engines.record.metrics import PARTS, steady_window
+from experiments.compare.explain import explanations
 from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
 from experiments.figures.draw import (
     acceptance,
@@ -21,11 +22,16 @@ from experiments.figures.draw import (
     contention,
     decomposition,
     draw_all,
+    error_distribution,
+    explained,
     load_curves,
+    predicted_against_measured,
     stage_costs,
     timeline,
 )
+from experiments.figures.fidelity import family
 from experiments.figures.style import PART_COLOURS, SEGMENT_COLOURS, architecture_looks, level_axis, shown, source
+from experiments.runner.predictions import predictions
 from sim.acceptance import Independent, PerPosition, PerRequestSpread, Tapes
 from sim.costs import CostModel
 from sim.engine import simulate
@@ -181,3 +187,31 @@ def test_a_timeline_of_many_workers_is_no_larger_than_a_picture_can_be(
     live.spans = live.spans.loc[np.zeros(900, dtype=int)].assign(worker=np.arange(900)).reset_index(drop=True)
     timeline([live], tmp_path)
     assert figures[0].get_figheight() * 200 < 2**16
+
+
+def test_errors_are_drawn_for_replays_and_blind_simulations(tmp_path: Path) -> None:
+    lives = [synthetic.live(name, f"live-{name}") for name in ("baseline", "pd", "pdv")]
+    simulations = predictions(lives, synthetic.profile())
+    check(error_distribution(lives, simulations, tmp_path), "error_distribution")
+    check(predicted_against_measured(lives, simulations, tmp_path), "predicted_measured")
+    check(explained(explanations(lives, simulations, synthetic.profile()), tmp_path), "explained")
+
+
+def test_variants_of_an_architecture_are_of_its_family() -> None:
+    for name in ("baseline", "pd", "pdv"):
+        assert family(synthetic.simulated(synthetic.ARCHITECTURES[name].replace(name="mine"))) == name
+
+
+def test_bars_of_an_explanation_add_up_to_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("experiments.figures.style.save", lambda figure, *_: figures.append(figure))
+    lives = [synthetic.live("pd", "one", concurrency=1), synthetic.live("pd", "three", concurrency=3)]
+    found = explanations(lives, predictions(lives, synthetic.profile()), synthetic.profile())
+    explained(found, tmp_path)
+    (panel,) = figures[0].axes
+    widths = {
+        place: sum(bar.get_width() for bar in panel.patches if round(bar.get_y() + 0.36) == place) for place in (0, 1)
+    }
+    (marks,) = [line for line in panel.lines if line.get_marker() == "D"]
+    assert [widths[0], widths[1]] == pytest.approx(list(marks.get_xdata()))
+    assert sorted(widths.values()) == pytest.approx(sorted(100 * one.error for one in found))

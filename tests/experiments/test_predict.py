@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engines.errors import InputError
 from engines.policy.architecture import PDV
 from engines.record.metrics import summary
 from engines.record.run import Run
-from engines.workload.workload import FixedLength, make_workload
+from engines.workload.workload import FixedLength, make_workload, replay
 from experiments.compare.compare import compare
 from experiments.compare.identity import identity
 from experiments.runner.predict import AcceptanceChoice, Prediction, predict, predict_summary, replayed
@@ -63,13 +64,38 @@ def test_a_replay_whose_live_run_is_not_there_is_refused(namesakes: Namesakes) -
 def test_a_replay_recorded_before_runs_had_an_identity_is_known_by_an_unambiguous_name(
     namesakes: Namesakes,
 ) -> None:
-    lives, replays = namesakes
-    old = dataclasses.replace(replays[0], info={k: v for k, v in replays[0].info.items() if k != "replays_id"})
+    lives, _ = namesakes
+    made = predict(PDV, replay(lives[0]), Prediction(synthetic.profile(), TAPE), live=lives[0])
+    old = dataclasses.replace(made, info={k: v for k, v in made.info.items() if k != "replays_id"})
     assert len(compare(lives[:1], [old]).paired) == 3
     assert "2 of the live runs have this name" in refused(lives, [old])
     assert "arrival times" in refused(lives[1:], [old])
     other = dataclasses.replace(lives[0], info={**lives[0].info, "name": "other"})
     assert "none of the live runs has this name" in refused([other], [old])
+
+
+def test_a_replay_of_a_closed_loop_waits_for_its_own_completions() -> None:
+    """On a device twice as fast the clients send twice as fast: nothing queues up as it would behind recorded
+    arrivals, and nothing idles."""
+    live = synthetic.live("pdv", slower=2.0, count=30)
+    made = predict(PDV, replayed(live), Prediction(synthetic.profile(), TAPE), live=live)
+    ends = np.sort(made.requests["finish_s"])
+    assert made.requests["arrival_s"].tolist() == [0.0, 0.0, 0.0, *ends[:27]]
+    assert made.requests["output_tokens"].tolist() == live.requests["output_tokens"].tolist()
+    assert made.duration_s == pytest.approx(live.duration_s / 2, rel=0.05)
+    assert made.info["replays"] == live.name
+
+
+def test_clients_of_a_replay_think_as_long_as_they_did() -> None:
+    asked = make_workload(12, FixedLength(20), FixedLength(10), concurrency=2, mean_think_s=0.05, seed=1)
+    live = synthetic.live("pdv", asked=asked)
+    assert replayed(live).think_s == pytest.approx(asked.think_s)
+
+
+def test_an_open_loop_is_replayed_at_its_arrivals() -> None:
+    live = synthetic.live("pdv", rate=20.0)
+    made = predict(PDV, replayed(live), Prediction(synthetic.profile(), TAPE), live=live)
+    assert made.requests["arrival_s"].tolist() == live.requests["arrival_s"].tolist()
 
 
 def test_a_simulated_run_is_not_replayed_as_a_live_one() -> None:

@@ -315,7 +315,8 @@ def test_a_batch_takes_what_its_captured_size_takes() -> None:
             padded = SegmentShape.prefill(Segment(row.segment), 1, 128)
         else:
             size = next(size for size in (1, 4, 16) if size >= row.batch_size)
-            padded = (SegmentShape.draft if row.segment == "draft" else SegmentShape.verify)(size, k, context)
+            mean = context * row.batch_size / size
+            padded = (SegmentShape.draft if row.segment == "draft" else SegmentShape.verify)(size, k, mean)
         assert row.solo_s == pytest.approx(costs.cost(padded).duration_s)
     assert set(spans.loc[spans["draft_length"] > 0, "batch_size"]) >= {1, 3, 6}
 
