@@ -67,8 +67,10 @@ class CapturePlan:
         if captured is None:
             captured = self._captured[segment, size, k, tokens] = self._captured_for(segment, size, k, tokens)
         batch, fed = captured
-        context = context * size / batch  # the same in a prefill, to which no requests are added
-        return tuple.__new__(SegmentShape, (segment, batch, k, fed, context))  # faster than calling the class
+        mean = context * size / batch
+        if batch == size and fed == tokens and mean == context:
+            return shape
+        return tuple.__new__(SegmentShape, (segment, batch, k, fed, mean))  # faster than calling the class
 
     @cached_property
     def _captured(self) -> dict[tuple[Segment, int, int, int], tuple[int, int]]:
