@@ -57,10 +57,10 @@ def architecture(draw: random.Random, prompts: int) -> Architecture:
         if Step.PREFILL in limits:
             limits[Step.PREFILL] = min(limits[Step.PREFILL], prompts)
         lanes.append(replace(lane, steps=limits, workers=draw.choice([1, 1, lane.workers, 2, 5])))
-    if draw.random() < 0.2:
+    if draw.random() < 0.1:
         lanes = [replace(lane, stream=0) for lane in lanes]
     hybrid = draw.choice([0, 0, 1, 3]) if chosen in (PDV, MIXED) else 0
-    if draw.random() < 0.2 and not hybrid:
+    if draw.random() < 0.1 and not hybrid:
         lanes = [replace(lane, device=place) for place, lane in enumerate(lanes)]
     priority = draw.choice([(), tuple(draw.sample(list(Stage), 3))])
     separate = priority and chosen is not PD
@@ -70,19 +70,19 @@ def architecture(draw: random.Random, prompts: int) -> Architecture:
         verify_first_above=draw.choice([None, 0, 2]) if separate else None,
         hybrid_at_or_below=hybrid,
         draft_length=draw.choice([FixedDraftLength(2), FixedDraftLength(4), AdaptiveDraftLength()]),
-        slots=draw.choice([1, 3, 8, 64]),
-        permits=draw.choice([None, None, 1, 2]),
-        queue_limit=draw.choice([None, None, 5]),
+        slots=draw.choice([2, 8, 64, 64]),
+        permits=draw.choice([None, None, None, 1, 2]),
+        queue_limit=draw.choice([None, None, None, 5]),
     )
 
 
 def workload(draw: random.Random) -> Workload:
     """A closed loop, with or without think times, or an open one."""
     prompts = draw.choice([FixedLength(128), UniformLength(20, 400), LogNormalLength(200, 0.6, 10, 1500)])
-    outputs = draw.choice([FixedLength(1), FixedLength(40), UniformLength(1, 90)])
+    outputs = draw.choice([FixedLength(40), UniformLength(1, 90), UniformLength(1, 300)])
     seed, count = draw.randrange(100), draw.choice([30, 120])
     if draw.random() < 0.6:
-        clients, think_s = draw.choice([1, 5, 20, 150]), draw.choice([0.0, 0.0, 0.05])
+        clients, think_s = draw.choice([1, 5, 20, 64, 150]), draw.choice([0.0, 0.0, 0.05])
         return make_workload(count, prompts, outputs, concurrency=clients, mean_think_s=think_s, seed=seed)
     process = draw.choice(["poisson", "gamma", "fixed"])
     cv = 3.0 if process == "gamma" else None
@@ -115,7 +115,7 @@ def acceptance(draw: random.Random, load: Workload) -> AcceptanceSource:
 def random_run(seed: int, predict: Callable[..., Any] = simulate) -> Any:
     """Simulate whatever this seed stands for. predict: simulate, or what takes the same arguments."""
     draw = random.Random(seed)
-    load, kind = workload(draw), draw.choice(["h100", "h100", "made up", "alone"])
+    load, kind = workload(draw), draw.choice(["h100", "h100", "made up", "made up", "alone"])
     return predict(
         architecture(draw, 64 if kind == "h100" else 1),  # what was made up has no prefill of two prompts
         load,
