@@ -21,10 +21,11 @@ from engines.workload.workload import make_workload
 from experiments.compare.compare import compare
 from sim.acceptance import Independent, Markov, PerPosition, PerRequestSpread, Tapes
 from sim.acceptance_fits import from_profile
-from sim.engine import simulate
+from sim.engine import simulate, summarise
 
 __all__ = [
     "BASELINE", "PD", "PDV", "Architecture", "FixedLength", "Independent", "Lane", "ListedLength", "LogNormalLength",
     "Markov", "PerPosition", "PerRequestSpread", "Profile", "Run", "Stage", "Step", "Tapes", "UniformLength",
-    "compare", "decompose", "from_profile", "load_architecture", "make_workload", "read_trace", "simulate", "summary",
+    "compare", "decompose", "from_profile", "load_architecture", "make_workload", "read_trace", "simulate",
+    "summarise", "summary",
 ]  # fmt: skip

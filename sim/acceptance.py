@@ -17,6 +17,7 @@ from scipy.special import betaincinv
 from engines.errors import InputError
 from engines.policy.request import Request
 from engines.record.run import Run
+from sim.keyed_random import uniform
 
 UNKNOWN = -1
 _DRAFTS, _ALPHA = 0, 1  # purposes of random numbers, part of their key
@@ -179,7 +180,7 @@ class PerRequestSpread:
         if self.sd == 0:
             return self.mean
         total = self.mean * (1 - self.mean) / self.sd**2 - 1
-        quantile = _generator(seed, request, _ALPHA).random()
+        quantile = uniform(seed, request.id, _ALPHA, 1)[0]
         return float(betaincinv(self.mean * total, (1 - self.mean) * total, quantile))
 
     def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
@@ -232,13 +233,9 @@ def _from_bits(right: np.ndarray, output_tokens: int) -> RequestAcceptance:
     return RequestAcceptance(output_tokens, matches(right).tolist(), tape)
 
 
-def _generator(seed: int, request: Request, purpose: int) -> np.random.Generator:
-    return np.random.default_rng((seed, request.id, purpose))
-
-
 def _uniform(seed: int, request: Request, count: int) -> np.ndarray:
     """Draw one number per position. Drawing more never changes earlier ones."""
-    return _generator(seed, request, _DRAFTS).random(count)
+    return uniform(seed, request.id, _DRAFTS, count)
 
 
 def _probability(name: str, value: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from engines.policy.architecture import Segment, Step
 from engines.policy.captured_sizes import CapturedSizes
 from engines.policy.segment_shape import SegmentShape
 
+_new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
 TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
 REMEDY = "calibrate over a wider range, or ask for extrapolation"
 ONE_VALUE = "a single value does not say how costs go on; calibrate at two or more"
@@ -88,12 +90,11 @@ class CostModel:
     def cost(self, shape: SegmentShape, quantile: float | None = None) -> SegmentCost:
         """quantile: from 0 to 1. The mean over a uniform quantile is the mean duration."""
         segment, batch_size, draft_length, tokens, context_tokens = shape
-        prefill = segment is Segment.PREFILL_TARGET or segment is Segment.PREFILL_DRAFT
-        key = (segment, batch_size, draft_length)
-        line = self._lines.get(key)
+        line = self._lines.get((segment, batch_size, draft_length))
         if line is None:
-            line = self._lines[key] = self._grids[segment].line(batch_size, draft_length)
-        return line.at(tokens if prefill else context_tokens, quantile)
+            line = self._grids[segment].line(batch_size, draft_length)
+            self._lines[segment, batch_size, draft_length] = line
+        return line.at(tokens if line.by_tokens else context_tokens, quantile)
 
     def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
         before, per_request, wake_up, per_other, after, after_per_request = self._host_s[step]
@@ -173,31 +174,44 @@ class _Grid:
 
 
 class _Line:
-    """Cost against load; what the simulation asks for again and again, so it is plain Python."""
+    """Cost against load; what the simulation asks for again and again, so it is plain Python.
+
+    by_tokens: the load is the tokens of all prompts, not the mean context.
+    """
+
+    __slots__ = ("_grid", "_last", "_parts", "_places", "by_tokens")
 
     def __init__(self, grid: _Grid, values: np.ndarray, spread: np.ndarray) -> None:
+        self.by_tokens = grid.names[2] == "tokens"
         self._grid = grid
         self._places: list[float] = grid.axes[2]
-        self._costs = [SegmentCost(*value) for value in values.tolist()]
-        self._jitter = [_Jitter(ratios) for ratios in spread.tolist()]
+        costs, jitter = values.tolist(), [_Jitter(ratios) for ratios in spread.tolist()]
+        if len(costs) == 1:  # the same at any load
+            costs, jitter = costs * 2, jitter * 2
+        ends = [*self._places, self._places[0] + 1.0][: len(costs)]
+        self._parts = [
+            (low_at, high_at - low_at, low[0], high[0] - low[0], low[1], high[1] - low[1], high, near)
+            for (low_at, high_at), (low, high), near in zip(
+                pairwise(ends), pairwise(costs), pairwise(jitter), strict=True
+            )
+        ]
+        self._last = len(self._parts) - 1
 
     def at(self, load: float, quantile: float | None) -> SegmentCost:
-        places = self._places
-        if load > places[-1]:
-            self._grid.check(2, load)
-        if len(places) == 1:
-            i, part = 0, 0.0
-            duration_s, kernel_ms = self._costs[0]
-        else:
-            i, part = _place(places, load)
-            low, high = self._costs[i], self._costs[i + 1]
-            duration_s = low[0] + (high[0] - low[0]) * part
-            kernel_ms = low[1] + (high[1] - low[1]) * part
-            if part > 1:
-                duration_s, kernel_ms = max(duration_s, high[0]), max(kernel_ms, high[1])
+        i = bisect_right(self._places, load) - 1
+        if i >= self._last:
+            i = self._last
+            if load > self._places[-1]:
+                self._grid.check(2, load)
+        start, width, low_s, rise_s, low_ms, rise_ms, high, jitter = self._parts[i if i > 0 else 0]
+        part = (load - start) / width
+        duration_s, kernel_ms = low_s + rise_s * part, low_ms + rise_ms * part
+        if part > 1:
+            duration_s, kernel_ms = max(duration_s, high[0]), max(kernel_ms, high[1])
         if quantile is not None:
-            duration_s *= self._jitter[i + (part > 0.5)].ratio(quantile)
-        return SegmentCost(duration_s, kernel_ms)
+            ratio, rise, start, width = jitter[part > 0.5].parts[bisect_right(_JITTER_ENDS, quantile)]
+            duration_s *= ratio + rise * (quantile - start) / width
+        return _new(SegmentCost, (duration_s, kernel_ms))
 
 
 class _Jitter:
@@ -208,6 +222,7 @@ class _Jitter:
     is scaled.
     """
 
+    __slots__ = ("parts",)
     PLACES = (0.0, *QUANTILES.values(), 1.0)
 
     def __init__(self, ratios: Sequence[float]) -> None:
@@ -217,12 +232,14 @@ class _Jitter:
         tail = self.PLACES[-1] - self.PLACES[-2]
         lacking = 1.0 - float(np.trapezoid(known, self.PLACES[:-1]))
         known.append(max(ratios[-1], 2 * lacking / tail - ratios[-1]))
-        self._ratios = (np.array(known) / np.trapezoid(known, self.PLACES)).tolist()
+        scaled = (np.array(known) / np.trapezoid(known, self.PLACES)).tolist()
+        self.parts = [  # of the curve: the ratio and the quantile at its start, and how far each rises
+            (ratio, after - ratio, place, end - place)
+            for (ratio, after), (place, end) in zip(pairwise(scaled), pairwise(self.PLACES), strict=True)
+        ]
 
-    def ratio(self, quantile: float) -> float:
-        i = min(bisect_right(self.PLACES, quantile), len(self.PLACES) - 1)
-        low, high = self.PLACES[i - 1], self.PLACES[i]
-        return self._ratios[i - 1] + (self._ratios[i] - self._ratios[i - 1]) * (quantile - low) / (high - low)
+
+_JITTER_ENDS = _Jitter.PLACES[1:-1]  # of all parts but the last
 
 
 def _place(places: Sequence[float], asked: float) -> tuple[int, float]:

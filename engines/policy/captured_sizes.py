@@ -62,13 +62,28 @@ class CapturePlan:
         The rows that only fill up a draft or a verify have next to no context, so the mean context falls.
         """
         segment, size, k, tokens, context = shape
+        captured = self._captured.get((segment, size, k, tokens))
+        if captured is None:
+            captured = self._captured[segment, size, k, tokens] = self._captured_for(segment, size, k, tokens)
+        batch, fed = captured
+        mean = context * size / batch
+        if batch == size and fed == tokens and mean == context:
+            return shape
+        return tuple.__new__(SegmentShape, (segment, batch, k, fed, mean))  # faster than calling the class
+
+    @cached_property
+    def _captured(self) -> dict[tuple[Segment, int, int, int], tuple[int, int]]:
+        """The captured batch and tokens of what was asked for so far."""
+        return {}
+
+    def _captured_for(self, segment: Segment, size: int, k: int, tokens: int) -> tuple[int, int]:
         if segment is Segment.DRAFT:
-            full = least_from(self.draft_batches, size) or size
-            return SegmentShape.draft(full, k, context * size / full)
+            batch = least_from(self.draft_batches, size) or size
+            return batch, batch * k
         if segment is Segment.VERIFY:
-            full = least_from(self.verify_batches, size) or size
-            return SegmentShape.verify(full, k, context * size / full)
-        return SegmentShape(segment, size, k, least_from(self.prefill_tokens, tokens) or tokens, context)
+            batch = least_from(self.verify_batches, size) or size
+            return batch, batch * (k + 1)
+        return size, least_from(self.prefill_tokens, tokens) or tokens
 
 
 def capture_plans(

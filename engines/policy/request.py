@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 from engines.errors import InputError, require_whole
 from engines.policy.architecture import Stage
@@ -148,8 +149,14 @@ def settle(emission: Emission, draft_length: int, remaining: int) -> Settlement:
 
     The pass emits the accepted drafts and one token of the target's own, cut at the end of the output.
     """
-    room = remaining if emission.stop_after is None else min(remaining, emission.stop_after)
-    if emission.matched < room:
-        rejected = draft_length - emission.matched
-        return Settlement(emission.matched + 1, emission.matched, rejected)
-    return Settlement(room, room, 0, draft_length - room)
+    matched, stop_after = emission.matched, emission.stop_after
+    room = remaining if stop_after is None or stop_after > remaining else stop_after
+    return _settlement(matched, draft_length, True) if matched < room else _settlement(room, draft_length, False)
+
+
+@lru_cache(maxsize=10_000)
+def _settlement(accepted: int, draft_length: int, whole: bool) -> Settlement:
+    """whole: the pass was not cut. There are few different settlements, and a long run has many of each."""
+    if whole:
+        return Settlement(accepted + 1, accepted, draft_length - accepted)
+    return Settlement(accepted, accepted, 0, draft_length - accepted)

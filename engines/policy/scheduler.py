@@ -22,8 +22,15 @@ from collections.abc import Sequence
 from engines.errors import require_whole
 from engines.policy.architecture import Architecture, Lane, Stage, Step
 from engines.policy.batch import Batch, Outcome, Wait
+from engines.policy.draft_length import FixedController
 from engines.policy.request import MOST_TOKENS, Emission, Request, RequestState, Settlement, Status, settle
 from engines.policy.segment_shape import shapes_of
+
+# Looking a member up on its class, as in Step.DRAFT, takes seven times as long as a name, and decisions do it often.
+_PREFILL, _DRAFT, _VERIFY, _DRAFT_VERIFY = Step.PREFILL, Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY
+_TO_PREFILL, _TO_DRAFT, _TO_VERIFY = Stage.PREFILL, Stage.DRAFT, Stage.VERIFY
+_WAITING, _RUNNING = Status.WAITING, Status.RUNNING
+_NO_WAIT = Wait(0.0, 0.0, 0.0)
 
 
 class QueueFullError(RuntimeError):
@@ -33,34 +40,61 @@ class QueueFullError(RuntimeError):
 class _Stopwatch:
     """Total time in seconds for which a condition has held. It may come and go."""
 
+    __slots__ = ("_since_s", "_total_s", "holds")
+
     def __init__(self) -> None:
-        self._total_s = 0.0
-        self._since_s: float | None = None
+        self.holds = False
+        self._total_s = self._since_s = 0.0
 
     def set(self, holds: bool, now: float) -> None:
-        if self._since_s is not None and not holds:
-            self._total_s, self._since_s = self.read(now), None
-        elif self._since_s is None and holds:
+        if holds:
             self._since_s = now
+        else:
+            self._total_s = self.read(now)
+        self.holds = holds
 
     def read(self, now: float) -> float:
-        return self._total_s if self._since_s is None else self._total_s + now - self._since_s
+        return self._total_s + now - self._since_s if self.holds else self._total_s
 
 
 class _Queue:
     """Requests that are ready for one step of one lane, first come, first served."""
 
+    __slots__ = (
+        "_missing_s", "_permit_missing", "_slot_missing", "device", "lane", "limit", "stage", "step", "waiting",
+    )  # fmt: skip
+
     def __init__(self, lane: Lane, step: Step) -> None:
         self.lane = lane
         self.step = step
         self.stage = step.stage
+        self.limit = lane.steps[step]
+        self.device = lane.device
         self.waiting: deque[RequestState] = deque()
-        self.slot_missing = _Stopwatch()
-        self.permit_missing = _Stopwatch()
+        self._slot_missing = _Stopwatch()
+        self._permit_missing = _Stopwatch()
+        self._missing_s: tuple[float, float] | None = None  # while neither is missing, so it does not change
+
+    def slot_missing(self, holds: bool, now: float) -> None:
+        """Take note of whether a slot is missing now."""
+        if self._slot_missing.holds is not holds:
+            self._slot_missing.set(holds, now)
+            self._missing_s = None
+
+    def permit_missing(self, holds: bool, now: float) -> None:
+        """Take note of whether a permit, and nothing else, is missing now."""
+        if self._permit_missing.holds is not holds:
+            self._permit_missing.set(holds, now)
+            self._missing_s = None
 
     def missing_s(self, now: float) -> tuple[float, float]:
         """Return for how long, in all, a slot has been missing, and for how long only a permit has."""
-        return self.slot_missing.read(now), self.permit_missing.read(now)
+        if self._missing_s is not None:
+            return self._missing_s
+        missing_s = self._slot_missing.read(now), self._permit_missing.read(now)
+        if not (self._slot_missing.holds or self._permit_missing.holds):
+            self._missing_s = missing_s
+        return missing_s
 
 
 class Scheduler:
@@ -75,6 +109,7 @@ class Scheduler:
         self.architecture = architecture
         self.controller = architecture.draft_length.controller()
         self.permits = {device: architecture.permits_on(device) for device in architecture.devices}
+        self._few_permits = architecture.permits is not None  # without a number, every worker has one
         self.free_slots = list(range(architecture.slots))
         self.active: dict[int, RequestState] = {}  # by slot
         self.running: dict[int, Batch] = {}  # by batch id
@@ -100,9 +135,9 @@ class Scheduler:
         if request.id in self.requests:
             raise ValueError(f"request {request.id} has not ended; use another id")
         limit = self.architecture.queue_limit
-        if limit is not None and self.queue_length(Stage.PREFILL) >= limit:
+        if limit is not None and self.queue_length(_TO_PREFILL) >= limit:
             raise QueueFullError(f"{limit} requests already wait (queue_limit); try later or raise the limit")
-        queue = self._queues[Stage.PREFILL]
+        queue = self._queues[_TO_PREFILL]
         state = RequestState(request, allowed, now, now, next(self._order), queue.missing_s(now))
         self.requests[request.id] = state
         queue.waiting.append(state)
@@ -120,12 +155,12 @@ class Scheduler:
             heapq.heappush(self._idle[batch.lane.name], batch.worker)
         ended = []
         for state, outcome in zip(batch.members, outcomes, strict=True):
-            state.status = Status.WAITING
+            state.status = _WAITING
             batch.settlements.append(self._advance(state, batch, outcome, now))
-            if state.ended:
-                ended.append(state)
-            else:
+            if state.finish_s is None:
                 self._requeue(state, batch.lane, now)
+            else:
+                ended.append(state)
         return ended
 
     def cancel(self, request_id: int, now: float) -> RequestState | None:
@@ -136,7 +171,7 @@ class Scheduler:
         state = self.requests.get(request_id)
         if state is None:
             return None
-        if state.status is Status.RUNNING:
+        if state.status is _RUNNING:
             state.cancel_requested = True
             return None
         if state.worker is None:
@@ -151,9 +186,10 @@ class Scheduler:
         started = []
         while (choice := self._next_choice()) is not None:
             started.append(self._start(*choice, now))
-        for queue in self._queues.values():
-            queue.slot_missing.set(queue.step is Step.PREFILL and not self.free_slots, now)
-            queue.permit_missing.set(self._lacks_only_permit(queue), now)
+        self._queues[_TO_PREFILL].slot_missing(not self.free_slots, now)
+        if self._few_permits:
+            for queue in self._queues.values():
+                queue.permit_missing(self._lacks_only_permit(queue), now)
         return started
 
     def queue_length(self, stage: Stage) -> int:
@@ -163,7 +199,7 @@ class Scheduler:
             return 0
         if not self._carried:
             return len(queue.waiting)
-        carried = sum(state.needs is stage and state.status is Status.WAITING for state in self._carried.values())
+        carried = sum(state.needs is stage and state.status is _WAITING for state in self._carried.values())
         return len(queue.waiting) + carried
 
     @property
@@ -182,7 +218,7 @@ class Scheduler:
         """Return the queue to serve, the worker and, if the worker runs to completion, the request that it holds."""
         choices = []
         for queue in self._queues.values():
-            if self.permits[queue.lane.device] > 0:
+            if (queue.waiting or self._carried) and self.permits[queue.device] > 0:
                 choices += self._ready(queue)
         if len(choices) < 2:
             return choices[0] if choices else None
@@ -194,56 +230,73 @@ class Scheduler:
         choices: list[tuple[_Queue, int, RequestState | None]] = []
         if lane.run_to_completion:
             for (name, worker), state in self._carried.items():
-                if name == lane.name and state.needs is stage and state.status is Status.WAITING:
+                if name == lane.name and state.needs is stage and state.status is _WAITING:
                     choices.append((queue, worker, state))
-        if queue.waiting and self._idle[lane.name] and (stage is not Stage.PREFILL or self.free_slots):
+        if queue.waiting and self._idle[lane.name] and (stage is not _TO_PREFILL or self.free_slots):
             choices.append((queue, self._idle[lane.name][0], None))
         return choices
 
     def _lacks_only_permit(self, queue: _Queue) -> bool:
-        return self.permits[queue.lane.device] == 0 and bool(self._ready(queue))
+        return self.permits[queue.device] == 0 and bool(self._ready(queue))
 
     def _priority_order(self) -> tuple[Stage, ...]:
         order, above = self.architecture.priority, self.architecture.verify_first_above
         if above is None:
             return order
-        if self.queue_length(Stage.VERIFY) - self.queue_length(Stage.DRAFT) > above:
-            return (Stage.VERIFY, *(stage for stage in order if stage is not Stage.VERIFY))
+        if self.queue_length(_TO_VERIFY) - self.queue_length(_TO_DRAFT) > above:
+            return (_TO_VERIFY, *(stage for stage in order if stage is not _TO_VERIFY))
         return order
 
     # --- starting ---------------------------------------------------------------------------------------
 
     def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Batch:
         lane, step = queue.lane, queue.step
-        hybrid = step is Step.DRAFT and self.hybrid
+        hybrid = step is _DRAFT and self.hybrid
         if hybrid:
-            step = Step.DRAFT_VERIFY
+            step = _DRAFT_VERIFY
         members = [carried] if carried else self._take(queue)
-        back_to_back = self._completed_s.get((lane.name, worker)) == now
-        batch = Batch(next(self._batch_ids), lane, worker, step, members, now, hybrid, back_to_back)
+        waits = self._waits(members, queue, now)
+        drafts, k = step is _DRAFT_VERIFY or step is _DRAFT, self.controller.k
         for state in members:
-            batch.waits.append(self._wait(state, queue, now))
-            state.status = Status.RUNNING
-            if step is Step.PREFILL:
+            state.status = _RUNNING
+            if drafts:
+                state.draft_length = k
+        if step is _PREFILL:
+            for state in members:
                 self._admit(state, now)
-            elif step is not Step.VERIFY:
-                state.draft_length = self.controller.k
-            batch.draft_lengths.append(state.draft_length)
-            if lane.run_to_completion:
+        if lane.run_to_completion:
+            for state in members:
                 state.worker = worker
                 self._carried[lane.name, worker] = state
-        batch.shapes = shapes_of(step, members, max(batch.draft_lengths))
-        self.permits[lane.device] -= 1
+        lengths = [state.draft_length for state in members]
+        shapes = shapes_of(step, members, max(lengths))
+        back_to_back = self._completed_s.get((lane.name, worker)) == now
+        number = next(self._batch_ids)
+        batch = Batch(number, lane, worker, step, members, now, hybrid, back_to_back, lengths, waits, [], shapes)
+        self.permits[queue.device] -= 1
         if carried is None:
             heapq.heappop(self._idle[lane.name])
-        self.running[batch.id] = batch
+        self.running[number] = batch
         return batch
 
     def _take(self, queue: _Queue) -> list[RequestState]:
-        size = min(len(queue.waiting), queue.lane.steps[queue.step])
-        if queue.step is Step.PREFILL:
+        waiting, size = queue.waiting, queue.limit
+        if queue.step is _PREFILL:
             size = min(size, len(self.free_slots))
-        return [queue.waiting.popleft() for _ in range(size)]
+        if len(waiting) > size:
+            return [waiting.popleft() for _ in range(size)]
+        members = list(waiting)
+        waiting.clear()
+        return members
+
+    def _waits(self, members: Sequence[RequestState], queue: _Queue, now: float) -> list[Wait]:
+        """Return how long each member has waited. Those that became ready together have waited equally long."""
+        waits, ready_s, ready_missing_s = [], -1.0, None
+        for state in members:
+            if state.ready_s != ready_s or state.ready_missing_s is not ready_missing_s:
+                wait, ready_s, ready_missing_s = self._wait(state, queue, now), state.ready_s, state.ready_missing_s
+            waits.append(wait)
+        return waits
 
     def _admit(self, state: RequestState, now: float) -> None:
         state.slot = heapq.heappop(self.free_slots)
@@ -254,13 +307,17 @@ class Scheduler:
         slot_before_s, permit_before_s = state.ready_missing_s
         slot_s, permit_s = queue.missing_s(now)
         slot_s, permit_s = slot_s - slot_before_s, permit_s - permit_before_s
+        if now == state.ready_s and slot_s == permit_s == 0:
+            return _NO_WAIT
         return Wait(slot_s, max(0.0, now - state.ready_s - slot_s - permit_s), permit_s)
 
     # --- finishing --------------------------------------------------------------------------------------
 
     def _requeue(self, state: RequestState, lane: Lane, now: float) -> None:
         queue = self._queues[state.needs]
-        state.ready_s, state.ready_order, state.ready_missing_s = now, next(self._order), queue.missing_s(now)
+        state.ready_s = now
+        state.ready_order = next(self._order)
+        state.ready_missing_s = queue.missing_s(now)
         if queue.lane is not lane:
             self._put_down(state)
         if state.worker is None:
@@ -277,7 +334,8 @@ class Scheduler:
 
     def _advance(self, state: RequestState, batch: Batch, outcome: Outcome, now: float) -> Settlement | None:
         """Settle one member's outcome and decide what it needs next."""
-        if batch.step in (Step.DRAFT, Step.DRAFT_VERIFY):
+        step = batch.step
+        if step is not _PREFILL and step is not _VERIFY:
             state.drafted += state.draft_length
         if state.cancel_requested:
             self._end(state, Status.CANCELLED, "cancelled", now)
@@ -286,12 +344,12 @@ class Scheduler:
             state.error = f"{type(outcome).__name__}: {outcome}"
             self._end(state, Status.FAILED, "error", now)
             return None
-        if batch.step is Step.DRAFT:
-            state.needs = Stage.VERIFY
+        if step is _DRAFT:
+            state.needs = _TO_VERIFY
             return None
         if outcome is None:
-            raise ValueError(f"batch {batch.id} ({batch.step}): request {state.id} needs an Emission")
-        state.needs = Stage.DRAFT
+            raise ValueError(f"batch {batch.id} ({step}): request {state.id} needs an Emission")
+        state.needs = _TO_DRAFT
         settlement = self._settle(state, batch, outcome, now)
         if settlement.emitted == outcome.stop_after:
             self._end(state, Status.FINISHED, "stop", now)
@@ -301,17 +359,18 @@ class Scheduler:
         return settlement
 
     def _settle(self, state: RequestState, batch: Batch, emission: Emission, now: float) -> Settlement:
-        settlement = settle(emission, state.draft_length, state.max_tokens - state.emitted)
+        k = state.draft_length
+        settlement = settle(emission, k, state.max_tokens - state.emitted)
         state.emitted += settlement.emitted
-        if batch.step is Step.PREFILL:
+        if batch.step is _PREFILL:
             state.prefill_end_s = now
             return settlement
         state.accepted += settlement.accepted
         state.rejected += settlement.rejected
-        state.discarded += settlement.discarded
         state.verifications += 1
-        self.controller.observe(state.draft_length, settlement.accepted, self.queue_length(Stage.VERIFY))
         state.draft_length = 0
+        if type(self.controller) is not FixedController:  # which ignores it
+            self.controller.observe(k, settlement.accepted, self.queue_length(_TO_VERIFY))
         return settlement
 
     def _end(self, state: RequestState, status: Status, reason: str, now: float) -> None:

@@ -5,6 +5,9 @@ The functions read nothing but the Run, so live and simulated runs are measured 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -45,6 +48,17 @@ def summary(run: Run) -> dict[str, float]:
     output tokens and requests per second, for a closed loop also within its steady window (of steady_s seconds);
     acceptance, batch sizes, busy workers and utilisation.
     """
+    parts = (acceptance(run), batch_sizes(run), lane_busy(run), device_utilisation(run))
+    return request_summary(run, emitted_between(run)) | {
+        name: value for part in parts for name, value in part.items()
+    }
+
+
+def request_summary(run: Run, emitted: Callable[[float, float], int]) -> dict[str, float]:
+    """Return the part of the summary that needs only the table of requests.
+
+    emitted: tells how many output tokens there were after one time and until another, in seconds.
+    """
     out: dict[str, float] = {}
     times = request_times(run)
     for column in times:
@@ -52,12 +66,12 @@ def summary(run: Run) -> dict[str, float]:
         out[f"{column}.mean"] = float(values.mean()) if len(values) else float("nan")
         for name, q in QUANTILES.items():
             out[f"{column}.{name}"] = float(values.quantile(q)) if len(values) else float("nan")
-    out["throughput_tokens_per_s"] = _over_duration(float(run.finished["output_tokens"].sum()), run)
-    out["throughput_requests_per_s"] = _over_duration(len(run.finished), run)
+    out["throughput_tokens_per_s"] = over_duration(float(run.finished["output_tokens"].sum()), run)
+    out["throughput_requests_per_s"] = over_duration(len(run.finished), run)
     start_s, end_s = steady_window(run)
-    out["steady_throughput_tokens_per_s"] = steady_throughput(run)
+    steady = start_s < end_s
+    out["steady_throughput_tokens_per_s"] = emitted(start_s, end_s) / (end_s - start_s) if steady else float("nan")
     out["steady_s"] = max(end_s - start_s, 0.0)  # nan stays nan
-    out |= acceptance(run) | batch_sizes(run) | lane_busy(run) | device_utilisation(run)
     return out
 
 
@@ -82,12 +96,18 @@ def steady_throughput(run: Run) -> float:
 
     Returns nan if the steady window is empty or the loop is open.
     """
-    start_s, end_s = steady_window(run)
-    if not start_s < end_s:
-        return float("nan")
-    completed = run.steps["batch_id"].map(run.spans.groupby("batch_id")["completed_s"].first())
-    within = (completed > start_s) & (completed <= end_s)
-    return float(run.steps.loc[within, "emitted"].sum()) / (end_s - start_s)
+    return request_summary(run, emitted_between(run))["steady_throughput_tokens_per_s"]
+
+
+def emitted_between(run: Run) -> Callable[[float, float], int]:
+    """Return a function that counts the output tokens after one time and until another, in seconds."""
+
+    def count(start_s: float, end_s: float) -> int:
+        completed = run.steps["batch_id"].map(run.spans.groupby("batch_id")["completed_s"].first())
+        within = (completed > start_s) & (completed <= end_s)
+        return int(run.steps.loc[within, "emitted"].sum())
+
+    return count
 
 
 def acceptance(run: Run) -> dict[str, float]:
@@ -112,8 +132,8 @@ def batch_sizes(run: Run) -> dict[str, float]:
 
 def lane_busy(run: Run) -> dict[str, float]:
     """Return how many workers of each lane were running a step, averaged over the run's duration."""
-    busy = (run.spans["end_s"] - run.spans["start_s"]).groupby(run.spans["lane"]).sum()
-    return {f"lane_busy.{lane}": _over_duration(float(seconds), run) for lane, seconds in busy.items()}
+    busy = (run.spans["end_s"] - run.spans["start_s"]).groupby(run.spans["lane"]).agg(math.fsum)
+    return {f"lane_busy.{lane}": over_duration(seconds, run) for lane, seconds in busy.items()}
 
 
 def device_utilisation(run: Run) -> dict[str, float]:
@@ -122,9 +142,17 @@ def device_utilisation(run: Run) -> dict[str, float]:
     running_at_least_N is the mean over devices. If there are several, running_at_least_N.device_D is the fraction for
     device D. A device on which nothing ran counts as idle.
     """
+    spans = run.spans
+    used = spans["device"].unique().tolist()
+    return utilisation(run, {device: overlap_s(spans[spans["device"] == device]) for device in used})
+
+
+def utilisation(run: Run, seconds: Mapping[int, Sequence[float]]) -> dict[str, float]:
+    """Return device_utilisation, given for how long at least N (1, 2, 3) segments ran on each device."""
     lanes = run.info.get("architecture", {}).get("lanes", ())
-    devices = sorted({lane.get("device", 0) for lane in lanes} | set(run.spans["device"].unique().tolist())) or [0]
-    shares = {device: _running(run, run.spans[run.spans["device"] == device]) for device in devices}
+    devices = sorted({lane.get("device", 0) for lane in lanes} | set(seconds)) or [0]
+    idle = [0.0] * len(DEPTHS)
+    shares = {device: [over_duration(held, run) for held in seconds.get(device, idle)] for device in devices}
     names = [f"running_at_least_{n}" for n in DEPTHS]
     out = dict(zip(names, np.mean(list(shares.values()), axis=0).tolist(), strict=True))
     if len(devices) > 1:
@@ -133,24 +161,24 @@ def device_utilisation(run: Run) -> dict[str, float]:
     return out
 
 
-def _running(run: Run, spans: pd.DataFrame) -> list[float]:
-    """Return the fraction of the run's duration with at least N of these spans running, for each N in DEPTHS."""
+def overlap_s(spans: pd.DataFrame) -> list[float]:
+    """Return for how long at least N of these spans ran, for each N in DEPTHS."""
     times = np.concatenate([spans["start_s"], spans["end_s"]])
     change = np.concatenate([np.ones(len(spans)), -np.ones(len(spans))])
     order = np.lexsort((change, times))
     times, depth = times[order], np.cumsum(change[order])
     held = np.diff(times, append=times[-1:])
-    return [_over_duration(float(held[depth >= n].sum()), run) for n in DEPTHS]
+    return [math.fsum(held[depth >= n]) for n in DEPTHS]
 
 
 def goodput(run: Run, ttft_s: float, tpot_s: float) -> float:
     """Return the requests per second that met both objectives (seconds)."""
     times = request_times(run)
     met = (times["ttft_s"] <= ttft_s) & (times["tpot_s"].fillna(0) <= tpot_s)
-    return _over_duration(float(met.sum()), run)
+    return over_duration(float(met.sum()), run)
 
 
-def _over_duration(amount: float, run: Run) -> float:
+def over_duration(amount: float, run: Run) -> float:
     """Divide by the run's duration. Returns nan if that is 0, for instance because every request was rejected."""
     return amount / run.duration_s if run.duration_s > 0 else float("nan")
 

@@ -12,7 +12,6 @@ import hashlib
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from engines.errors import MOST_WHOLE, InputError
 from engines.policy.architecture import Segment
 from engines.policy.batch import Batch
 from engines.policy.request import Request, RequestState, Status
+from engines.record.rows import SpanRows, StepRows
 from engines.record.schema import AGAIN, REQUESTS, SPANS, STEPS, read_settings, read_tables, read_tapes
 from engines.storage.files import finish, replace_files
 
@@ -132,26 +132,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self._requests: list[tuple[Any, ...]] = []
-        self._steps: list[tuple[Any, ...]] = []
-        self._spans: list[tuple[Any, ...]] = []
+        self._steps, self._spans = StepRows(), SpanRows()
 
     def completed(self, batch: Batch, segments: Iterable[SegmentTime], completed_s: float) -> None:
         """Record a batch (after Scheduler.complete) and its segments in order.
 
         There are no segments if the batch failed, and those of each member in turn if members were run one by one.
         """
-        members = zip(batch.members, batch.settlements, batch.waits, batch.draft_lengths, strict=True)
-        for state, settlement, wait, k in members:
-            emitted = settlement.emitted if settlement else 0
-            position = state.emitted - emitted
-            booked = (settlement.accepted, settlement.rejected, settlement.discarded) if settlement else (0, 0, 0)
-            self._steps.append((batch.id, state.id, position, *wait, k, emitted, *booked))
-        for (segment, start_s, end_s, solo_s), shape in zip(segments, cycle(batch.shapes), strict=False):
-            self._spans.append(
-                (batch.id, batch.lane.name, batch.worker, batch.lane.device, batch.lane.stream, str(batch.step),
-                 str(segment), *shape[1:], batch.hybrid, batch.back_to_back, batch.dispatched_s, start_s, end_s,
-                 completed_s, solo_s)
-            )  # fmt: skip
+        self._steps.add(batch)
+        self._spans.add(batch, segments, completed_s)
 
     def ended(self, state: RequestState) -> None:
         """Record a request that has ended."""
@@ -175,6 +164,6 @@ class Recorder:
         requests = pd.DataFrame(self._requests, columns=REQUEST_COLUMNS).sort_values("request", ignore_index=True)
         for column in ("prefill_start_s", "first_token_s", "finish_s"):
             requests[column] = requests[column].astype(float)
-        steps = pd.DataFrame(self._steps, columns=STEP_COLUMNS)
-        spans = pd.DataFrame(self._spans, columns=SPAN_COLUMNS)
-        return Run(dict(info), requests, steps, spans, dict(sorted((tapes or {}).items())))
+        return Run(
+            dict(info), requests, self._steps.table(), self._spans.table(), dict(sorted((tapes or {}).items()))
+        )

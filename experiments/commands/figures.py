@@ -67,7 +67,7 @@ def figures(
         with bar("explaining") as progress:
             why = explanations(lives, simulations, measured, progress)
 
-    from experiments.figures import draw_all  # seaborn takes a second to import, which other commands can do without
+    from experiments.figures.draw import draw_all  # seaborn takes a second to import
 
     with console.status("drawing"):
         paths = draw_all(lives, simulations, measured, out, why)

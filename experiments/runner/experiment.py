@@ -345,7 +345,7 @@ class Runner:
     # --- together -------------------------------------------------------------------------------------
 
     def _conclude(self, outcome: Outcome, profile: Profile, simulations: list[Run]) -> None:
-        from experiments.figures import busiest, draw_all
+        from experiments.figures.draw import busiest, draw_all
 
         lives = list(self.lives.values())
         outcome.comparison = compare(lives, simulations, profile)

@@ -32,7 +32,7 @@ from experiments.runner.without import CostsWithout
 from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
 from sim.costs import CostModel, Costs
-from sim.engine import simulate
+from sim.engine import simulate, summarise
 
 _NUMBER = r"\d*\.?\d+"
 _SPREAD = re.compile(rf"({_NUMBER})\s*(?:±|\+-)\s*({_NUMBER})")
@@ -200,6 +200,28 @@ def predict(
         run.info["blind"] = True
     run.info |= info or {}
     return run
+
+
+def predict_summary(
+    architecture: Architecture,
+    workload: Workload,
+    settings: Prediction,
+    objectives: tuple[float, float] | None = None,
+) -> dict[str, float]:
+    """Return the summary of the run that `predict` records, without its record (sim.engine.summarise).
+
+    objectives: a TTFT and a TPOT in seconds, for which to add the goodput. Raises InputError.
+    """
+    return summarise(
+        architecture,
+        workload,
+        settings.costs(),
+        _source(settings, workload, None),
+        seed=settings.seed,
+        jitter=settings.jitter,
+        max_context=_context(architecture, settings),
+        objectives=objectives,
+    )
 
 
 def check(architecture: Architecture, workload: Workload, settings: Prediction) -> None:

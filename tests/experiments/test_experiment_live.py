@@ -42,7 +42,7 @@ def small(name: str, **change: Any) -> dict[str, Any]:
 def test_a_shipped_configuration_serves_calibrates_and_simulates(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.figures.draw_all", lambda *arguments: [])  # takes longer than all the rest
+    monkeypatch.setattr("experiments.figures.draw.draw_all", lambda *arguments: [])  # takes longer than all the rest
     (tmp_path / "config.toml").write_text(tomli_w.dumps(small(name, replay=False)))
     assert main(["experiment", f"{tmp_path}/config.toml", "--out", f"{tmp_path}/out"]) == 0
     table = pd.read_csv(tmp_path / "out" / "cells.csv")

@@ -15,7 +15,8 @@ from engines.errors import InputError
 from engines.policy.architecture import Segment
 from engines.record.metrics import PARTS, steady_window
 from experiments.compare.explain import explanations
-from experiments.figures import (
+from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
+from experiments.figures.draw import (
     acceptance,
     busiest,
     contention,
@@ -28,7 +29,6 @@ from experiments.figures import (
     stage_costs,
     timeline,
 )
-from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
 from experiments.figures.fidelity import family
 from experiments.figures.style import PART_COLOURS, SEGMENT_COLOURS, architecture_looks, level_axis, shown, source
 from experiments.runner.predictions import predictions

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from experiments.compare.compare import compare
 from experiments.compare.report import grid_table, print_summary, results_console, write_report
-from experiments.figures import timeline
+from experiments.figures.timeline import timeline
 from experiments.program import progress
 from tests.experiments import synthetic
 

@@ -10,11 +10,12 @@ import pytest
 
 from engines.errors import InputError
 from engines.policy.architecture import PDV
+from engines.record.metrics import summary
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, make_workload, replay
 from experiments.compare.compare import compare
 from experiments.compare.identity import identity
-from experiments.runner.predict import AcceptanceChoice, Prediction, predict, replayed
+from experiments.runner.predict import AcceptanceChoice, Prediction, predict, predict_summary, replayed
 from tests.experiments import synthetic
 
 TAPE = AcceptanceChoice("tape")
@@ -111,3 +112,11 @@ def test_longer_outputs_than_the_live_tapes_are_refused() -> None:
     longer = make_workload(3, FixedLength(20), FixedLength(11), concurrency=1)
     with pytest.raises(InputError, match="request 0 asks for 11 output tokens and its tape has 10"):
         predict(PDV, longer, Prediction(synthetic.profile(), TAPE), live=live)
+
+
+def test_a_summary_without_a_record_is_the_records() -> None:
+    settings = Prediction(synthetic.profile(), AcceptanceChoice("independent", (0.7,)), seed=3)
+    load = make_workload(30, FixedLength(40), FixedLength(20), concurrency=4)
+    expected = summary(predict(PDV, load, settings))
+    found = predict_summary(PDV, load, settings)
+    assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
