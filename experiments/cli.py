@@ -18,6 +18,7 @@ from experiments.commands.figures import figures
 from experiments.commands.profile_kernels import profile_kernels
 from experiments.commands.run import run
 from experiments.commands.simulate import simulate
+from experiments.commands.sweep import sweep
 from experiments.commands.trace import trace
 from experiments.commands.train_pair import train_pair
 from experiments.program.ending import ended_by
@@ -33,12 +34,13 @@ app = typer.Typer(
     The usual order is to [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device,
     [bold]simulate[/bold] the same workload, [bold]compare[/bold] the two and draw [bold]figures[/bold].
     [bold]experiment[/bold] does all of this for a grid of cells, [bold]demo[/bold] for a small grid.
+    [bold]sweep[/bold] simulates many cells several times each, and writes one table.
     [bold]bench[/bold] checks that outputs are exact and compares the engines with transformers;
     [bold]check[/bold] checks one part of the engines alone.
     Unless an option says otherwise, times are in seconds, lengths in tokens and rates in requests per second.
     """,
 )
-for command in (run, calibrate, simulate, compare, figures, trace, experiment, bench, demo):
+for command in (run, calibrate, simulate, compare, figures, trace, experiment, sweep, bench, demo):
     app.command()(command)
 app.add_typer(check)
 app.command()(profile_kernels)
