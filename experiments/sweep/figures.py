@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy import stats
 
+from calibrate.profile import Profile
 from experiments.figures import style
 from experiments.sweep.config import Sweep
 from experiments.sweep.table import FINISHED
@@ -19,8 +20,10 @@ from experiments.sweep.table import FINISHED
 PANELS = {
     "throughput_tokens_per_s": "throughput (tokens/s)",
     "goodput_requests_per_s": "goodput (requests/s)",
+    "slo_attainment": "requests that meet the SLO",
     "ttft_s.p95": "P95 TTFT (s)",
     "tpot_s.p95": "P95 TPOT (s)",
+    "running_at_least_1": "device busy (share of time)",
 }
 AXES = {
     "concurrency": "concurrency (clients)", "rate": "arrival rate (requests/s)", "k": "draft length k",
@@ -29,8 +32,11 @@ AXES = {
     "slots": "slots", "permits": "permits", "slo_ttft_s": "TTFT objective (s)", "slo_tpot_s": "TPOT objective (s)",
     "prompt_tokens": "prompt tokens", "output_tokens": "output tokens", "acceptance": "acceptance (alpha)",
 }  # fmt: skip
+SHARES = ("slo_attainment", "running_at_least_1")
 LOG_FROM = 20.0
 """A metric is drawn on a logarithmic axis if the largest mean is more than this many times the smallest."""
+LEAST_SHARE = 0.01
+"""Bands reach down to this share of the mean at most, since a logarithmic axis cannot show what reaches below 0."""
 MOST_STYLES = 6
 MOST_FIGURES = 12
 DASHES: list[tuple[float, ...] | str] = ["", (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1, 1, 1, 1, 1), (8, 2)]
@@ -85,13 +91,15 @@ def _figures(
     sweep: Sweep, rows: pd.DataFrame, x: str, dashed: str | None, part: str, folder: Path
 ) -> list[Path]:  # fmt: skip
     metrics = [name for name in PANELS if name in rows and rows[name].notna().any()]
-    note = f"lines: means of {sweep.repeats} repeats, bands: {sweep.confidence:.0%} confidence intervals"
-    source = " · ".join(filter(None, (part, note, f"simulated from {Path(sweep.profile).parent.name}")))
+    note = f"means of {sweep.repeats} repeats, {sweep.confidence:.0%} confidence"
+    measured = {**Profile.load(Path(sweep.profile)).info, "draft_length": None}  # the rows have their own
+    source = " · ".join(filter(None, (part, "simulated", note, style.source(profile_info=measured))))
     ending = "".join(f"-{word}" for word in part.replace(",", "").split())
     paths = []
     for names, width in ((metrics, style.PAGE), *(([name], style.COLUMN) for name in metrics)):
-        columns = min(len(names), 2)
-        figure, axes = style.canvas(columns, -(-len(names) // columns), width)
+        columns = {1: 1, 2: 2, 4: 2}.get(len(names), 3)
+        figure, axes = style.canvas(columns, -(-len(names) // columns), width, height=2.4)
+        figure.set_layout_engine(ConstrainedLayoutEngine(wspace=0.06))
         for panel, metric in zip(axes.flat, names, strict=False):
             _panel(sweep, panel, rows, x, dashed, metric)
         for panel in axes.flat[len(names) :]:
@@ -99,7 +107,11 @@ def _figures(
         handles, labels = axes.flat[0].get_legend_handles_labels()
         for panel in axes.flat[: len(names)]:
             panel.get_legend().remove()
-        entries = {label: handle for handle, label in zip(handles, labels, strict=True)}
+        entries = {
+            label: handle
+            for handle, label in zip(handles, labels, strict=True)
+            if label not in ("architecture", dashed)  # headings
+        }
         style.legend_above(figure, entries, columns=6)
         name = "sweep" if len(names) > 1 else names[0].split("_")[0]
         paths += style.save(figure, folder, f"{name}{ending}", source)
@@ -117,19 +129,23 @@ def _panel(sweep: Sweep, panel: Axes, rows: pd.DataFrame, x: str, dashed: str | 
     if sweep.random is not None and x in sweep.random.axes():
         means = shown.groupby([x, "architecture"], as_index=False)[metric].mean()
         sns.scatterplot(**{**common, "data": means}, s=10, linewidth=0)
+        if rows[x].max() >= style.LOG_FROM * rows[x].min() > 0:
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
     else:
         sns.lineplot(
             **common, style=dashed, dashes=DASHES[: shown[dashed].nunique()] if dashed else False,
             errorbar=interval(sweep.confidence), err_kws={"alpha": 0.2, "linewidth": 0},
         )  # fmt: skip
+        style.level_axis(panel, rows[x].tolist())
     panel.set(xlabel=AXES.get(x, _said(x)), ylabel=PANELS[metric])
-    style.level_axis(panel, rows[x].tolist())
     means = rows.groupby([x, "architecture", *([dashed] if dashed else [])])[metric].mean()
     if metric.startswith(("ttft", "tpot")) and means.min() > 0 and means.max() > LOG_FROM * means.min():
         panel.set_yscale("log")
+        panel.set_ylim(means.min() / 2, means.max() * 2)
         panel.yaxis.set_major_formatter("{x:g}")
     else:
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.05 if metric in SHARES else None)
 
 
 def interval(confidence: float) -> Callable[[pd.Series], tuple[float, float]]:
@@ -138,8 +154,8 @@ def interval(confidence: float) -> Callable[[pd.Series], tuple[float, float]]:
     def bounds(values: pd.Series) -> tuple[float, float]:
         if len(values) < 2:
             return float(values.mean()), float(values.mean())
-        half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-        return float(values.mean() - half), float(values.mean() + half)
+        mean, half = values.mean(), stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+        return float(max(mean - half, mean * LEAST_SHARE)), float(mean + half)
 
     return bounds
 
