@@ -54,7 +54,8 @@ def summary_table(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     out["finished_repeats"] = finished.groupby(rows["cell"]).sum()
     out["failed_repeats"] = (~finished).groupby(rows["cell"]).sum()
     out["error"] = rows["error"].where(~finished).groupby(rows["cell"]).first().fillna("")
-    grouped = rows[finished].groupby("cell")[names]
+    values = rows.loc[finished, names].to_numpy(float)  # in one block: pandas rounds sums by how blocks lie in memory
+    grouped = pd.DataFrame(values, columns=names).groupby(rows.loc[finished, "cell"].to_numpy())
     mean, half = grouped.mean(), half_width(grouped.std(), grouped.count(), confidence)
     parts: dict[str, pd.Series] = {}
     for name in names:

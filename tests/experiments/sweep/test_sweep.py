@@ -19,7 +19,7 @@ from experiments.runner.predict import Prediction, parse_acceptance, predict
 from experiments.sweep import workers
 from experiments.sweep.config import Sweep
 from experiments.sweep.sweep import Outcome, run_sweep
-from experiments.sweep.table import difference
+from experiments.sweep.table import difference, summary_table
 
 PROFILE = Path(__file__).parents[3] / "results" / "demo-cpu" / "profile"
 SMALL: dict[str, Any] = {
@@ -103,6 +103,12 @@ def test_the_summary_has_means_and_students_intervals(small: Any) -> None:
     pairs = values.to_numpy() - outcome.rows.loc[outcome.rows["cell"] == 1, "ttft_s.mean"].to_numpy()
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 1, loc=pairs.mean(), scale=stats.sem(pairs)))
     assert mean == pytest.approx(pairs.mean())
+
+
+def test_the_summary_does_not_depend_on_how_the_rows_lie_in_memory(small: Any) -> None:
+    rows, exactly = small[0].rows, summary_table(small[0].rows)
+    for other in (rows.copy(), pd.DataFrame({name: rows[name] for name in rows})):
+        pd.testing.assert_frame_equal(summary_table(other), exactly, check_exact=True)
 
 
 def test_one_repeat_has_no_interval(tmp_path: Path) -> None:
