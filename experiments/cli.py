@@ -17,6 +17,7 @@ from experiments.commands.experiment import demo, experiment
 from experiments.commands.figures import figures
 from experiments.commands.profile_kernels import profile_kernels
 from experiments.commands.run import run
+from experiments.commands.search import search
 from experiments.commands.simulate import simulate
 from experiments.commands.sweep import sweep
 from experiments.commands.trace import trace
@@ -34,13 +35,14 @@ app = typer.Typer(
     The usual order is to [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device,
     [bold]simulate[/bold] the same workload, [bold]compare[/bold] the two and draw [bold]figures[/bold].
     [bold]experiment[/bold] does all of this for a grid of cells, [bold]demo[/bold] for a small grid.
-    [bold]sweep[/bold] simulates many cells several times each, and writes one table.
+    [bold]sweep[/bold] simulates many cells several times each, and writes one table; [bold]search[/bold] finds the
+    best settings for a load and an SLO.
     [bold]bench[/bold] checks that outputs are exact and compares the engines with transformers;
     [bold]check[/bold] checks one part of the engines alone.
     Unless an option says otherwise, times are in seconds, lengths in tokens and rates in requests per second.
     """,
 )
-for command in (run, calibrate, simulate, compare, figures, trace, experiment, sweep, bench, demo):
+for command in (run, calibrate, simulate, compare, figures, trace, experiment, sweep, search, bench, demo):
     app.command()(command)
 app.add_typer(check)
 app.command()(profile_kernels)

@@ -7,7 +7,7 @@ known by their fingerprint.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,9 +62,9 @@ class Results:
             self._pending = []
         self._written_s = time.monotonic()
 
-    def finish(self, rows: pd.DataFrame, summary: pd.DataFrame) -> None:
-        """Write the tables, then remove the chunks, which are in them."""
-        for name, table in ((ROWS, rows), (SUMMARY, summary)):
+    def finish(self, tables: Mapping[str, pd.DataFrame]) -> None:
+        """Write tables by file name, ROWS among them, then remove the chunks, which are in it."""
+        for name, table in tables.items():
             with replaced(self._folder / name) as beside:
                 table.to_parquet(beside, index=False, compression="zstd")
         for path in self._files():

@@ -25,7 +25,7 @@ from experiments.sweep.cells import Cell
 from experiments.sweep.config import SCHEMA_VERSION, Sweep
 from experiments.sweep.estimate import Estimate
 from experiments.sweep.simulation import Objective, Simulation
-from experiments.sweep.store import CHUNKS, FIGURES, FILES, RECORDS, SETTINGS, Results
+from experiments.sweep.store import CHUNKS, FIGURES, FILES, RECORDS, ROWS, SETTINGS, SUMMARY, Results
 from experiments.sweep.table import PLACE, rows_table, summary_table
 from experiments.sweep.workers import Backend, results
 
@@ -51,10 +51,11 @@ def run_sweep(
     """
     if records and backend == Backend.RAY:
         raise InputError("records", backend, "records are written on this machine; use processes, or leave them out")
-    settings, cells = prediction(sweep), sweep.cells()
-    places = places_of(cells, sweep, settings)
+    settings = prediction(sweep.profile, sweep.pair, sweep.extrapolate, sweep.max_context)
+    cells = sweep.cells()
+    places = places_of(cells, settings, range(sweep.seed, sweep.seed + sweep.repeats))
     with locked(folder):
-        check_folder(folder)
+        check_folder(folder, FILES, (CHUNKS, RECORDS, FIGURES), mark="confidence")
         store = Results(folder)
         with replaced(folder / SETTINGS) as beside:
             beside.write_text(tomli_w.dumps({"schema_version": SCHEMA_VERSION, **sweep.resolved()}), encoding="utf-8")
@@ -75,24 +76,25 @@ def run_sweep(
             store.flush()
         table = rows_table(places, columns_of(cells, settings.acceptance), store.load())
         outcome = Outcome(table, summary_table(table, sweep.confidence), len(missing))
-        store.finish(outcome.rows, outcome.summary)
+        store.finish({ROWS: outcome.rows, SUMMARY: outcome.summary})
         return outcome
 
 
-def prediction(sweep: Sweep) -> Prediction:
-    """Return the settings that all simulations share. Raises InputError for a bad profile, or one of another pair."""
-    profile = Profile.load(Path(sweep.profile))
-    if sweep.pair is not None:
-        called = parse_pair(sweep.pair).name if sweep.pair.startswith(PREFIX) else pair_name(sweep.pair)
+def prediction(place: str, pair: str | None, extrapolate: bool, max_context: int | None) -> Prediction:
+    """Return the settings that all simulations share.
+
+    place: folder of the profile. pair: what it must be of, if given. Raises InputError.
+    """
+    profile = Profile.load(Path(place))
+    if pair is not None:
+        called = parse_pair(pair).name if pair.startswith(PREFIX) else pair_name(pair)
         if called != profile.info["pair"]:
-            remedy = f"the profile is of {profile.info['pair']!r}; give a profile of this pair"
-            raise InputError("pair", sweep.pair, remedy)
-    chosen = without_live(profile)
-    return Prediction(profile, chosen, extrapolate=sweep.extrapolate, max_context=sweep.max_context)
+            raise InputError("pair", pair, f"the profile is of {profile.info['pair']!r}; give a profile of this pair")
+    return Prediction(profile, without_live(profile), extrapolate=extrapolate, max_context=max_context)
 
 
-def places_of(cells: Sequence[Cell], sweep: Sweep, settings: Prediction) -> pd.DataFrame:
-    """Return the cell, repeat, seed and fingerprint of every row.
+def places_of(cells: Sequence[Cell], settings: Prediction, seeds: Sequence[int]) -> pd.DataFrame:
+    """Return the cell, repeat, seed and fingerprint of every row, one for each cell and seed.
 
     The fingerprint is a digest of everything that determines the row: its settings, the profile and the program.
     """
@@ -100,8 +102,7 @@ def places_of(cells: Sequence[Cell], sweep: Sweep, settings: Prediction) -> pd.D
     rows = []
     for number, cell in enumerate(cells, 1):
         objective = [cell.settings.slo_ttft_s, cell.settings.slo_tpot_s]
-        for repeat in range(1, sweep.repeats + 1):
-            seed = sweep.seed + repeat - 1
+        for repeat, seed in enumerate(seeds, 1):
             digest = fingerprint({"shared": shared, "cell": cell.digest, "slo": objective, "seed": seed})
             rows.append((number, repeat, seed, digest))
     return pd.DataFrame(rows, columns=PLACE)
@@ -154,10 +155,13 @@ class Simulations(Sequence[Simulation]):
         )  # fmt: skip
 
 
-def check_folder(folder: Path) -> None:
-    """Raise InputError if something would be replaced that no sweep wrote."""
-    for name in FILES:
+def check_folder(folder: Path, files: Sequence[str], folders: Sequence[str], mark: str) -> None:
+    """Raise InputError if one of these would be replaced and is not ours.
+
+    files: the first one is a TOML file; in ours, it has the key `mark`.
+    """
+    for name in files:
         check_file("out", folder / name)
-    for name in (CHUNKS, RECORDS, FIGURES):
+    for name in folders:
         check_output("out", folder / name)
-    check_ours("out", folder, (*FILES, CHUNKS, RECORDS, FIGURES), mark="profile")
+    check_ours("out", folder, (*files, *folders), mark=mark)
