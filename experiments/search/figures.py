@@ -39,9 +39,9 @@ def draw_front(search: Search, candidates: pd.DataFrame, folder: Path) -> list[P
         panel.plot(front["ms"], front["objective"], color="#4d4d4d", linewidth=1, label="Pareto front", zorder=1)
         best = points[points["status"] == "chosen"]
         panel.scatter(best["ms"], best["objective"], s=70, facecolors="none", edgecolors="black", label="chosen")
-        what = "highest rate at the SLO (requests/s)" if search.rates else "throughput (tokens/s)"
+        what = "rate at the SLO (requests/s)" if search.rates else "throughput (tokens/s)"
         panel.set(xlabel="P95 TPOT (ms)", ylabel=what)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(-0.04 * points["objective"].max(), 1.08 * points["objective"].max())
         handles, labels = panel.get_legend_handles_labels()
         panel.get_legend().remove()
         entries = dict(zip(labels, handles, strict=True))

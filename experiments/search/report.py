@@ -17,7 +17,7 @@ def candidates_report(search: Search, candidates: pd.DataFrame) -> Table:
     """Return the finalists, best first, with their results on other seeds; without any, the best of the others."""
     finalists = candidates[candidates["final_objective"].notna()]
     shown = (finalists if len(finalists) else candidates)[:MOST_SHOWN]
-    names = ["architecture", *search.space]
+    names = [name for name in ("architecture", *search.space) if candidates[name].nunique() > 1] or ["architecture"]
     unit = "requests/s\nat the SLO" if search.rates else "tokens/s"
     table = Table(title=f"{search.name}: {len(candidates)} candidates", box=box.SIMPLE_HEAD, title_justify="left",
                   title_style="bold")  # fmt: skip
