@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from engines.errors import InputError, require_name
+from engines.errors import MOST_WHOLE, InputError, require_name, require_whole
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, Positive, Settings, Whole, checked
 from experiments.runner.config import WorkloadConfig
@@ -18,6 +18,9 @@ from experiments.sweep.cells import SLO, Cell, CellSettings, cell_of
 from experiments.sweep.config import SCHEMA_VERSION, as_setting, rebased
 
 CONFIGS = Path(__file__).parent / "configs"
+OTHER_SEEDS = 1_000_000
+"""Finalists are simulated with the seeds from here on, after the search's own seed."""
+MOST_SEED = MOST_WHOLE - 2 * OTHER_SEEDS
 LOADS = ("concurrency", "rate", "trace", "requests", *SLO)
 """Settings that all candidates share, so that they are compared for the same load and objective."""
 
@@ -52,9 +55,9 @@ class Search(Settings):
     slo_tpot_s: Positive | None = None
     slo_share: Annotated[float, Field(gt=0, le=1)] = 0.95
     trials: Count = 64
-    repeats: Count = 2
+    repeats: Annotated[int, Field(ge=1, le=OTHER_SEEDS)] = 2
     finalists: Count = 5
-    final_repeats: Annotated[int, Field(ge=2)] = 10
+    final_repeats: Annotated[int, Field(ge=2, le=OTHER_SEEDS)] = 10
     seed: Whole = 0
     max_context: Count | None = None
     extrapolate: bool = True
@@ -74,6 +77,7 @@ class Search(Settings):
                 raise InputError("rates", self.rates, "give the lowest and the highest")
             if not self.has_slo:
                 raise InputError("slo_ttft_s, slo_tpot_s", None, "the highest rate needs an SLO; give one of them")
+        require_whole("seed", self.seed, 0, MOST_SEED)
         for name in self.space:
             if name not in CellSettings.model_fields or name in (*LOADS, "architecture"):
                 known = [n for n in CellSettings.model_fields if n not in (*LOADS, "architecture")]

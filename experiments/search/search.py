@@ -14,7 +14,7 @@ import tomli_w
 from engines.storage.files import replaced
 from engines.storage.locks import locked
 from experiments.program.progress import bar
-from experiments.search.config import Search
+from experiments.search.config import OTHER_SEEDS, Search
 from experiments.search.evaluate import Evaluator
 from experiments.search.proposals import Proposals
 from experiments.search.ranking import pareto_front, probability_best, reached, scores
@@ -26,8 +26,6 @@ from experiments.sweep.table import FAILED, FINISHED
 SETTINGS, CANDIDATES = "search.toml", "candidates.parquet"
 ROUND = 8
 """Candidates that are proposed and simulated together. Fixed, so that the number of cores changes nothing."""
-OTHER_SEEDS = 1_000_000
-"""Finalists are simulated with the seeds from here on, after the search's own seed."""
 CHOSEN, REJECTED = "chosen", "rejected"
 THROUGHPUT, TPOT = "throughput_tokens_per_s", "tpot_s.p95"
 SHOWN = (THROUGHPUT, "goodput_requests_per_s", "slo_attainment", "ttft_s.p95", TPOT, "latency_s.p95",

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from engines.errors import InputError
 from engines.storage.validation import Count, Settings, Whole
 
-MOST_CELLS = 1_000_000
+MOST_CELLS = 100_000  # each takes about 10 kB of memory
 
 
 def _not_empty(axes: dict[str, list[Any]]) -> dict[str, list[Any]]:

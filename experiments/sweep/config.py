@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from engines.errors import InputError, require_name
+from engines.errors import InputError, require_name, require_whole
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, Positive, Settings, Whole, checked
 from experiments.runner.config import WorkloadConfig
@@ -55,6 +55,11 @@ class Sweep(Settings):
     grid: Grid = Field(default={})
     zip: list[Zip] = Field(default=[])
     random: Random | None = None
+
+    @model_validator(mode="after")
+    def _seeds_fit(self) -> Sweep:
+        require_whole("seed + repeats", self.seed + self.repeats, 0)
+        return self
 
     @staticmethod
     def load(path: str | Path, **overrides: Any) -> Sweep:

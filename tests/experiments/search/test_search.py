@@ -13,8 +13,8 @@ import tomli_w
 
 from engines.errors import InputError
 from experiments.cli import main
-from experiments.search.config import CONFIGS, Search
-from experiments.search.search import OTHER_SEEDS, run_search
+from experiments.search.config import CONFIGS, OTHER_SEEDS, Search
+from experiments.search.search import run_search
 from experiments.sweep import workers
 from experiments.sweep.config import Sweep
 from experiments.sweep.sweep import run_sweep
@@ -143,6 +143,7 @@ def test_an_objective_that_nothing_meets_ends_with_exit_code_1(
         ({"space": {"k": {"choice": []}}}, "space.k.choice = []"),
         ({"architectures": ["pd", "pd"]}, "architectures = 'pd': two of them have this name"),
         ({"workload": {"trace": "t.csv"}}, "workload.trace = 't.csv'"),
+        ({"seed": 2**63 - 1}, "seed = 9223372036854775807: use 9223372036852775807 or fewer"),
         ({"final_repeats": 1}, "final_repeats = 1"),
         ({"grid": {}}, "grid = {}: no such setting"),
     ],

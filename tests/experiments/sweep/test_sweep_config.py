@@ -98,6 +98,7 @@ def test_axes_may_be_loads_of_any_kind_and_tables(tmp_path: Path) -> None:
         ({"architectures": ["pd", {"base": "pd", "slots": 3}]}, "architectures = 'pd': two of them have this name"),
         ({"architectures": [{"base": "pd", "rates": [1.0]}]}, "the loads of a sweep are axes"),
         ({"grid": {"trace": ["missing.csv"]}, "concurrencies": []}, "cannot read the file"),
+        ({"seed": 2**63 - 1}, "seed + repeats = 9223372036854775810: use 9223372036854775807 or fewer"),
         ({"confidence": 1.0}, "confidence = 1.0"),
         ({"mode": "live"}, "mode = 'live': no such setting; use name, pair, profile, architectures"),
         ({"profile": None}, "profile = None"),

@@ -59,6 +59,27 @@ def wait_for(true: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGTERM, 143, "pdv: terminated"), (None, 1, "pdv: a worker process was killed; run this again")],
+)
+def test_a_sweep_that_is_terminated_or_loses_a_worker_keeps_what_it_has_and_says_so(
+    tmp_path: Path, number: signal.Signals | None, code: int, line: str
+) -> None:
+    (tmp_path / "sweep.toml").write_text(CONFIG)
+    process = start(tmp_path / "out")
+    wait_for(lambda: len(chunks(tmp_path / "out")) > 0 or process.poll() is not None, 60)
+    worker = max(alive(process.pid))  # started last
+    os.kill(worker if number is None else process.pid, number or signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    wait_for(lambda: not alive(process.pid), 10)
+    assert process.returncode == code
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out" / "rows.parquet").exists()
+    assert len(chunks(tmp_path / "out")) > 0
+
+
 def killed_after(count: int, folder: Path) -> dict[str, bytes]:
     """Begin a sweep, kill it when it has more than `count` chunks, and return the chunks once no process is left."""
     process = start(folder)
