@@ -14,6 +14,7 @@ from joblib import Parallel, delayed
 
 from engines.errors import InputError
 from experiments.program.processes import WorkerLostError, end_with, silence_trackers
+from experiments.runner.cells import fingerprint
 from experiments.runner.predict import Prediction, program
 from experiments.sweep.simulation import Row, Simulation, rows_of
 
@@ -145,5 +146,5 @@ def _on_node(
 
 
 def _key(settings: Prediction) -> str:
-    described = settings.describe()
-    return "-".join(str(described[name]) for name in ("profile", "extrapolate", "contention", "max_context"))
+    """Return a digest of what all simulations share, apart from the acceptance, which each has of its own."""
+    return fingerprint({**settings.describe(), "acceptance": None, "seed": None})
