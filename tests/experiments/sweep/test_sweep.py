@@ -167,9 +167,10 @@ def test_a_stopped_sweep_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_lies_beyond_the_profile_is_counted_or_refused(tmp_path: Path) -> None:
-    wide = {
-        "concurrencies": [24],
-        "grid": {"decode_limit": [12, 24]},
+    wide: dict[str, Any] = {
+        "architectures": ["pd"],
+        "concurrencies": [40],
+        "grid": {"decode_limit": [12, 40]},
         "workload": {**SMALL["workload"], "requests": 48},
     }
     rows = swept(tmp_path / "out", **wide, repeats=1).rows
