@@ -25,7 +25,7 @@ def draw_front(search: Search, candidates: pd.DataFrame, folder: Path) -> list[P
     colours = {style.shown(name): look.colour for name, look in looks.items()}
     points = shown.assign(
         architecture=shown["architecture"].map(style.shown), ms=1e3 * shown["tpot_s.p95"],
-        meets=shown["reason"].str.contains("meet the SLO").map({False: "meets the SLO", True: "does not"}),
+        meets=(shown["slo_attainment"] < search.slo_share).map({False: "meets the SLO", True: "does not"}),
     )  # fmt: skip
     measured = {**Profile.load(Path(search.profile)).info, "draft_length": None}
     paths = []
@@ -45,7 +45,7 @@ def draw_front(search: Search, candidates: pd.DataFrame, folder: Path) -> list[P
         handles, labels = panel.get_legend_handles_labels()
         panel.get_legend().remove()
         entries = dict(zip(labels, handles, strict=True))
-        for heading in ("architecture", "meets"):
+        for heading in ("architecture", "meets", *(() if search.has_slo else ("meets the SLO", "does not"))):
             entries.pop(heading, None)
         style.legend_above(figure, entries, columns=6)
         source = f"simulated · means of {search.repeats} repeats · {style.source(profile_info=measured)}"

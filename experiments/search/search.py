@@ -119,9 +119,8 @@ def finals(evaluator: Evaluator, table: pd.DataFrame) -> pd.DataFrame:
         return table.sort_values(["status", "objective"], ascending=False, ignore_index=True)
     names = ["architecture", *search.space]
     chosen = [{name: plain(row[name]) for name in names} for _, row in best.iterrows()]
-    steps = _window(best["step"].tolist(), len(search.rate_grid()))
-    objective, attainment = _again(evaluator, chosen, steps)
     share = search.slo_share if search.has_slo else 0.0
+    objective, attainment = _compared(evaluator, chosen, best["step"].tolist(), share)
     means, met = objective.mean(axis=2), attainment.mean(axis=2)
     last, places = reached(met, share), np.arange(len(best))
     table.loc[best.index, "final_objective"] = np.where(last >= 0, means[places, last], 0.0)
@@ -154,9 +153,23 @@ def _again(
     return objective, np.where(rows["status"] == FINISHED, met, 0.0).reshape(shape)
 
 
-def _window(steps: Sequence[int], count: int) -> list[int]:
-    """Return the steps of the rate grid at which finalists are compared: around those that they reached."""
-    return [0] if not count else list(range(max(min(steps) - 2, 0), min(max(steps) + 3, count)))
+def _compared(
+    evaluator: Evaluator, chosen: Sequence[Mapping[str, Any]], steps: Sequence[int], share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Simulate finalists with other seeds, around the steps of the rate grid that they reached with the first ones.
+
+    Returns objective and attainment, as `_again` does. With other seeds, they may reach less: the lowest step is one
+    that all of them reach, if there is one.
+    """
+    count = len(evaluator.search.rate_grid())
+    if not count:
+        return _again(evaluator, chosen, [0])
+    low, high = max(min(steps) - 2, 0), min(max(steps) + 3, count)
+    while True:
+        objective, attainment = _again(evaluator, chosen, range(low, high))
+        if low == 0 or reached(attainment.mean(axis=2), share).min() >= 0:
+            return objective, attainment
+        low = max(low - 3, 0)
 
 
 def _reason(search: Search, row: pd.Series, winner: pd.Series) -> str:
