@@ -47,4 +47,5 @@ def rejections(candidates: pd.DataFrame) -> list[str]:
         "failed": failed,
         "are worse than the best": len(others) - missed - failed,
     }
-    return [", ".join(f"{count} {what}" for what, count in counts.items() if count) + "; see the column reason"]
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return [f"{said}; see the column reason"] if said else []
