@@ -17,6 +17,7 @@ from experiments.sweep.cells import AS_TEXT, SLO, Cell, CellSettings, cell_of
 
 CONFIGS = Path(__file__).parent / "configs"
 SCHEMA_VERSION = 1
+"""Of the result folder. Another version of the metrics is another version of it, and is simulated again."""
 
 
 def _name(value: str) -> str:

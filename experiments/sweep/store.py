@@ -21,7 +21,7 @@ from experiments.sweep.table import NAMES, PLACE
 SETTINGS, ROWS, SUMMARY = "sweep.toml", "rows.parquet", "summary.parquet"
 FILES = (SETTINGS, ROWS, SUMMARY)
 CHUNKS, RECORDS, FIGURES = "chunks", "records", "figures"
-HIDDEN = ".pdv-*.parquet"  # what a kill leaves of a file that was being written
+HIDDEN = ".pdv-*.*"  # what a kill leaves of a file that was being written
 NOT_RESULTS = [name for name in (*PLACE, "status", *NAMES) if name != "fingerprint"]
 WRITE_S = 0.5
 """Rows are held back for this long at most, seconds, so that many workers do not write many files."""

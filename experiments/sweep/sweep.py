@@ -98,7 +98,7 @@ def places_of(cells: Sequence[Cell], settings: Prediction, seeds: Sequence[int])
 
     The fingerprint is a digest of everything that determines the row: its settings, the profile and the program.
     """
-    shared = fingerprint({**settings.describe(), "seed": None})
+    shared = fingerprint({**settings.describe(), "seed": None, "rows": SCHEMA_VERSION})
     rows = []
     for number, cell in enumerate(cells, 1):
         objective = [cell.settings.slo_ttft_s, cell.settings.slo_tpot_s]

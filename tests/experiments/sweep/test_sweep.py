@@ -166,6 +166,22 @@ def test_a_stopped_sweep_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("written_until", ["summary.parquet", "rows.parquet"])
+def test_a_sweep_killed_while_it_wrote_its_tables_is_finished(tmp_path: Path, written_until: str) -> None:
+    out, chunks = tmp_path / "out", tmp_path / "out" / "chunks"
+    swept(out, concurrencies=[2])
+    whole = {name: (out / name).read_bytes() for name in ("rows.parquet", "summary.parquet")}
+    chunks.mkdir()
+    pd.read_parquet(out / "rows.parquet").to_parquet(chunks / "000001.parquet")
+    (out / "summary.parquet").unlink()
+    (out / written_until).unlink(missing_ok=True)
+    for half in (out / ".pdv-0123456789abcdef.parquet", chunks / ".pdv-0123456789abcdef.parquet"):
+        half.write_bytes(b"PAR1")
+    assert swept(out, concurrencies=[2]).simulations == 0
+    assert {name: (out / name).read_bytes() for name in whole} == whole
+    assert sorted(path.name for path in out.iterdir()) == ["rows.parquet", "summary.parquet", "sweep.toml"]
+
+
 def test_what_lies_beyond_the_profile_is_counted_or_refused(tmp_path: Path) -> None:
     wide: dict[str, Any] = {
         "architectures": ["pd"],
