@@ -19,7 +19,9 @@ from experiments.commands.experiment import demo, experiment
 from experiments.commands.figures import figures
 from experiments.commands.profile_kernels import profile_kernels
 from experiments.commands.run import run
+from experiments.commands.search import search
 from experiments.commands.simulate import simulate
+from experiments.commands.sweep import sweep
 from experiments.commands.trace import trace
 from experiments.commands.train_pair import train_pair
 from experiments.program.ending import ended_by
@@ -40,11 +42,12 @@ app = typer.Typer(
 
     Usually you [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device, [bold]simulate[/bold] the
     same workload, [bold]compare[/bold] the two and draw [bold]figures[/bold]. [bold]experiment[/bold] does all of
-    this for a grid of cells, and [bold]demo[/bold] for a small one. Times are in seconds, lengths in tokens and
-    rates in requests per second, unless an option says otherwise.
+    this for a grid of cells, and [bold]demo[/bold] for a small one. [bold]sweep[/bold] simulates many cells into one
+    table, and [bold]search[/bold] finds the best settings for a load and an SLO. Times are in seconds, lengths in
+    tokens and rates in requests per second, unless an option says otherwise.
     """),
 )
-for command in (run, calibrate, simulate, compare, figures, trace, experiment, bench, demo):
+for command in (run, calibrate, simulate, compare, figures, trace, experiment, sweep, search, bench, demo):
     app.command()(command)
 app.add_typer(check)
 app.command()(profile_kernels)

@@ -1,0 +1,73 @@
+"""pdv sweep: simulate a grid of settings, and write one table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engines.errors import require_at_least
+from experiments.compare.report import results_console
+from experiments.program.outputs import check_output
+from experiments.sweep.config import Sweep
+from experiments.sweep.report import failures, notes, summary_report
+from experiments.sweep.store import FIGURES, ROWS, SUMMARY
+from experiments.sweep.sweep import run_sweep
+from experiments.sweep.workers import Backend
+
+
+def sweep(
+    config: Annotated[
+        str, typer.Argument(help="TOML file, or the name of a configuration that is shipped: limits, rates.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables.")],
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", "-p", help="Simulate from this profile, whatever the configuration names."),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Simulations per cell, whatever the configuration says.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Simulations at once \\[default: one per core].")
+    ] = None,
+    backend: Annotated[
+        Backend, typer.Option(help="Where to simulate: processes of this machine, or a Ray cluster.")
+    ] = Backend.PROCESSES,
+    records: Annotated[bool, typer.Option("--records", help="Keep the record of every run.")] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Draw the sweep, into OUT/figures.")] = False,
+) -> None:
+    """Simulate every cell of a sweep, each several times, and write rows.parquet and summary.parquet.
+
+    What is finished is kept in the folder: interrupt or kill the command, and call it again to go on. A cell that
+    fails is a row with its error; the others are done all the same, and the exit code is 1.
+
+    Example: pdv sweep limits --out results/limits --figures
+    """
+    for name, value in (("repeats", repeats), ("jobs", jobs)):
+        if value is not None:
+            require_at_least(name, value, 1)
+    given = {"profile": None if profile is None else str(profile.resolve()), "repeats": repeats}
+    overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    chosen = Sweep.load(config, **overrides)
+    check_output("out", out)
+    started = time.monotonic()
+    outcome = run_sweep(chosen, out, jobs=jobs, backend=backend, records=records)
+    results_console().print(summary_report(chosen, outcome.summary))
+    for note in notes(outcome.rows):
+        print(note)
+    seconds = time.monotonic() - started
+    print(f"{len(outcome.rows)} rows in {out / ROWS}, {len(outcome.summary)} cells in {out / SUMMARY}; "
+          f"{outcome.simulations} simulations in {seconds:.0f} s")  # fmt: skip
+    if figures:
+        from experiments.sweep.figures import draw  # seaborn takes a second to import
+
+        for path in draw(chosen, outcome.rows, out / FIGURES):
+            print(path)
+    problems = failures(outcome.summary)
+    for problem in problems:
+        typer.echo(f"pdv: {' '.join(problem.split())}", err=True)
+    if problems:
+        raise typer.Exit(1)

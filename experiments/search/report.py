@@ -1,0 +1,51 @@
+"""What a search prints: the finalists, and why the others were rejected."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from experiments.search.config import Search
+
+MOST_SHOWN = 8
+
+
+def candidates_report(search: Search, candidates: pd.DataFrame) -> Table:
+    """Return the finalists, best first, with their results on other seeds; without any, the best of the others."""
+    finalists = candidates[candidates["final_objective"].notna()]
+    shown = (finalists if len(finalists) else candidates)[:MOST_SHOWN]
+    names = [name for name in ("architecture", *search.space) if candidates[name].nunique() > 1] or ["architecture"]
+    unit = "requests/s\nat the SLO" if search.rates else "tokens/s"
+    table = Table(title=f"{search.name}: {len(candidates)} candidates", box=box.SIMPLE_HEAD, title_justify="left",
+                  title_style="bold")  # fmt: skip
+    for name in names:
+        table.add_column(name.replace("_", " "))
+    for heading in (unit, "on other\nseeds", "SLO met\n(%)", "TTFT P95\n(ms)", "TPOT P95\n(ms)", "best with\nP ="):
+        table.add_column(heading, justify="right")
+    for _, row in shown.iterrows():
+        numbers = [
+            (row["objective"], "{:,.4g}"), (row["final_objective"], "{:,.4g}"),
+            (100 * row["final_attainment"], "{:.1f}"),
+            (1e3 * row["ttft_s.p95"], "{:,.0f}"), (1e3 * row["tpot_s.p95"], "{:,.2f}"),
+            (row["probability_best"], "{:.2f}"),
+        ]  # fmt: skip
+        texts = ["" if math.isnan(value) else form.format(value) for value, form in numbers]
+        table.add_row(*(str(row[name]) for name in names), *texts)
+    return table
+
+
+def rejections(candidates: pd.DataFrame) -> list[str]:
+    """Return one line per kind of rejection, with how many candidates it met."""
+    others = candidates[~candidates["status"].isin(["chosen"])]
+    missed = others["reason"].str.contains("meet the SLO").sum()
+    failed = (others["status"] == "failed").sum()
+    counts = {
+        "do not meet the SLO": missed,
+        "failed": failed,
+        "are worse than the best": len(others) - missed - failed,
+    }
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return [f"{said}; see the column reason"] if said else []

@@ -1,0 +1,164 @@
+"""Figures of a sweep: metrics over one axis, with a line per architecture and confidence bands over repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from scipy import stats
+
+from calibrate.profile import Profile
+from experiments.figures import style
+from experiments.sweep.config import Sweep
+from experiments.sweep.table import FINISHED
+
+PANELS = {
+    "throughput_tokens_per_s": "throughput (tokens/s)",
+    "goodput_requests_per_s": "goodput (requests/s)",
+    "slo_attainment": "requests that meet the SLO",
+    "ttft_s.p95": "P95 TTFT (s)",
+    "tpot_s.p95": "P95 TPOT (s)",
+    "running_at_least_1": "device busy (share of time)",
+}
+AXES = {
+    "concurrency": "concurrency (clients)", "rate": "arrival rate (requests/s)", "k": "draft length k",
+    "decode_limit": "batch limit of draft and verify (requests)",
+    "prefill_limit": "batch limit of prefill (requests)",
+    "slots": "slots", "permits": "permits", "slo_ttft_s": "TTFT objective (s)", "slo_tpot_s": "TPOT objective (s)",
+    "prompt_tokens": "prompt tokens", "output_tokens": "output tokens", "acceptance": "acceptance (alpha)",
+}  # fmt: skip
+SHARES = ("slo_attainment", "running_at_least_1")
+LOG_FROM = 20.0
+"""A metric is drawn on a logarithmic axis if the largest mean is more than this many times the smallest."""
+LEAST_SHARE = 0.01
+"""Bands reach down to this share of the mean at most, since a logarithmic axis cannot show what reaches below 0."""
+MOST_STYLES = 6
+MOST_FIGURES = 12
+DASHES: list[tuple[float, ...] | str] = ["", (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1, 1, 1, 1, 1), (8, 2)]
+
+
+@style.themed
+def draw(sweep: Sweep, rows: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw PANELS together at the width of a page, and each alone at that of a column, as PDF and PNG.
+
+    The x axis is the load or, if it does not vary, the first axis whose values are numbers. Colours are
+    architectures. The axis with the next most values, if it has at most MOST_STYLES, sets dashes. There is a figure
+    for each combination of the others, MOST_FIGURES at most. Random axes other than x are left out.
+    """
+    rows = rows[rows["status"] == FINISHED].copy()
+    plan = planned(sweep, rows)
+    if plan is None or rows.empty:
+        return []
+    x, dashed, others = plan
+    rows[x] = pd.to_numeric(rows[x])
+    paths = []
+    for name, part in islice(_parts(rows, others), MOST_FIGURES):
+        paths += _figures(sweep, part, x, dashed, name, folder)
+    return paths
+
+
+def planned(sweep: Sweep, rows: pd.DataFrame) -> tuple[str, str | None, list[str]] | None:
+    """Return the axis to draw over, the one that sets dashes, and those with a figure for each value.
+
+    None if no axis with numbers varies.
+    """
+    varying = [name for name in sweep.varying() if rows[name].nunique() > 1]
+    numeric = [name for name in varying if pd.to_numeric(rows[name], errors="coerce").notna().all()]
+    if not numeric:
+        return None
+    x = next((name for name in ("concurrency", "rate") if name in numeric), numeric[0])
+    drawn = set() if sweep.random is None else set(sweep.random.axes())
+    rest = [name for name in varying if name not in (x, "architecture") and name not in drawn]
+    few = [name for name in rest if rows[name].nunique() <= MOST_STYLES]
+    dashed = max(few, key=lambda name: rows[name].nunique(), default=None)
+    return x, dashed, [name for name in rest if name != dashed]
+
+
+def _parts(rows: pd.DataFrame, others: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    if not others:
+        yield "", rows
+        return
+    for values, part in rows.groupby(list(others)):
+        yield ", ".join(f"{_said(name)} {value}" for name, value in zip(others, values, strict=True)), part
+
+
+def _figures(
+    sweep: Sweep, rows: pd.DataFrame, x: str, dashed: str | None, part: str, folder: Path
+) -> list[Path]:  # fmt: skip
+    metrics = [name for name in PANELS if name in rows and rows[name].notna().any()]
+    note = f"means of {sweep.repeats} repeats, {sweep.confidence:.0%} confidence"
+    measured = {**Profile.load(Path(sweep.profile)).info, "draft_length": None}  # the rows have their own
+    source = " · ".join(filter(None, (part, "simulated", note, style.source(profile_info=measured))))
+    ending = "".join(f"-{word}" for word in part.replace(",", "").split())
+    paths = []
+    for names, width in ((metrics, style.PAGE), *(([name], style.COLUMN) for name in metrics)):
+        columns = {1: 1, 2: 2, 4: 2}.get(len(names), 3)
+        figure, axes = style.canvas(columns, -(-len(names) // columns), width, height=2.4)
+        figure.set_layout_engine(ConstrainedLayoutEngine(wspace=0.06))
+        for panel, metric in zip(axes.flat, names, strict=False):
+            _panel(sweep, panel, rows, x, dashed, metric)
+        for panel in axes.flat[len(names) :]:
+            panel.remove()
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        for panel in axes.flat[: len(names)]:
+            panel.get_legend().remove()
+        entries = {
+            label: handle
+            for handle, label in zip(handles, labels, strict=True)
+            if label not in ("architecture", dashed)  # headings
+        }
+        style.legend_above(figure, entries, columns=6)
+        name = "sweep" if len(names) > 1 else names[0].split("_")[0]
+        paths += style.save(figure, folder, f"{name}{ending}", source)
+    return paths
+
+
+def _panel(sweep: Sweep, panel: Axes, rows: pd.DataFrame, x: str, dashed: str | None, metric: str) -> None:
+    looks = style.architecture_looks(rows["architecture"])
+    shown = rows.assign(
+        architecture=rows["architecture"].map(style.shown),
+        **({} if dashed is None else {dashed: [f"{_said(dashed)} {value}" for value in rows[dashed]]}),
+    )
+    colours = {style.shown(name): look.colour for name, look in looks.items()}
+    common = {"data": shown, "x": x, "y": metric, "hue": "architecture", "palette": colours, "ax": panel}
+    if sweep.random is not None and x in sweep.random.axes():
+        means = shown.groupby([x, "architecture"], as_index=False)[metric].mean()
+        sns.scatterplot(**{**common, "data": means}, s=10, linewidth=0)
+        if rows[x].max() >= style.LOG_FROM * rows[x].min() > 0:
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
+    else:
+        sns.lineplot(
+            **common, style=dashed, dashes=DASHES[: shown[dashed].nunique()] if dashed else False,
+            errorbar=interval(sweep.confidence), err_kws={"alpha": 0.2, "linewidth": 0},
+        )  # fmt: skip
+        style.level_axis(panel, rows[x].tolist())
+    panel.set(xlabel=AXES.get(x, _said(x)), ylabel=PANELS[metric])
+    means = rows.groupby([x, "architecture", *([dashed] if dashed else [])])[metric].mean()
+    if metric.startswith(("ttft", "tpot")) and means.min() > 0 and means.max() > LOG_FROM * means.min():
+        panel.set_yscale("log")
+        panel.set_ylim(means.min() / 2, means.max() * 2)
+        panel.yaxis.set_major_formatter("{x:g}")
+    else:
+        panel.set_ylim(0, 1.05 if metric in SHARES else None)
+
+
+def interval(confidence: float) -> Callable[[pd.Series], tuple[float, float]]:
+    """Return a function for seaborn's error bands: the bounds of the confidence interval of a mean (Student's t)."""
+
+    def bounds(values: pd.Series) -> tuple[float, float]:
+        if len(values) < 2:
+            return float(values.mean()), float(values.mean())
+        mean, half = values.mean(), stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+        return float(max(mean - half, mean * LEAST_SHARE)), float(mean + half)
+
+    return bounds
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ")
