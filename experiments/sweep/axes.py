@@ -99,7 +99,9 @@ class Random(Settings):
         }
 
 
-def combined(grid: Mapping[str, Sequence[Any]], together: Sequence[Mapping[str, Sequence[Any]]]) -> list[dict]:
+def combined(
+    grid: Mapping[str, Sequence[Any]], together: Sequence[Mapping[str, Sequence[Any]]]
+) -> list[dict[str, Any]]:
     """Return the settings of every cell: all combinations of the grid's axes and of each group that goes together.
 
     The first axis changes slowest. Raises InputError if an axis is given twice, or for more than MOST_CELLS cells.
