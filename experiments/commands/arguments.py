@@ -25,6 +25,7 @@ from experiments.program.progress import bar
 from experiments.runner.cells import load_runs
 from experiments.runner.config import read_rows
 from experiments.runner.folder import SETTINGS, load_experiment
+from experiments.runner.predict import FROM_PROFILE, AcceptanceChoice
 from experiments.runner.predictions import predictions
 
 DEFAULT_ARCHITECTURE, DEFAULT_CLIENTS, DEFAULT_REQUESTS, DEFAULT_TOKENS = "pdv", 4, 32, "64"
@@ -220,13 +221,17 @@ def both_sides(
 
 
 def predicted_sides(
-    live: Path, profile: Path | None, only: str | None, without: Sequence[str] = ()
+    live: Path,
+    profile: Path | None,
+    only: str | None,
+    without: Sequence[str] = (),
+    acceptance: AcceptanceChoice = FROM_PROFILE,
 ) -> tuple[list[Run], list[Run], Profile]:
     """The live runs of a folder or of an experiment, predictions of them made now, and their profile. Raises
     InputError."""
     lives, known = _live_side(live, profile, only)
     with bar("predicting") as progress:
-        return lives, predictions(lives, known, without, progress), known
+        return lives, predictions(lives, known, without, progress, acceptance), known
 
 
 def _live_side(live: Path, profile: Path | None, only: str | None) -> tuple[list[Run], Profile]:

@@ -26,6 +26,7 @@ from experiments.compare.report import WIDE, comparison_report, results_console
 from experiments.program.outputs import check_file, check_table
 from experiments.program.progress import bar
 from experiments.runner.folder import check_apart
+from experiments.runner.predict import parse_acceptance
 
 
 def compare(
@@ -45,6 +46,9 @@ def compare(
             help="Simulate the live runs now, from the profile, each as a replay and blind; read no simulated runs.",
         ),
     ] = False,
+    acceptance: Annotated[
+        str | None, typer.Option(help="Acceptance of the blind simulations, as in simulate \\[default: profile].")
+    ] = None,
     without: WithoutOption = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say where the error of the mean latency comes from, cause by cause.")
@@ -82,6 +86,10 @@ def compare(
         raise InputError("tolerances", tolerances, f"use {', '.join(TOLERANCES)}")
     if without and not predict:
         raise InputError("without", ", ".join(without), "runs on disk are as they are; give --predict too")
+    if acceptance is not None and (not predict or acceptance == "tape"):
+        remedy = "it is that of blind simulations: give --predict too, and rates, not a tape"
+        raise InputError("acceptance", acceptance, remedy)
+    choice = parse_acceptance(acceptance or "profile")
     if predict and simulated is not None:
         raise InputError("predict", str(simulated), "give simulated runs or --predict, not both")
     if out is not None:
@@ -91,7 +99,9 @@ def compare(
         for path in (out, comparing.paired_path(out), explained_path(out)):
             check_apart("out", path)
     given = (
-        predicted_sides(live, profile, only, without or ()) if predict else both_sides(live, simulated, profile, only)
+        predicted_sides(live, profile, only, without or (), choice)
+        if predict
+        else both_sides(live, simulated, profile, only)
     )
     comparison = comparing.compare(*given)
     lives, simulations, known = given

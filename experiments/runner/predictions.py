@@ -12,15 +12,17 @@ from experiments.runner.predict import FROM_PROFILE, AcceptanceChoice, Predictio
 
 
 def predictions(
-    lives: Sequence[Run], profile: Profile, without: Sequence[str] = (), progress: Report | None = None
-) -> list[Run]:
+    lives: Sequence[Run], profile: Profile, without: Sequence[str] = (), progress: Report | None = None,
+    acceptance: AcceptanceChoice = FROM_PROFILE,
+) -> list[Run]:  # fmt: skip
     """Return a replay and a blind simulation of each live run.
 
-    without: parts of the model that are switched off (experiments.runner.without.PARTS). progress: told how many
-    simulations are done, and how many there are. Raises InputError, also for what the profile does not cover.
+    acceptance: that of the blind simulations. without: parts of the model that are switched off
+    (experiments.runner.without.PARTS). progress: told how many simulations are done, and how many there are. Raises
+    InputError, also for what the profile does not cover.
     """
     replays, blind = (
-        Prediction(profile, choice, without=without) for choice in (AcceptanceChoice("tape"), FROM_PROFILE)
+        Prediction(profile, choice, without=without) for choice in (AcceptanceChoice("tape"), acceptance)
     )
     blind.share_costs(replays)
     made = []
