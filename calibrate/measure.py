@@ -114,8 +114,9 @@ def _scaled(progress: Progress, part: str) -> Progress:
 
 
 def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Run]:
-    """Runs for acceptance (the one with most requests) and host times: with lanes apart, with draft and verify as one
-    step, with one worker that two clients keep going from each step to the next, and with workers that share a stream.
+    """Serve loads for acceptance (read from the one with most requests) and host times: with lanes apart, with draft
+    and verify as one step, with one worker that two clients keep going from each step to the next, and with workers
+    that share a stream.
 
     One client meets no contention; several, and as many as the largest batch, meet what lanes cost one another on
     the host. Requests of unequal lengths end one by one, so that prefills meet the other lanes at work."""

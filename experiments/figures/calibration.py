@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from calibrate.contention import fit_contention, leave_one_group_out
+from calibrate.measured_contention import measured_contention
 from calibrate.profile import Profile
 from engines.policy.architecture import Segment
 from engines.policy.segment_shape import SegmentShape
@@ -49,9 +50,9 @@ def stage_costs(profile: Profile, costs: CostModel, folder: Path, name: str = "s
 def contention(profile: Profile, folder: Path, name: str = "contention") -> list[Path]:
     """Plot predicted against measured rates of segments that run together; on the diagonal the model is right.
 
-    The title gives the errors of the fit and, if several groups were measured, the error for groups left out of it.
+    Each group is predicted from the others, where several were measured. The title gives the errors.
     """
-    table = fit_contention(profile.contention).residuals
+    table, title = _left_out(profile.contention)
     streams = table.groupby("group")["group"].transform("size")
     figure, axes = style.canvas(1, width=style.COLUMN, height=3.7)
     panel = axes[0][0]
@@ -70,19 +71,20 @@ def contention(profile: Profile, folder: Path, name: str = "contention") -> list
                 )  # fmt: skip
     panel.set(xlabel="measured rate (1: as fast as alone)", ylabel="predicted rate", xlim=(0, 1.05), ylim=(0, 1.05))
     panel.set_aspect("equal")
-    panel.set_title(_errors(profile.contention, table["error"]), fontsize=6.5, loc="left")
+    panel.set_title(title, fontsize=6.5, loc="left")
     style.legend_above(figure, dict(sorted(entries.items())), columns=2)
     return style.save(figure, folder, name, style.source((), profile.info))
 
 
-def _errors(measured: pd.DataFrame, error: pd.Series) -> str:
-    text = f"mean |error| {error.abs().mean():.3f}, largest {error.abs().max():.3f}"
-    sizes = measured.groupby("group").size()
-    if (sizes > 1).sum() < 2:
-        return text
-    return (
-        f"{text}\ngroups left out of the fit: mean |error| {leave_one_group_out(measured)['error'].abs().mean():.3f}"
-    )
+def _left_out(measured: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the contention table with predictions, and what the title says of their errors."""
+    law = fit_contention(measured).residuals
+    if law["group"].nunique() < 2:
+        return law, f"fitted to one group: mean |error| {law['error'].abs().mean():.3f}"
+    table, of_law = leave_one_group_out(measured, measured_contention), law["error"].abs().mean()
+    error = table["error"].abs()
+    title = f"each group predicted from the others:\nmean |error| {error.mean():.3f}, largest {error.max():.3f}"
+    return table, f"{title}; the law alone, fitted to all, {of_law:.3f}"
 
 
 def _segment(panel: Axes, segment: Segment, table: pd.DataFrame, costs: CostModel) -> None:
