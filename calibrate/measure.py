@@ -113,6 +113,33 @@ def _scaled(progress: Progress, part: str) -> Progress:
     return lambda what, fraction: progress(what, before + SHARES[part] * fraction)
 
 
+def plan(grid: Grid, budget_s: float) -> list[tuple[str, str, float]]:
+    """Return what a calibration over this grid would do: part, what is measured, and about how many seconds.
+
+    The seconds of the live runs, like capturing on a GPU, depend on the device; their share of the budget is a guess.
+    """
+    clients = [n for _, cells in _live_loads(grid) for n in cells]
+    what = {
+        "stage_costs": f"{len(grid.points())} segments alone, in {len(grid.steps())} steps",
+        "contention": f"{len(default_groups(grid))} groups of segments that run together",
+        "live": f"{sum(map(_requests_of, clients))} requests in {len(clients)} live runs",
+    }
+    return [(part, what[part], budget_s * share) for part, share in SHARES.items()]
+
+
+def _live_loads(grid: Grid) -> list[tuple[Architecture, list[int]]]:
+    """Return the architectures of the live runs, each with its numbers of clients."""
+    (worker,) = BASELINE.lanes
+    alone = BASELINE.replace(lanes=(replace(worker, workers=1),))
+    crowds = [n for n in spaced(grid.batches, 3) if n > 1] or [2]
+    apart = PDV.replace(hybrid_at_or_below=0)
+    return [(apart, [1, *crowds]), (PD, [1, *crowds]), (alone, [2]), (BASELINE, [worker.workers])]
+
+
+def _requests_of(clients: int) -> int:
+    return max(REQUESTS, PER_CLIENT * clients)
+
+
 def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Run]:
     """Serve loads for acceptance (read from the one with most requests) and host times: with lanes apart, with draft
     and verify as one step, with one worker that two clients keep going from each step to the next, and with workers
@@ -123,17 +150,8 @@ def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Ru
     prompt, most, k = _prompt_of(grid, pair.max_context), grid.batches[-1], grid.draft_lengths[-1]
     output = min(OUTPUT_TOKENS, context_of(pair.max_context, k) - prompt)
     lengths = FixedLength(prompt), UniformLength(min(output, max(output // 3, k + 2)), output)
-    (worker,) = BASELINE.lanes
-    alone = BASELINE.replace(lanes=(replace(worker, workers=1),))
-    crowds = [n for n in spaced(grid.batches, 3) if n > 1] or [2]
-    loads: list[tuple[Architecture, list[int]]] = [  # numbers of clients
-        (PDV.replace(hybrid_at_or_below=0), [1, *crowds]),
-        (PD, [1, *crowds]),
-        (alone, [2]),
-        (BASELINE, [worker.workers]),
-    ]
-    requests = {n: max(REQUESTS, PER_CLIENT * n) for _, cells in loads for n in cells}
-    all_requests = sum(requests[n] for _, cells in loads for n in cells)
+    loads = _live_loads(grid)
+    all_requests = sum(_requests_of(n) for _, cells in loads for n in cells)
     runs: list[Run] = []
 
     def tell(done: int, total: int) -> None:
@@ -150,7 +168,7 @@ def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Ru
             architecture.replace(slots=slots, draft_length=draft_length), pair, prompt + output
         ) as engine:
             for clients in cells:
-                workload = make_workload(requests[clients], *lengths, concurrency=clients, seed=seed)
+                workload = make_workload(_requests_of(clients), *lengths, concurrency=clients, seed=seed)
                 runs.append(serve(engine, prompts_for(pair, workload, seed), tell))
     return runs
 

@@ -16,7 +16,7 @@ from engines.storage.locks import locked
 from experiments.commands.arguments import DeviceOption, DraftOption, ModelsOption, TargetOption, parse_numbers
 from experiments.program.outputs import UNFINISHED, check_ours, check_output
 from experiments.program.progress import bar, console
-from experiments.runner.preflight import check_calibration_fits, check_live
+from experiments.runner.preflight import check_calibration_fits, check_live, grid_of
 
 
 def calibrate(
@@ -32,6 +32,9 @@ def calibrate(
     budget_s: Annotated[
         float, typer.Option(help="Approximate time for the measurements, in seconds; short live runs are extra.")
     ] = 120.0,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be measured, and for how long; measure nothing.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the profile.")] = Path("profile"),
 ) -> None:
     """Measure how long stages take on this device, alone and together, and how often drafts are accepted.
@@ -41,6 +44,11 @@ def calibrate(
     draft length and the largest batch, prompt and context that the simulations will need.
 
     Example: pdv calibrate --device cpu --batches 1,2,4,8 --draft-lengths 4 --budget-s 60 --out profile
+
+    On a GPU, every size that engines capture between the smallest and the largest is measured too.
+
+    Example: pdv calibrate --device cuda --batches 1,64 --draft-lengths 1,2,4,8 --contexts 64,256,512,1250
+    --prompt-tokens 16,4096 --packed 1,4 --budget-s 300 --out profile
     """
     given = {
         "batches": batches, "draft_lengths": draft_lengths, "contexts": contexts, "prompt_tokens": prompt_tokens,
@@ -48,6 +56,9 @@ def calibrate(
     }  # fmt: skip
     points = {name: parse_numbers(name, text) for name, text in given.items()}
     require_positive("budget_s", budget_s)
+    if plan:
+        _print_plan(points, budget_s, device)
+        return
     check_output("out", out, PROFILE_FILES)
     check_ours("out", out, PROFILE_FILES)
     check_parts(out / UNFINISHED)
@@ -66,3 +77,16 @@ def calibrate(
         profile.save(out)
         remove_parts(out / UNFINISHED)
     print(f"profile: {out}")
+
+
+def _print_plan(points: dict[str, list[int]], budget_s: float, device: str) -> None:
+    from calibrate.measure import plan
+
+    grid = grid_of(points)
+    if device.startswith("cuda"):
+        grid = grid.with_captured_sizes()
+    parts = plan(grid, budget_s)
+    for part, what, seconds in parts:
+        print(f"{part.replace('_', ' '):12} {what}: about {seconds:.0f} s")
+    minutes = sum(seconds for _, _, seconds in parts) / 60
+    print(f"{'in all':12} about {minutes:.1f} minutes, and the time to load the pair")

@@ -84,7 +84,7 @@ def _left_out(measured: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     table, of_law = leave_one_group_out(measured, measured_contention), law["error"].abs().mean()
     error = table["error"].abs()
     title = f"each group predicted from the others:\nmean |error| {error.mean():.3f}, largest {error.max():.3f}"
-    return table, f"{title}; the law alone, fitted to all, {of_law:.3f}"
+    return table, f"{title}\nthe law alone, fitted to all: {of_law:.3f}"
 
 
 def _segment(panel: Axes, segment: Segment, table: pd.DataFrame, costs: CostModel) -> None:

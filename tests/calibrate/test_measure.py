@@ -13,8 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from calibrate.measure import calibrate, footprint  # noqa: E402
-from calibrate.measure_contention import default_groups, measure_contention  # noqa: E402
+from calibrate.measure import calibrate, footprint, plan  # noqa: E402
+from calibrate.measure_contention import default_groups, measure_contention, spaced  # noqa: E402
 from calibrate.parts import remove_parts  # noqa: E402
 from calibrate.profile import COLUMNS, Profile  # noqa: E402
 from calibrate.stage_costs import Grid, measure_stage_costs, median_half_width  # noqa: E402
@@ -77,6 +77,20 @@ def test_no_part_of_a_calibration_takes_more_slots_than_are_planned(
         most.append(caught.value.args)
     assert all(length == architecture.draft_length.maximum for _, length, _ in most)
     assert all(slots * tokens <= architecture.slots * context for slots, _, tokens in most)
+
+
+def test_a_plan_says_what_a_calibration_then_does(profile: Profile) -> None:
+    alone, together, live = plan(SMALL, 40.0)
+    assert f"{len(profile.stage_costs)} segments alone" in alone[1]
+    assert f"{profile.contention['group'].nunique()} groups" in together[1]
+    assert "runs" in live[1]
+    assert alone[2] + together[2] + live[2] == pytest.approx(40.0)
+
+
+def test_sizes_are_a_factor_and_a_number_apart_and_keep_both_ends() -> None:
+    assert spaced((1, 2, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64), 4 / 3, apart=4) == [1, 4, 8, 12, 16, 24, 32, 48, 64]
+    assert spaced((1, 2, 4, 8), 4) == [1, 2, 8]
+    assert spaced((5,), 2) == [5]
 
 
 def test_more_work_takes_longer(profile: Profile) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from calibrate.overlap import FASTEST, SLOWEST, Span, rate_beside_all, times_beside
+from calibrate.overlap import FASTEST, SLOWEST, Span, no_hiccups, rate_beside_all, times_beside
 
 RATES = {  # stream -> the others that run -> its speed
     0: {frozenset(): 1.0, frozenset({1}): 0.3, frozenset({2}): 0.6, frozenset({1, 2}): 0.2},
@@ -96,3 +96,14 @@ def test_time_is_counted_once_for_each_company() -> None:
     assert (first, second) == (1, 2)  # from 1, when both have begun, to 8, when one has ended
     assert beside_first == {frozenset({1}): 3.0, frozenset(): 1.0}
     assert beside_second == {frozenset(): 1.0 + 1.0, frozenset({0}): 1.0 + 2.0 + 1.0}
+
+
+def test_a_stall_of_the_machine_does_not_count() -> None:
+    steady = [[(i * 1.0, i * 1.0 + 1.0) for i in range(20)] for _ in range(2)]
+    (calls, beside), _ = times_beside(steady)
+    stalled = [[*steady[0][:10], (10.0, 30.0), *((i + 20.0, i + 21.0) for i in range(10, 20))], [(0.0, 50.0)]]
+    stalled[1] = [(i * 1.0, i * 1.0 + 1.0) for i in range(50)]
+    (others, found), _ = times_beside(stalled)
+    assert beside[frozenset({1})] / calls == pytest.approx(1.0)
+    assert found[frozenset({1})] / others == pytest.approx(1.0)  # and not (20 + 20) / 21
+    assert no_hiccups(stalled[0]).count(False) == 1
