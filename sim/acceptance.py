@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import betaincinv
 
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
+from engines.policy.draft_length import MOST_DRAFTS
 from engines.policy.request import Request
 from engines.record.run import Run
 from sim.keyed_random import uniform
@@ -58,12 +60,14 @@ class Tapes:
     and 1 all right.
     ended: requests whose output ended at a stop token where their tape ends, and ends there again. Any other request
     must not ask for more tokens than its tape has.
+    origin: where the tapes come from, for run.toml and error messages.
     Raises InputError for a request without a tape.
     """
 
     tapes: Mapping[int, np.ndarray]
     unknown: float = 0.0
     ended: frozenset[int] = frozenset()
+    origin: str = "tape"
 
     @staticmethod
     def recorded_by(run: Run) -> Tapes:
@@ -85,16 +89,18 @@ class Tapes:
             if known < tokens and request.id not in self.ended:
                 remedy = f"request {request.id} asks for {tokens} output tokens and its tape has {known}: "
                 remedy += f"ask for {known} at most, or choose an acceptance that is drawn (profile, or 0.8)"
-                raise InputError("acceptance", "tape", remedy)
+                raise InputError("acceptance", self.origin, remedy)
 
     def _tape(self, request: Request) -> np.ndarray:
         tape = self.tapes.get(request.id)
         if tape is None:
-            remedy = f"no tape of request {request.id}; replay the run that recorded the tapes"
-            raise InputError("acceptance", "tape", remedy)
+            remedy = (
+                f"no tape of request {request.id}; replay the run that recorded the tapes, or ask for fewer requests"
+            )
+            raise InputError("acceptance", self.origin, remedy)
         if len(tape) == 0:
             remedy = f"the tape of request {request.id} is empty: it had no output in the recorded run"
-            raise InputError("acceptance", "tape", remedy)
+            raise InputError("acceptance", self.origin, remedy)
         return tape
 
     def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
@@ -106,7 +112,9 @@ class Tapes:
         return _from_bits(right, len(tape))
 
     def describe(self) -> dict[str, Any]:
-        return {"source": "tapes", "unknown": self.unknown}
+        return {"source": "tapes", "unknown": self.unknown} | (
+            {} if self.origin == "tape" else {"masks": self.origin}
+        )
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,19 @@ class Independent:
 
     def describe(self) -> dict[str, Any]:
         return {"source": "independent", "alpha": self.alpha}
+
+
+def alpha_of(length: float, k: int) -> float:
+    """Return the alpha at which independent drafts have this mean acceptance length at draft length k.
+
+    length: tokens emitted per verify step, the target's own (the bonus token) included, so from 1 to k + 1. It is
+    1 + alpha + alpha^2 + ... + alpha^k (Leviathan et al. 2023, equation 1). Raises InputError.
+    """
+    require_whole("acceptance k", k, 1, MOST_DRAFTS)
+    if not 1 <= length <= k + 1:
+        remedy = f"a step of k = {k} emits from 1 (the target's own token) to {k + 1} tokens; give such a length"
+        raise InputError("acceptance length", length, remedy)
+    return float(brentq(lambda alpha: sum(alpha**i for i in range(k + 1)) - length, 0.0, 1.0, xtol=1e-12))
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ def simulate(
     acceptance: Annotated[
         str | None,
         typer.Option(
-            help="profile (its alpha and spread over requests), tape (of --replay, or of the profile), "
-            "0.8 (each draft alike), 0.8,0.6,0.5 (rates by position) or 0.7±0.1 (alpha and its spread; 0.7+-0.1 too) "
+            help="profile (its alpha and spread over requests), tape (of --replay, or of the profile), 0.8 (each "
+            "draft alike), 0.8,0.6,0.5 (rates by position), 0.7±0.1 (alpha and its spread; 0.7+-0.1 too), "
+            "length=3.36,k=4 (mean acceptance length with the bonus token) or masks.jsonl (recorded masks) "
             "\\[default: tape with --replay, else profile].",
             rich_help_panel=MODEL,
         ),

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from engines.errors import InputError, require_name
 from engines.policy.architecture import Step
 from engines.policy.changes import changed
+from engines.record.masks import SUFFIX as MASKS
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, NotNegative, Positive, Settings, Whole, checked
 from engines.workload.lengths import parse_lengths
@@ -290,6 +291,8 @@ def _with_paths_from(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     resolved = dict(values)
     if "profile" in values:
         resolved["profile"] = path(values["profile"])
+    if str(values.get("acceptance")).endswith(MASKS):
+        resolved["acceptance"] = path(values["acceptance"])
     if isinstance(values.get("architectures"), list):
         resolved["architectures"] = [architecture(value) for value in values["architectures"]]
     if isinstance(workload := values.get("workload"), dict) and "trace" in workload:

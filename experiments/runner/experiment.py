@@ -48,6 +48,7 @@ from experiments.runner.predict import (
     AcceptanceChoice,
     Prediction,
     check,
+    masks_of,
     parse_acceptance,
     planned,
     replayed,
@@ -139,7 +140,11 @@ class Runner:
     # --- before any work ------------------------------------------------------------------------------
 
     def _check_profile(self) -> None:
-        """Raise InputError if the given profile is of another pair or cannot predict the simulations."""
+        """Raise InputError if the given profile is of another pair or cannot predict the simulations, or if a file of
+        masks does not cover them."""
+        if self.simulates and self.acceptance is not None and self.acceptance.masks:
+            for workload in _workloads(self.points):
+                masks_of(self.acceptance).check(workload.requests, self.experiment.max_context)
         if self.given is None:
             return
         asked = self.experiment.pair if self.experiment.mode == "simulated" else self.pair

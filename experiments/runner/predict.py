@@ -21,6 +21,8 @@ from engines.errors import InputError
 from engines.pairs.permutation import PREFIX, expected_tape, parse_pair
 from engines.policy.architecture import Architecture
 from engines.policy.context import context_of
+from engines.record.masks import SUFFIX as MASKS
+from engines.record.masks import read_masks
 from engines.record.run import Run
 from engines.workload.workload import Workload, with_random_prompts
 from experiments.compare.comparable import check_kind
@@ -34,20 +36,34 @@ from sim.acceptance_fits import from_profile
 from sim.costs import CostModel, Costs
 from sim.engine import simulate, summarise
 
+FORMS = (
+    "profile, tape, 0.8 (each draft), 0.8,0.6,0.5 (rates by position), 0.7±0.1 (spread over requests), "
+    "length=3.36,k=4 (mean acceptance length, bonus token included) or masks.jsonl (recorded masks)"
+)
 _NUMBER = r"\d*\.?\d+"
+_LENGTH = re.compile(rf"length\s*=\s*({_NUMBER})\s*,\s*k\s*=\s*(\d{{1,9}})")
+_BRACKETS = re.compile(r"\[(.*)\]")
 _SPREAD = re.compile(rf"({_NUMBER})\s*(?:±|\+-)\s*({_NUMBER})")
 
 
 class AcceptanceChoice(NamedTuple):
     """The source of acceptance in a simulation.
 
-    kind: "profile", "tape", "closed form" (of the profile's permutation pair), "independent" (values: alpha),
-    "positions" (values: the unconditional rate of each position) or "spread" (values: mean and standard deviation of
-    alpha over requests).
+    kind: "profile", "tape", "closed form" (of the profile's permutation pair), "masks" (of a file),
+    "independent" (values: alpha), "positions" (values: the unconditional rate of each position) or "spread" (values:
+    mean and standard deviation of alpha over requests). masks: path of the file.
     """
 
     kind: str
     values: tuple[float, ...] = ()
+    masks: str = ""
+
+    def describe(self) -> list[Any]:
+        """Return everything that determines the acceptance, as plain values: of masks, a digest of them."""
+        if not self.masks:
+            return [self.kind, list(self.values)]
+        found = read_masks(self.masks).items()
+        return [self.kind, fingerprint({str(request): mask.tolist() for request, mask in found})]
 
 
 FROM_PROFILE = AcceptanceChoice("profile")
@@ -55,18 +71,27 @@ CLOSED_FORM = AcceptanceChoice("closed form")
 
 
 def parse_acceptance(text: str) -> AcceptanceChoice:
-    """Parse profile, tape, 0.8, "0.8,0.6,0.5" or "0.7±0.1" (also 0.7+-0.1). Raises InputError."""
-    remedy = "use profile, tape, 0.8 (each draft), 0.8,0.6,0.5 (rates by position) or 0.7±0.1 (spread over requests)"
+    """Parse profile, tape, 0.8, "0.8,0.6,0.5", "0.7±0.1" (also 0.7+-0.1), "length=3.36,k=4" or masks.jsonl.
+
+    Rates by position may have brackets, as in vLLM's synthetic_acceptance_rates. A length becomes the alpha that has
+    it (sim.acceptance.alpha_of). A file of masks is read, and checked. Raises InputError.
+    """
     if text in ("profile", "tape"):
         return AcceptanceChoice(text)
+    if text.endswith(MASKS):
+        read_masks(text)
+        return AcceptanceChoice("masks", masks=text)
+    if match := _LENGTH.fullmatch(text):
+        return AcceptanceChoice("independent", (sources.alpha_of(float(match[1]), int(match[2])),))
     values: tuple[float, ...]
     if match := _SPREAD.fullmatch(text):
         kind, values = "spread", (float(match[1]), float(match[2]))
     else:
-        parts = [part.strip() for part in text.split(",")]
+        listed = match[1] if (match := _BRACKETS.fullmatch(text)) else text
+        parts = [part.strip() for part in listed.split(",")]
         if not all(re.fullmatch(_NUMBER, part) for part in parts):
-            raise InputError("acceptance", text, remedy)
-        kind = "independent" if len(parts) == 1 else "positions"
+            raise InputError("acceptance", text, f"use {FORMS}")
+        kind = "independent" if len(parts) == 1 and listed is text else "positions"
         values = tuple(float(part) for part in parts)
     if any(value > 1 for value in values):
         raise InputError("acceptance", text, "probabilities lie between 0 and 1")
@@ -123,7 +148,7 @@ class Prediction:
         return {
             "profile": fingerprint({**tables, "tapes": tapes, "info": profile.info}),
             "program": program(),
-            "acceptance": list(self.acceptance),
+            "acceptance": self.acceptance.describe(),
             "extrapolate": self.extrapolate,
             "jitter": self.jitter,
             "without": list(self.without),
@@ -228,7 +253,7 @@ def check(architecture: Architecture, workload: Workload, settings: Prediction) 
     """Check that a workload can be predicted.
 
     Raises InputError if the profile's models do not support the context, if no prompt fits it, or if the profile's
-    tapes, when they are used, are shorter than the outputs.
+    tapes, when they are used, or the masks are shorter than the outputs.
     """
     context, source = _context(architecture, settings), _source(settings, workload, None)
     check_room(workload, context)
@@ -255,8 +280,13 @@ def closed_form(pair: str, workload: Workload) -> sources.Tapes:
     return sources.Tapes({r.id: expected_tape(spec, r.prompt or (), r.max_tokens) for r in prompted.requests})
 
 
+def masks_of(chosen: AcceptanceChoice) -> sources.Tapes:
+    """Return the recorded masks of a file as tapes. Raises InputError."""
+    return sources.Tapes(read_masks(chosen.masks), origin=Path(chosen.masks).name)
+
+
 def _source(settings: Prediction, workload: Workload, live: Run | None) -> sources.AcceptanceSource:
-    kind, values = settings.acceptance
+    kind, values, _ = settings.acceptance
     if kind == "closed form":
         return closed_form(str(settings.profile.info["pair"]), workload)
     if kind == "tape":
@@ -265,6 +295,8 @@ def _source(settings: Prediction, workload: Workload, live: Run | None) -> sourc
             remedy = "the profile has no tapes; use --replay, or another acceptance"
             raise InputError("acceptance", "tape", remedy)
         return tapes
+    if kind == "masks":
+        return masks_of(settings.acceptance)
     if kind == "independent":
         return sources.Independent(*values)
     if kind == "spread":

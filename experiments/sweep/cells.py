@@ -118,13 +118,13 @@ class Cell:
     @cached_property
     def digest(self) -> str:
         """Digest of everything that determines its simulations, apart from the prediction's settings and the seed."""
-        settings = self.settings
+        settings, acceptance = self.settings, self.settings.acceptance
         return fingerprint(
             {
                 "architecture": self.architecture.to_dict(),
                 "workload": settings.workload().model_dump(),
                 "load": settings.load,
-                "acceptance": settings.acceptance,
+                "acceptance": None if acceptance is None else parse_acceptance(acceptance).describe(),
                 "trace": None if settings.trace is None else digest_of(settings.trace),
             }
         )

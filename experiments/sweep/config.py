@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from engines.errors import InputError, require_name, require_whole
+from engines.record.masks import SUFFIX as MASKS
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, Positive, Settings, Whole, checked
 from experiments.runner.config import WorkloadConfig
@@ -146,6 +147,7 @@ def rebased(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
             return [rebase(name, item) for item in value]
         architecture = name in ("architecture", "architectures", "base")
         is_path = name in ("profile", "trace") or (architecture and str(value).endswith(".toml"))
+        is_path |= name == "acceptance" and str(value).endswith(MASKS)
         return str(folder / value) if isinstance(value, str) and is_path else value
 
     return {name: rebase(name, value) for name, value in values.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from engines.storage.locks import locked
 from experiments.program.outputs import check_file, check_ours, check_output
 from experiments.program.progress import bar, console
 from experiments.runner.cells import fingerprint, kept
-from experiments.runner.predict import AcceptanceChoice, Prediction, parse_acceptance, without_live
-from experiments.sweep.cells import Cell
+from experiments.runner.predict import AcceptanceChoice, Prediction, check, parse_acceptance, without_live
+from experiments.sweep.cells import Cell, workload_of
 from experiments.sweep.config import SCHEMA_VERSION, Sweep
 from experiments.sweep.estimate import Estimate
 from experiments.sweep.simulation import Objective, Simulation
@@ -52,8 +53,9 @@ def run_sweep(
     if records and backend == Backend.RAY:
         raise InputError("records", backend, "records are written on this machine; use processes, or leave them out")
     settings = prediction(sweep.profile, sweep.pair, sweep.extrapolate, sweep.max_context)
-    cells = sweep.cells()
-    places = places_of(cells, settings, range(sweep.seed, sweep.seed + sweep.repeats))
+    cells, seeds = sweep.cells(), range(sweep.seed, sweep.seed + sweep.repeats)
+    check_masks(cells, seeds, settings)
+    places = places_of(cells, settings, seeds)
     with locked(folder):
         check_folder(folder, FILES, (CHUNKS, RECORDS, FIGURES), mark="confidence")
         store = Results(folder)
@@ -91,6 +93,16 @@ def prediction(place: str, pair: str | None, extrapolate: bool, max_context: int
         if called != profile.info["pair"]:
             raise InputError("pair", pair, f"the profile is of {profile.info['pair']!r}; give a profile of this pair")
     return Prediction(profile, without_live(profile), extrapolate=extrapolate, max_context=max_context)
+
+
+def check_masks(cells: Sequence[Cell], seeds: Sequence[int], settings: Prediction) -> None:
+    """Raise InputError if a file of masks does not cover the requests of its cells."""
+    for cell in cells:
+        chosen = None if cell.settings.acceptance is None else parse_acceptance(cell.settings.acceptance)
+        if chosen is not None and chosen.masks:
+            asked = dataclasses.replace(settings, acceptance=chosen)
+            for seed in seeds:
+                check(cell.architecture, workload_of(cell.settings.workload(), cell.settings.load, seed), asked)
 
 
 def places_of(cells: Sequence[Cell], settings: Prediction, seeds: Sequence[int]) -> pd.DataFrame:

@@ -78,6 +78,22 @@ BAD_SIMULATION = {
     "acceptance of no kind": ("--profile profile --acceptance often", "acceptance = 'often'"),
     "acceptance above 1": ("--profile profile --acceptance 1.2", "acceptance = '1.2'"),
     "rising rates": ("--profile profile --acceptance 0.5,0.6", "acceptance = '0.5,0.6'"),
+    "acceptance length below 1": ("--profile profile --acceptance length=0.9,k=4", "acceptance length = 0.9: a step"),
+    "acceptance length above k + 1": (
+        "--profile profile --acceptance length=5.2,k=4",
+        "acceptance length = 5.2: a step",
+    ),
+    "acceptance length without drafts": ("--profile profile --acceptance length=1,k=0", "acceptance k = 0"),
+    "masks missing": ("--profile profile --acceptance nowhere.jsonl", "acceptance = 'nowhere.jsonl'"),
+    "bad mask": ("--profile profile --acceptance bad.jsonl", "bad.jsonl, line 2 bits.1 = 2"),
+    "masks too short": (
+        "--profile profile --acceptance masks.jsonl -n 2 --output-tokens 4",
+        "acceptance = 'masks.jsonl': request 1 asks for 4 output tokens and its tape has 3",
+    ),
+    "masks of fewer requests": (
+        "--profile profile --acceptance masks.jsonl --output-tokens 3",
+        "acceptance = 'masks.jsonl': no tape of request 2",
+    ),
     "impossible spread": ("--profile profile --acceptance 0.5±0.9", "0.9"),
     "tape of the profile too short": (
         "--profile taped --acceptance tape -n 2 --output-tokens 11",
@@ -138,6 +154,11 @@ BAD_OTHERS = {
         "experiment taped.toml --out swept",
         "acceptance = 'tape': request 0 asks for 11 output tokens and its tape has 10",
     ),
+    "experiment with masks too short": ("experiment masked.toml --out swept", "masks.jsonl': request 1 asks for 11"),
+    "sweep with masks too short": ("sweep swept.toml --out swept", "masks.jsonl': request 1 asks for 9"),
+    "sweep with a bad mask": ("sweep bad_mask.toml --out swept", "bad.jsonl, line 2 bits.1 = 2"),
+    "sweep with rates that rise": ("sweep rising.toml --out swept", "acceptance = '0.5,0.6'"),
+    "sweep with a length above k + 1": ("sweep long.toml --out swept", "acceptance length = 6.0: a step of k = 4"),
     "tolerance below zero": ("compare live simulated --tolerance -1", "tolerance = -1.0"),
     "figures of nothing": ("figures nowhere simulated", "live = 'nowhere'"),
     "trace of nothing": ("trace nowhere", "nowhere"),
@@ -174,6 +195,15 @@ def bad_files(work: Path) -> None:
     (work / "begun").mkdir()
     (work / "begun" / "experiment.toml").write_text('architectures = ["pd"]\n')
     (work / "taped.toml").write_text("\n".join(taped))
+    (work / "masked.toml").write_text("\n".join(taped).replace('"tape"', '"masks.jsonl"'))
+    (work / "masks.jsonl").write_text('{"request": 0, "bits": [-1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1]}\n'
+                                      '{"request": 1, "bits": [-1, 1, 0]}\n')  # fmt: skip
+    (work / "bad.jsonl").write_text('{"request": 0, "bits": [-1, 1]}\n{"request": 1, "bits": [0, 2]}\n')
+    sweeps = {"swept": "masks.jsonl", "bad_mask": "bad.jsonl", "rising": "0.5,0.6", "long": "length=6.0,k=4"}
+    for name, acceptance in sweeps.items():
+        lines = ['profile = "profile"', 'architectures = ["pd"]', "concurrencies = [1]", "[workload]", "requests = 2"]
+        lines += ['output_tokens = "9"', "[grid]", f'acceptance = ["{acceptance}"]']
+        (work / f"{name}.toml").write_text("\n".join(lines))
     made = synthetic.profile()
     tapes = {request: np.array([-1, *[1] * 9], dtype=np.int8) for request in (0, 1)}
     dataclasses.replace(made, tapes=tapes).save(work / "taped")

@@ -264,7 +264,13 @@ def test_acceptance_texts() -> None:
     assert parse_acceptance("1") == AcceptanceChoice("independent", (1.0,))
     assert parse_acceptance("0.8, 0.6,.5") == AcceptanceChoice("positions", (0.8, 0.6, 0.5))
     assert parse_acceptance("0.7±0.1") == parse_acceptance("0.7 +- 0.1") == AcceptanceChoice("spread", (0.7, 0.1))
-    for bad in ("", "often", "1.1", "-0.2", "0.5,0.6", "0.5±", "nan", "0.8;0.6"):
+    assert parse_acceptance("[0.9, 0.5]") == parse_acceptance("0.9,0.5")  # as vLLM writes them
+    assert parse_acceptance("[0.9]") == AcceptanceChoice("positions", (0.9,))
+    kind, (alpha,), _ = parse_acceptance("length=3.3616,k=4")
+    assert (kind, alpha) == ("independent", pytest.approx(0.8, abs=1e-9))
+    assert parse_acceptance("length = 1, k = 8") == AcceptanceChoice("independent", (0.0,))
+    bad_lengths = ("length=0.99,k=4", "length=5.01,k=4", "length=1,k=0", "length=3", "length=,k=4")
+    for bad in ("", "often", "1.1", "-0.2", "0.5,0.6", "[0.5,0.6]", "[]", "0.5±", "nan", "0.8;0.6", *bad_lengths):
         with pytest.raises(InputError, match="acceptance"):
             parse_acceptance(bad)
 

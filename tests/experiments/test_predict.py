@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from engines.errors import InputError
@@ -15,7 +17,14 @@ from engines.record.run import Run
 from engines.workload.workload import FixedLength, make_workload, replay
 from experiments.compare.compare import compare
 from experiments.compare.identity import identity
-from experiments.runner.predict import AcceptanceChoice, Prediction, predict, predict_summary, replayed
+from experiments.runner.predict import (
+    AcceptanceChoice,
+    Prediction,
+    parse_acceptance,
+    predict,
+    predict_summary,
+    replayed,
+)
 from tests.experiments import synthetic
 
 TAPE = AcceptanceChoice("tape")
@@ -120,3 +129,22 @@ def test_a_summary_without_a_record_is_the_records() -> None:
     expected = summary(predict(PDV, load, settings))
     found = predict_summary(PDV, load, settings)
     assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+
+
+def test_masks_of_a_file_are_the_tapes_that_they_hold(tmp_path: Path) -> None:
+    live = synthetic.live("pdv")
+    lines = [json.dumps({"request": number, "bits": tape.tolist()}) for number, tape in live.tapes.items()]
+    (tmp_path / "masks.jsonl").write_text("\n".join(lines))
+    choice = parse_acceptance(str(tmp_path / "masks.jsonl"))
+    runs = [predict(PDV, replayed(live), Prediction(synthetic.profile(), c), live=live) for c in (choice, TAPE)]
+    pd.testing.assert_frame_equal(runs[0].requests, runs[1].requests)
+    assert runs[0].info["acceptance"] == {"source": "tapes", "unknown": 0.0, "masks": "masks.jsonl"}
+
+
+def test_what_masks_hold_determines_a_prediction_and_their_place_does_not(tmp_path: Path) -> None:
+    bits = {"a": [-1, 1, 0], "b": [-1, 1, 0], "c": [-1, 1, 1]}
+    for name, mask in bits.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"request": 0, "bits": mask}))
+    first, same, other = (parse_acceptance(str(tmp_path / f"{name}.jsonl")).describe() for name in bits)
+    assert first == same
+    assert first != other

@@ -9,7 +9,16 @@ import pytest
 
 from engines.errors import InputError
 from engines.policy.request import Request
-from sim.acceptance import AcceptanceSource, Independent, Markov, PerPosition, PerRequestSpread, Tapes, matches
+from sim.acceptance import (
+    AcceptanceSource,
+    Independent,
+    Markov,
+    PerPosition,
+    PerRequestSpread,
+    Tapes,
+    alpha_of,
+    matches,
+)
 from sim.acceptance_fits import MODELS, fit_markov, fit_tapes, from_profile
 from tests.calibrate.profiles import made_up
 
@@ -75,6 +84,7 @@ def test_drafts_that_are_always_right_take_no_longer_than_others() -> None:
     ("source", "says"),
     [
         (Tapes({}, unknown=0.5), {"source": "tapes", "unknown": 0.5}),
+        (Tapes({}, origin="masks.jsonl"), {"source": "tapes", "unknown": 0.0, "masks": "masks.jsonl"}),
         (Independent(0.8), {"source": "independent", "alpha": 0.8}),
         (PerPosition((0.8, 0.5)), {"source": "per position", "rates": [0.8, 0.5]}),
         (PerRequestSpread(0.7, 0.15), {"source": "per-request spread", "mean": 0.7, "sd": 0.15}),
@@ -103,6 +113,21 @@ def test_independent_meets_the_closed_form() -> None:
     """At alpha 0.8 and k = 4 a step emits 1 + 0.8 + 0.64 + 0.512 + 0.4096 = 3.36 tokens."""
     lengths = [min(m, 4) + 1 for i in range(400) for m in Independent(0.8).acceptance(request(i), 0).matches[:190]]
     assert np.mean(lengths) == pytest.approx(3.36, abs=0.03)
+
+
+@pytest.mark.parametrize(("length", "k", "alpha"), [(3.3616, 4, 0.8), (1.5, 1, 0.5), (1, 3, 0.0), (9, 8, 1.0)])
+def test_alpha_has_the_acceptance_length(length: float, k: int, alpha: float) -> None:
+    assert alpha_of(length, k) == pytest.approx(alpha, abs=1e-9)
+
+
+def test_drafts_of_that_alpha_have_the_acceptance_length() -> None:
+    source, steps = Independent(alpha_of(2.6, 3)), []
+    for i in range(400):
+        found, position = source.acceptance(request(i), 0).matches, 1
+        while position + 3 <= len(found):
+            steps.append(min(found[position], 3) + 1)
+            position += steps[-1]
+    assert np.mean(steps) == pytest.approx(2.6, abs=0.02)
 
 
 def test_per_position_meets_its_rates_whatever_k() -> None:
@@ -166,7 +191,8 @@ def test_unknown_positions_can_be_drawn_at_a_rate() -> None:
         lambda: PerRequestSpread(0.5, 0.6), lambda: Markov(-0.1, 0.5), lambda: fit_markov({}),
         lambda: fit_tapes({1: np.array([-1, 1], dtype=np.int8)}, "independent", 4),
         lambda: fit_tapes({1: np.ones(50, dtype=np.int8)}, "lucky", 4), lambda: from_profile(made_up(), "lucky"),
-        lambda: Tapes({}).acceptance(request(1), 0),
+        lambda: Tapes({}).acceptance(request(1), 0), lambda: alpha_of(0.9, 4), lambda: alpha_of(5.1, 4),
+        lambda: alpha_of(1.0, 0), lambda: alpha_of(float("nan"), 4),
         lambda: Tapes({1: np.array([], dtype=np.int8)}).acceptance(request(1), 0),
     ],
 )  # fmt: skip
