@@ -8,26 +8,29 @@ from engines.policy.request import RequestState
 
 
 class Population:
-    """Count requests as they enter and leave, to check the count against their latencies."""
+    """Count requests as they enter and leave, to check the count against their latencies.
+
+    here: how many there are now. request_seconds: their number, integrated over time.
+    """
 
     def __init__(self) -> None:
-        self._here = 0
+        self.here = 0
+        self.request_seconds = 0.0
         self._since_s = 0.0
-        self._request_seconds = 0.0
         self._latencies_s = 0.0
 
     def enter(self, now: float) -> None:
         self._integrate(now)
-        self._here += 1
+        self.here += 1
 
     def leave(self, now: float, state: RequestState) -> None:
         self._integrate(now)
-        self._here -= 1
+        self.here -= 1
         assert state.finish_s is not None
         self._latencies_s += state.finish_s - state.arrival_s
 
     def _integrate(self, now: float) -> None:
-        self._request_seconds += self._here * (now - self._since_s)
+        self.request_seconds += self.here * (now - self._since_s)
         self._since_s = now
 
     def check_littles_law(self) -> None:
@@ -36,8 +39,8 @@ class Population:
         The number of requests in the system, integrated over time, must equal the sum of the latencies. Raises
         AssertionError.
         """
-        if not math.isclose(self._request_seconds, self._latencies_s, rel_tol=1e-9, abs_tol=1e-9):
+        if not math.isclose(self.request_seconds, self._latencies_s, rel_tol=1e-9, abs_tol=1e-9):
             raise AssertionError(
-                f"Little's law fails: {self._request_seconds} request seconds in the system, "
+                f"Little's law fails: {self.request_seconds} request seconds in the system, "
                 f"{self._latencies_s} s of latency"
             )

@@ -7,7 +7,7 @@ architecture is therefore a new value, in Python or TOML, and needs no new code.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -275,6 +275,14 @@ def _build(kind: Any, prefix: str, values: Mapping[str, Any]) -> Any:
 def _plain(value: Any) -> dict[str, Any]:
     fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
     return {name: v for name, v in fields if v is not None}
+
+
+def device_of(replica: int, device: int, devices: Iterable[int]) -> int:
+    """Return the number of a replica's device in a fleet. Each replica's devices follow those of the one before.
+
+    devices: those of one replica.
+    """
+    return replica * (max(devices) + 1) + device
 
 
 BASELINE = Architecture(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from engines.errors import require_whole
 from engines.policy.architecture import Architecture, Lane, Stage, Step
@@ -105,7 +105,8 @@ class Scheduler:
     it ends. Starting a step takes one of the device's permits. Priority decides which step gets the next one.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, batch_ids: Iterator[int] | None = None) -> None:
+        """batch_ids: by default 0, 1, ...; shared by schedulers that are recorded together."""
         self.architecture = architecture
         self.controller = architecture.draft_length.controller()
         self.permits = {device: architecture.permits_on(device) for device in architecture.devices}
@@ -119,7 +120,7 @@ class Scheduler:
         self._carried: dict[tuple[str, int], RequestState] = {}  # request of each run-to-completion worker
         self._completed_s: dict[tuple[str, int], float] = {}  # when each worker's last batch was completed
         self._order = itertools.count()
-        self._batch_ids = itertools.count()
+        self._batch_ids = itertools.count() if batch_ids is None else batch_ids
 
     # --- what the caller reports ------------------------------------------------------------------------
 

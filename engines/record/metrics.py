@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from engines.policy.architecture import device_of
 from engines.record.run import Run
 
 PARTS = [
@@ -150,7 +151,9 @@ def device_utilisation(run: Run) -> dict[str, float]:
 def utilisation(run: Run, seconds: Mapping[int, Sequence[float]]) -> dict[str, float]:
     """Return device_utilisation, given for how long at least N (1, 2, 3) segments ran on each device."""
     lanes = run.info.get("architecture", {}).get("lanes", ())
-    devices = sorted({lane.get("device", 0) for lane in lanes} | set(seconds)) or [0]
+    own = [lane.get("device", 0) for lane in lanes]
+    known = {device_of(replica, device, own) for replica in range(run.info.get("replicas", 1)) for device in own}
+    devices = sorted(known | set(seconds)) or [0]
     idle = [0.0] * len(DEPTHS)
     shares = {device: [over_duration(held, run) for held in seconds.get(device, idle)] for device in devices}
     names = [f"running_at_least_{n}" for n in DEPTHS]

@@ -90,6 +90,8 @@ class RunSettings(Record):
     seed: Whole | None = None
     jitter: bool | None = None
     replays: Text | None = None
+    replicas: Count | None = None
+    router: Text | None = None
     fingerprint: Text | None = None
     versions: Annotated[dict[str, str], Field(default_factory=dict)]
 

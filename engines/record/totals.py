@@ -87,7 +87,7 @@ class Totals:
         adds the goodput.
         """
         self._add_up(float("inf"))
-        run, nan = Run(dict(info), self._table(), pd.DataFrame(), pd.DataFrame()), float("nan")
+        run, nan = Run(dict(info), self.table(), pd.DataFrame(), pd.DataFrame()), float("nan")
         out = request_summary(run, self._emitted_between)
         out["acceptance_rate"] = self._accepted / self._drafted if self._drafted else nan
         out["acceptance_length"] = self._verified / self._verifications if self._verifications else nan
@@ -123,8 +123,11 @@ class Totals:
             device.add_up(before_s)
         self._segments = 0
 
-    def _table(self) -> pd.DataFrame:
-        """Return what request_summary reads of the table of requests, in order of id."""
+    def table(self) -> pd.DataFrame:
+        """Return what request_summary reads of the table of requests, in order of id.
+
+        The status of a request that did not finish is REJECTED, whatever it was.
+        """
         request, output_tokens, finished = np.array(self._requests).reshape(-1, 3).T
         arrival_s, first_s, finish_s = np.array(self._times_s).reshape(-1, 3).T
         table = pd.DataFrame(

@@ -1,0 +1,109 @@
+"""Replicas of an engine on one simulated clock, and the clients whose requests they serve."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import simpy
+
+from engines.errors import require_whole
+from engines.policy.architecture import Architecture, device_of
+from engines.policy.captured_sizes import prefill_tokens_of
+from engines.policy.request import Request
+from engines.workload.clients import Clients
+from engines.workload.workload import Workload
+from sim.acceptance import Tapes
+from sim.replica import Bookkeeper, Conditions, Process, Replica
+
+Progress = Callable[[int, int], None]
+"""Told (requests ended, requests in all)."""
+Route = Callable[[Request, Sequence[int]], int]
+"""Given a request and how many requests each replica has now, returns the number of the replica that gets it."""
+
+
+class Deployment:
+    """Submit the requests of a workload to replicas, until all have ended.
+
+    route: chooses the replica of each request; None where there is one replica.
+    Raises InputError as sim.engine.simulate does.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        workload: Workload,
+        conditions: Conditions,
+        progress: Progress | None = None,
+        replicas: int = 1,
+        route: Route | None = None,
+    ) -> None:
+        require_whole("seed", conditions.seed, 0)
+        if isinstance(conditions.acceptance, Tapes):
+            conditions.acceptance.check(workload.requests, conditions.max_context)
+        longest = max((request.prompt_tokens for request in workload.requests), default=1)
+        prefill_tokens = conditions.prefill_tokens or prefill_tokens_of(architecture, longest)
+        self._environment, batch_ids = simpy.Environment(), itertools.count()
+        self.replicas = [
+            Replica(
+                self._environment, on_own_devices(architecture, number), conditions, prefill_tokens, self._goes_on,
+                number, batch_ids,
+            )
+            for number in range(replicas)
+        ]  # fmt: skip
+        self.routed = [0] * replicas
+        self._route = route
+        self._progress = progress
+        self._clients = Clients(workload, self.replicas[0].submit if route is None else self._submit)
+        self._environment.process(self._arrivals())
+
+    def run(self, bookkeepers: Sequence[Bookkeeper], tapes: dict[int, np.ndarray] | None = None) -> None:
+        """Run to the end. bookkeepers: are told what happens, one per replica. tapes: gets the tapes, by request.
+
+        Raises RuntimeError if requests are left that can never run, and AssertionError if Little's law fails for a
+        replica, or if not every request has ended once.
+        """
+        for replica, bookkeeper in zip(self.replicas, bookkeepers, strict=True):
+            replica.report_to(bookkeeper, tapes)
+        self._environment.run()
+        for replica in self.replicas:
+            replica.check_ended()
+        if self._clients.done != self._clients.total:
+            raise AssertionError(f"{self._clients.done} of {self._clients.total} requests have ended")
+
+    def _submit(self, request: Request) -> None:
+        assert self._route is not None
+        number = self._route(request, [replica.population.here for replica in self.replicas])
+        self.routed[number] += 1
+        self.replicas[number].submit(request)
+
+    def _arrivals(self) -> Process:
+        """Submit what is due, then wait for what is planned. The clients of a closed loop do the rest."""
+        due_s: float | None = 0.0
+        while due_s is not None:
+            yield self._environment.timeout(max(0.0, due_s - self._environment.now))
+            due_s = self._clients.submit_due(due_s)
+
+    def _think(self, think_s: float) -> Process:
+        yield self._environment.timeout(think_s)
+        self._clients.submit_due(self._environment.now)
+
+    def _goes_on(self) -> None:
+        """A request has ended or was rejected, so its client goes on."""
+        now = self._environment.now
+        think_s = self._clients.ended(now)
+        if think_s == 0:
+            self._clients.submit_due(now)
+        elif think_s is not None:
+            self._environment.process(self._think(think_s))
+        if self._progress is not None:
+            self._progress(self._clients.done, self._clients.total)
+
+
+def on_own_devices(architecture: Architecture, number: int) -> Architecture:
+    """Return the architecture of a replica, on the devices that it has in a fleet."""
+    devices = architecture.devices
+    lanes = [dataclasses.replace(lane, device=device_of(number, lane.device, devices)) for lane in architecture.lanes]
+    return architecture.replace(lanes=tuple(lanes))

@@ -1,0 +1,212 @@
+"""A fleet: replicas of one engine behind a router, on one simulated clock.
+
+Each replica has its own scheduler, slots, queues and devices. The router gives each request to a replica when it
+arrives, and never moves it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+
+from calibrate.profile import Profile
+from engines.errors import InputError, require_whole
+from engines.policy.architecture import MOST_DEVICES, Architecture, device_of
+from engines.policy.batch import Batch
+from engines.policy.request import Request, RequestState, Status
+from engines.record.run import Recorder, Run, SegmentTime
+from engines.record.totals import Totals
+from engines.workload.workload import Workload
+from sim.acceptance import AcceptanceSource
+from sim.costs import Costs
+from sim.deployment import Deployment, Progress, Route
+from sim.engine import asked, cost_model, described
+from sim.replica import Bookkeeper, Conditions
+
+RATES = ("throughput_", "goodput_", "lane_busy.", "running_at_least_")
+"""Metrics that are divided by the duration of a run."""
+
+
+def round_robin(replicas: int) -> Route:
+    """Each replica in turn."""
+    turns = itertools.cycle(range(replicas))
+    return lambda request, here: next(turns)
+
+
+def least_loaded(replicas: int) -> Route:
+    """The replica with the fewest requests, waiting or running; the first of several."""
+    return lambda request, here: here.index(min(here))
+
+
+ROUTERS: Mapping[str, Callable[[int], Route]] = {"round-robin": round_robin, "least-loaded": least_loaded}
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A number of replicas, and the router before them (a name in ROUTERS). Raises InputError."""
+
+    replicas: int = 1
+    router: str = "round-robin"
+
+    def __post_init__(self) -> None:
+        require_whole("replicas", self.replicas, 1, MOST_DEVICES)
+        if self.router not in ROUTERS:
+            raise InputError("router", self.router, f"use {', '.join(ROUTERS)}")
+
+    def check(self, architecture: Architecture) -> None:
+        """Raise InputError if all replicas together have too many devices."""
+        most = MOST_DEVICES // (architecture.devices[-1] + 1)
+        if self.replicas > most:
+            raise InputError("replicas", self.replicas, f"use {most} or fewer; a fleet has {MOST_DEVICES} devices")
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values for run.toml; none for a single replica, which needs no router."""
+        return {} if self.replicas == 1 else {"replicas": self.replicas, "router": self.router}
+
+
+class FleetRun(NamedTuple):
+    """run: the record of all replicas. metrics: see summarise_fleet."""
+
+    run: Run
+    metrics: pd.DataFrame
+
+
+def simulate_fleet(
+    fleet: Fleet,
+    architecture: Architecture,
+    workload: Workload,
+    costs: Profile | Costs,
+    acceptance: AcceptanceSource,
+    *,
+    seed: int = 0,
+    jitter: bool = True,
+    max_context: int | None = None,
+    prefill_tokens: int | None = None,
+    info: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    objectives: tuple[float, float] | None = None,
+) -> FleetRun:
+    """Predict what a fleet would do with a workload.
+
+    Returns one record of all replicas, and their metrics. In the record, replica r of an architecture with devices 0
+    to D - 1 has devices r * D to r * D + D - 1. A fleet of one gives the record of sim.engine.simulate, which also
+    explains the arguments and the errors.
+    """
+    conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
+    recorder, tapes = Recorder(), dict[int, np.ndarray]()
+    metrics = _run(fleet, architecture, workload, conditions, progress, objectives, recorder, tapes)
+    made = {**described(architecture, workload, conditions), **fleet.describe(), **(info or {})}
+    return FleetRun(recorder.run(made, tapes), metrics)
+
+
+def summarise_fleet(
+    fleet: Fleet,
+    architecture: Architecture,
+    workload: Workload,
+    costs: Profile | Costs,
+    acceptance: AcceptanceSource,
+    *,
+    seed: int = 0,
+    jitter: bool = True,
+    max_context: int | None = None,
+    prefill_tokens: int | None = None,
+    progress: Progress | None = None,
+    objectives: tuple[float, float] | None = None,
+) -> pd.DataFrame:
+    """Return the metrics of `simulate_fleet`, without the record.
+
+    There is a row for the fleet ("fleet") and one per replica ("0", "1", ...). The columns are `requests` (that the
+    router gave to it), `finished`, `rejected`, `output_tokens`, `duration_s`, `mean_in_system` (requests, averaged
+    over time) and those of engines.record.metrics.summary. All rates and shares of time are over the duration of the
+    fleet's run, so the throughputs of the replicas add up. objectives: a TTFT and a TPOT in seconds, for which to add
+    goodput_requests_per_s. Raises what `simulate` does.
+    """
+    conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
+    return _run(fleet, architecture, workload, conditions, progress, objectives)
+
+
+def _run(
+    fleet: Fleet,
+    architecture: Architecture,
+    workload: Workload,
+    conditions: Conditions,
+    progress: Progress | None,
+    objectives: tuple[float, float] | None,
+    recorder: Recorder | None = None,
+    tapes: dict[int, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Run the fleet to the end, tell the recorder, and return the metrics."""
+    fleet.check(architecture)
+    route = ROUTERS[fleet.router](fleet.replicas) if fleet.replicas > 1 else None
+    deployment = Deployment(architecture, workload, conditions, progress, fleet.replicas, route)
+    replicas = deployment.replicas
+    whole = Totals(ChainMap(*[cast(MutableMapping[int, Batch], replica.running) for replica in replicas]))
+    parts = [Totals(replica.running) for replica in replicas]
+    shared: list[Bookkeeper] = [whole] if recorder is None else [whole, recorder]
+    deployment.run([_Several([part, *shared]) for part in parts], tapes)
+    requests = whole.table()
+    duration_s = _duration_s(requests)
+    rows = {
+        "fleet": _counts(requests, sum(r.population.request_seconds for r in replicas), duration_s)
+        | whole.summary({**asked(architecture, workload), **fleet.describe()}, objectives)
+    }
+    for number, (replica, part) in enumerate(zip(replicas, parts, strict=True)):
+        requests = part.table()
+        # A replica has no clients of its own, and so no steady window.
+        own = part.summary({"architecture": replica.architecture.to_dict()}, objectives)
+        for name in own:
+            if name.startswith(RATES):
+                own[name] *= _duration_s(requests) / duration_s
+        rows[str(number)] = _counts(requests, replica.population.request_seconds, duration_s) | own
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("replica")
+
+
+class _Several:
+    """Bookkeepers that are told the same."""
+
+    def __init__(self, bookkeepers: Sequence[Bookkeeper]) -> None:
+        self._bookkeepers = bookkeepers
+
+    def completed(self, batch: Batch, segments: Iterable[SegmentTime], completed_s: float) -> None:
+        for bookkeeper in self._bookkeepers:
+            bookkeeper.completed(batch, segments, completed_s)
+
+    def ended(self, state: RequestState) -> None:
+        for bookkeeper in self._bookkeepers:
+            bookkeeper.ended(state)
+
+    def rejected(self, request: Request, now: float, error: Exception) -> None:
+        for bookkeeper in self._bookkeepers:
+            bookkeeper.rejected(request, now, error)
+
+
+def _duration_s(requests: pd.DataFrame) -> float:
+    """Return the seconds from the first arrival to the last finish; nan without requests."""
+    return float(requests["finish_s"].max() - requests["arrival_s"].min())
+
+
+def _counts(requests: pd.DataFrame, request_seconds: float, duration_s: float) -> dict[str, float]:
+    """Return the counts of a table of requests. duration_s: of the fleet."""
+    finished = requests["status"] == Status.FINISHED
+    return {
+        "requests": float(len(requests)),
+        "finished": float(finished.sum()),
+        "rejected": float((~finished).sum()),
+        "output_tokens": float(requests["output_tokens"].sum()),
+        "duration_s": duration_s,
+        "mean_in_system": request_seconds / duration_s if duration_s > 0 else float("nan"),
+    }
+
+
+def replica_of(run: Run) -> pd.Series:
+    """Return the replica that served each request (index) of a fleet's record; without those that were rejected."""
+    lanes = run.info["architecture"]["lanes"]
+    width = device_of(1, 0, [lane["device"] for lane in lanes])
+    device = run.steps["batch_id"].map(run.spans.drop_duplicates("batch_id").set_index("batch_id")["device"])
+    return (device.groupby(run.steps["request"]).first() // width).rename("replica")
