@@ -18,6 +18,7 @@ from experiments.commands.compare import compare
 from experiments.commands.experiment import demo, experiment
 from experiments.commands.figures import figures
 from experiments.commands.profile_kernels import profile_kernels
+from experiments.commands.report import report
 from experiments.commands.run import run
 from experiments.commands.search import search
 from experiments.commands.simulate import simulate
@@ -47,7 +48,7 @@ app = typer.Typer(
     tokens and rates in requests per second, unless an option says otherwise.
     """),
 )
-for command in (run, calibrate, simulate, compare, figures, trace, experiment, sweep, search, bench, demo):
+for command in (run, calibrate, simulate, compare, figures, trace, report, experiment, sweep, search, bench, demo):
     app.command()(command)
 app.add_typer(check)
 app.command()(profile_kernels)

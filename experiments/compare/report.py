@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -95,15 +96,19 @@ def comparison_report(comparison: Comparison) -> RenderableType:
 
     If live runs were replayed, a third table compares them request by request.
     """
-    grid = comparison.grid()
-    marks = _marks([*grid["differs"], *comparison.paired["differs"]])
-    parts: list[RenderableType] = [_errors(*texts, grid, marks) for texts in (THROUGHPUT_TABLE, LATENCY_TABLE)]
-    if not comparison.paired.empty:
-        parts.append(_paired_table(comparison, grid, marks))
+    parts: list[RenderableType] = [*comparison_tables(comparison)]
+    marks = _marks(comparison)
     parts += [Text(f"{mark} simulated with other settings than live: {differs}") for differs, mark in marks.items()]
     parts += [Text(f"not compared: {cell}") for cell in comparison.unmatched]
     parts.append(Text(verdict(comparison)))
     return Group(*parts)
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Return the tables of `comparison_report`."""
+    grid, marks = comparison.grid(), _marks(comparison)
+    tables = [_errors(*texts, grid, marks) for texts in (THROUGHPUT_TABLE, LATENCY_TABLE)]
+    return tables if comparison.paired.empty else [*tables, _paired_table(comparison, grid, marks)]
 
 
 def verdict(comparison: Comparison) -> str:
@@ -155,8 +160,9 @@ def _shown(name: str, value: float) -> str:
     return f"{value:.1f}"
 
 
-def _marks(differs: Iterable[str]) -> dict[str, str]:
+def _marks(comparison: Comparison) -> dict[str, str]:
     """Return a mark for each combination of differing settings."""
+    differs = [*comparison.grid()["differs"], *comparison.paired["differs"]]
     return {names: f"({i})" for i, names in enumerate(dict.fromkeys(filter(None, differs)), 1)}
 
 
@@ -211,11 +217,28 @@ def percent(value: float, signed: bool = False, blank: str = "-") -> str:
 
 def grid_table(runs: Sequence[Run]) -> Table:
     """Return one row per cell and kind: means over the repeats, with their spread in brackets."""
-    groups: dict[tuple[str, Cell], list[Run]] = {}
-    for run in sorted(runs, key=cell_of):
-        groups.setdefault((str(run.info.get("kind", "run")), cell_of(run)), []).append(run)
-    cells = pd.DataFrame([cell for _, cell in groups], columns=CELL_COLUMNS)
-    kinds, checked = {kind for kind, _ in groups}, any("exactness" in run.info for run in runs)
+    return cells_report(measured_rows(runs))
+
+
+def measured_rows(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one row per run: its kind, its cell (CELL_COLUMNS), outputs `checked` and `equal`, and its metrics."""
+    rows = [
+        {"kind": str(run.info.get("kind", "run")), **cell_of(run)._asdict(), **checked_outputs(run), **summary(run)}
+        for run in sorted(runs, key=cell_of)
+    ]
+    return pd.DataFrame(rows)
+
+
+def checked_outputs(run: Run) -> dict[str, int]:
+    """Return how many outputs were checked and how many equal the closed form; nothing if none were."""
+    exactness = run.info.get("exactness", {})
+    return {name: exactness[name] for name in ("checked", "equal") if exactness}
+
+
+def cells_report(rows: pd.DataFrame) -> Table:
+    """Return one row per cell and kind, of rows as `measured_rows` and the table of an experiment have them."""
+    rows = rows.reindex(columns=list(dict.fromkeys([*rows, *CELL_METRICS, "checked", "equal"])))
+    kinds, checked = rows["kind"].nunique(), bool(rows["checked"].notna().any())
     table = cells_table("means over the repeats of each cell (spread: (largest - smallest) / |mean|)")
     table.padding = (0, 0)  # so that each cell has one line in WIDTH columns
     for heading, _ in CELL_METRICS.values():
@@ -223,13 +246,14 @@ def grid_table(runs: Sequence[Run]) -> Table:
     if checked:
         table.add_column("exact\noutputs", justify="right")
     never_full = False
-    for (kind, cell), repeats in sorted(groups.items()):
-        values = pd.DataFrame([summary(run) for run in repeats])
-        means, spreads = values.mean(), spread(values)
+    groups: Iterable[tuple[Any, pd.DataFrame]] = rows.groupby(["kind", *CELL_COLUMNS])
+    for (kind, *values), repeats in groups:
+        metrics = repeats[list(CELL_METRICS)].astype(float)
+        means, spreads = metrics.mean(), spread(metrics)
         never_full |= math.isnan(means[STEADY])
         row = [_with_spread(means[name] * scale, spreads[name]) for name, (_, scale) in CELL_METRICS.items()]
-        name, load = cell_columns(cell, cells, "")
-        table.add_row(f"{name}, {kind}" if len(kinds) > 1 else name, load, *row, *[_exact(repeats)] * checked)
+        name, load = cell_columns(Cell(*values), rows)
+        table.add_row(f"{name}, {kind}" if kinds > 1 else name, load, *row, *[_exact(repeats)] * checked)
     if never_full:
         table.caption = "steady is -: the clients were never all served at once, or the load is not a closed loop"
     return table
@@ -242,7 +266,8 @@ def _with_spread(value: float, spread_: float) -> str:
     return f"{value:.{digits}f}" + ("" if math.isnan(spread_) else f" ({spread_:.0%})")
 
 
-def _exact(repeats: Sequence[Run]) -> str:
+def _exact(repeats: pd.DataFrame) -> str:
     """Return how many of the checked outputs equal the closed form."""
-    found = [run.info["exactness"] for run in repeats if "exactness" in run.info]
-    return f"{sum(e['equal'] for e in found)}/{sum(e['checked'] for e in found)}" if found else "-"
+    if not repeats["checked"].notna().any():
+        return "-"
+    return f"{repeats['equal'].sum():.0f}/{repeats['checked'].sum():.0f}"

@@ -1,0 +1,109 @@
+"""Where the numbers of a section come from: command, configuration, profile, device, versions, seeds, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tomli_w
+
+from calibrate.profile import PROFILE_FILES
+from engines.errors import InputError
+from engines.storage.files import FINISHED, holds
+from engines.storage.reading import read_toml
+from experiments.report.sources import Sources
+from experiments.report.tables import PageTable, of_frame
+
+RECORD, PROFILE = "run.toml", PROFILE_FILES[0]
+NOT_RECORDED = "not recorded"
+FACTS = {
+    "command": "command", "date": "date", "device": "device", "pair": "pair", "dtype": "data type",
+    "versions": "versions", "commit": "git commit",
+}  # fmt: skip
+"""What every measurement should say of itself, by its key in run.toml, profile.toml and bench.toml."""
+MANY = 8
+
+
+@dataclass
+class Provenance:
+    """facts: by what they are about, label -> text. records: one row per run. configuration: file -> TOML text."""
+
+    sources: Sources
+    facts: dict[str, dict[str, str]] = field(default_factory=dict)
+    records: PageTable | None = None
+    configuration: dict[str, str] = field(default_factory=dict)
+
+    def add_settings(self, name: str, values: Mapping[str, Any]) -> None:
+        """Add the configuration of a result."""
+        if values:
+            self.configuration[name] = tomli_w.dumps(values)
+
+    def add_measurement(self, about: str, info: Mapping[str, Any], **more: str) -> None:
+        """Add the FACTS of a measurement."""
+        self.facts[about] = {**more, **{label: fact(info.get(key)) for key, label in FACTS.items()}}
+
+    def add_profile(self, folder: Path) -> None:
+        """Add the profile that simulations were made from; say so if it is not there any more."""
+        if not holds(folder, PROFILE):
+            self.facts["Profile"] = {"folder": f"{folder} (not there)"}
+            return
+        info = read_toml("report", _there(folder, PROFILE))
+        digest = {"fingerprint": str(info["fingerprint"])} if "fingerprint" in info else {}
+        self.add_measurement("Profile", info, folder=str(folder), **digest)
+
+    def add_records(self, folders: Iterable[Path]) -> None:
+        """Add the runs in these folders: what all have in common as facts, the rest as a table. None is no error."""
+        records = [path for folder in folders for path in _records(folder)]
+        rows = [_described(path, read_toml("report", _there(path, RECORD))) for path in records]
+        if not rows:
+            return
+        frame = pd.DataFrame(rows)
+        frame = frame[[name for name in frame if (frame[name] != NOT_RECORDED).any()]]
+        common = [name for name in frame if name != "run" and frame[name].nunique() == 1]
+        self.facts["Records"] = {"runs": str(len(frame)), **{str(name): frame[name].iloc[0] for name in common}}
+        self.records = of_frame(frame.drop(columns=common), "Runs")
+
+
+def fact(value: Any) -> str:
+    """Return a value as text: tables as "name value, ...", a missing one as NOT_RECORDED."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" for name, item in value.items()) or NOT_RECORDED
+    return NOT_RECORDED if value is None or value == "" else str(value)
+
+
+def seeds_text(used: Iterable[int]) -> str:
+    """Return different seeds as text: "1 to 4", or "1, 5, 9"."""
+    found = sorted(set(used))
+    if len(found) > 1 and found[-1] - found[0] == len(found) - 1:
+        return f"{found[0]} to {found[-1]}"
+    return ", ".join(map(str, found[:MANY])) + (f" and {len(found) - MANY} others" if len(found) > MANY else "")
+
+
+def _records(folder: Path) -> list[Path]:
+    """Return the folders of the records: the folder itself, or those in it."""
+    if holds(folder, RECORD):
+        return [folder]
+    below = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in below if not path.name.startswith(".") and holds(path, RECORD)]
+
+
+def _described(folder: Path, info: Mapping[str, Any]) -> dict[str, str]:
+    costs, workload = info.get("costs", {}), info.get("workload", {})
+    if not isinstance(costs, Mapping) or not isinstance(workload, Mapping):
+        raise InputError("report", str(folder / RECORD), "its workload or costs are no tables; repair the record")
+    return {
+        "run": folder.name,
+        "kind": fact(info.get("kind")),
+        **{label: fact(info.get(key)) for key, label in FACTS.items()},
+        "workload seed": fact(workload.get("seed")),
+        "seed of durations": fact(info.get("seed")),
+        "profile of": fact(costs.get("date")),
+    }
+
+
+def _there(folder: Path, name: str) -> Path:
+    """Return the path of a file, in its place or still to be moved there after a save was killed."""
+    return folder / name if (folder / name).is_file() else folder / FINISHED / name
