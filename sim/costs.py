@@ -7,6 +7,7 @@ so what is linear in prompts, prompt tokens, drafts or cache reads is met exactl
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
@@ -96,6 +97,14 @@ class CostModel:
             self._lines[segment, batch_size, draft_length] = line
         return line.at(tokens if line.by_tokens else context_tokens, quantile)
 
+    def beyond(self, shape: SegmentShape) -> bool:
+        """Return whether a shape lies outside what was measured, so that `cost` refuses it unless extrapolating."""
+        segment, batch_size, draft_length, tokens, context_tokens = shape
+        grid = self._grids[segment]
+        load = tokens if grid.by_tokens else context_tokens
+        (least, longest), (_, largest), (_, most) = grid.covered
+        return not (least <= draft_length <= longest and batch_size <= largest and load <= most)
+
     def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
         before, per_request, wake_up, per_other, after, after_per_request = self._host_s[step]
         if not back_to_back:
@@ -109,10 +118,15 @@ class CostModel:
 
 class _Grid:
     """One segment's points as a full grid: values[draft length, batch, load] = (duration_s, kernel_ms) and
-    spread[draft length, batch, load] = the measured quantiles as ratios to the mean."""
+    spread[draft length, batch, load] = the measured quantiles as ratios to the mean.
+
+    by_tokens: the load is the tokens of all prompts, not the mean context. measured, covered: the least and the most
+    of each axis that was measured, and for which a cost is given without extrapolation.
+    """
 
     def __init__(self, segment: Segment, rows: pd.DataFrame, extrapolate: bool) -> None:
-        load_name = "tokens" if segment.startswith("prefill") else "context_tokens"
+        self.by_tokens = segment.startswith("prefill")
+        load_name = "tokens" if self.by_tokens else "context_tokens"
         self.segment = segment
         self.extrapolate = extrapolate
         self.names = ("draft_length", "batch_size", load_name)
@@ -123,6 +137,7 @@ class _Grid:
         spread = rows[list(QUANTILES)].to_numpy(float) / rows["mean_ms"].to_numpy(float)[:, None]
         self.axes = [sorted(set(points[:, i].tolist())) for i in range(3)]
         self.measured = [(axis[0], axis[-1]) for axis in self.axes]
+        self.covered = [self.measured[0], *((-math.inf, high * (1 + TOLERANCE)) for _, high in self.measured[1:])]
         self.values, nearest = _filled(points, values, self.axes)
         self.spread = spread[nearest]
         for axis in (1, 2):
@@ -163,10 +178,8 @@ class _Grid:
     def check(self, axis: int, asked: float) -> None:
         """Raises InputError for a value outside the measured range, unless extrapolation was asked for and there is
         a line to go on along."""
-        low, high = self.measured[axis]
-        if axis != 0 and asked <= high * (1 + TOLERANCE):
-            return
-        if low <= asked <= high or (self.extrapolate and low < high):
+        (least, most), (low, high) = self.covered[axis], self.measured[axis]
+        if least <= asked <= most or (self.extrapolate and low < high):
             return
         values, remedy = (f"{low:g} to {high:g}", REMEDY) if low < high else (f"{low:g} only", ONE_VALUE)
         measured = f"the profile measured {self.segment} at {self.names[axis]} {values}"
@@ -176,13 +189,13 @@ class _Grid:
 class _Line:
     """Cost against load; what the simulation asks for again and again, so it is plain Python.
 
-    by_tokens: the load is the tokens of all prompts, not the mean context.
+    by_tokens: see _Grid.
     """
 
     __slots__ = ("_grid", "_last", "_parts", "_places", "by_tokens")
 
     def __init__(self, grid: _Grid, values: np.ndarray, spread: np.ndarray) -> None:
-        self.by_tokens = grid.names[2] == "tokens"
+        self.by_tokens = grid.by_tokens
         self._grid = grid
         self._places: list[float] = grid.axes[2]
         costs, jitter = values.tolist(), [_Jitter(ratios) for ratios in spread.tolist()]

@@ -71,10 +71,19 @@ def summarise(
     goodput_requests_per_s. Raises what `simulate` does.
     """
     conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
-    deployment = Deployment(architecture, workload, conditions, progress)
-    totals = Totals(deployment.replicas[0].running)
-    deployment.run([totals])
+    totals = totalled(architecture, workload, conditions, progress)
     return totals.summary(asked(architecture, workload), objectives)
+
+
+def totalled(
+    architecture: Architecture, workload: Workload, conditions: Conditions, progress: Progress | None = None
+) -> Totals:
+    """Simulate as `simulate` does, but keep only the totals."""
+    deployment = Deployment(architecture, workload, conditions, progress)
+    costs = conditions.costs
+    totals = Totals(deployment.replicas[0].running, costs.beyond if isinstance(costs, CostModel) else None)
+    deployment.run([totals])
+    return totals
 
 
 def cost_model(costs: Profile | Costs) -> Costs:

@@ -150,14 +150,14 @@ def _run(
     parts = [Totals(replica.running) for replica in replicas]
     shared: list[Bookkeeper] = [whole] if recorder is None else [whole, recorder]
     deployment.run([_Several([part, *shared]) for part in parts], tapes)
-    requests = whole.table()
+    requests = whole.table
     duration_s = _duration_s(requests)
     rows = {
         "fleet": _counts(requests, sum(r.population.request_seconds for r in replicas), duration_s)
         | whole.summary({**asked(architecture, workload), **fleet.describe()}, objectives)
     }
     for number, (replica, part) in enumerate(zip(replicas, parts, strict=True)):
-        requests = part.table()
+        requests = part.table
         # A replica has no clients of its own, and so no steady window.
         own = part.summary({"architecture": replica.architecture.to_dict()}, objectives)
         for name in own:

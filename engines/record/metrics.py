@@ -64,9 +64,9 @@ def request_summary(run: Run, emitted: Callable[[float, float], int]) -> dict[st
     times = request_times(run)
     for column in times:
         values = times[column].dropna()
-        out[f"{column}.mean"] = float(values.mean()) if len(values) else float("nan")
-        for name, q in QUANTILES.items():
-            out[f"{column}.{name}"] = float(values.quantile(q)) if len(values) else float("nan")
+        out[f"{column}.mean"] = float(values.mean())  # nan if there are none, as are the quantiles
+        quantiles = values.quantile(list(QUANTILES.values())).tolist()
+        out |= {f"{column}.{name}": value for name, value in zip(QUANTILES, quantiles, strict=True)}
     out["throughput_tokens_per_s"] = over_duration(float(run.finished["output_tokens"].sum()), run)
     out["throughput_requests_per_s"] = over_duration(len(run.finished), run)
     start_s, end_s = steady_window(run)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 from engines.policy.architecture import Step
 from engines.policy.batch import Batch
 from engines.policy.request import Request, RequestState, Status
+from engines.policy.segment_shape import SegmentShape
 from engines.record.exact_sum import ExactSum
 from engines.record.metrics import DEPTHS, goodput, over_duration, request_summary, utilisation
 from engines.record.run import Run, SegmentTime
@@ -25,23 +27,28 @@ CHUNK = 1024  # segments that are added up at a time
 class Totals:
     """Collect what a Recorder does, but keep no rows.
 
-    Per request, it keeps six numbers, and two more for each of two moments: 80 bytes. running: the batches that have
-    started and not completed, as Scheduler.running.
+    Per request, it keeps six numbers, and two more for each of two moments: 80 bytes.
+
+    running: the batches that have started and not completed, as Scheduler.running. beyond: tells of a segment whether
+    it lies beyond the profile (sim.costs.CostModel.beyond). segments, segments_beyond: how many ran, and how many of
+    them lay beyond it; known after `summary`. error: that of the first request that was rejected, "" if none was.
     """
 
-    def __init__(self, running: Mapping[int, Batch]) -> None:
-        self._running = running
+    def __init__(self, running: Mapping[int, Batch], beyond: Callable[[SegmentShape], bool] | None = None) -> None:
+        self.segments = self.segments_beyond = 0
+        self.error = ""
+        self._running, self._beyond = running, beyond
         self._requests = array("q")  # id, output tokens and whether it finished
         self._times_s = array("d")  # arrival, first token (nan if none) and finish
         self._moments_s = array("d")  # when a request had its first token or ended
         self._emitted_by = array("q")  # output tokens of all requests until then, that moment included
         self._emitted = self._drafted = self._accepted = 0
         self._verified = self._verifications = 0
+        self._shapes: list[SegmentShape] = []  # of the segments that are not yet added up
         self._sizes: Counter[str] = Counter()
         self._batches: Counter[str] = Counter()
         self._lanes: defaultdict[str, _Durations] = defaultdict(_Durations)
         self._devices: defaultdict[int, _Overlap] = defaultdict(_Overlap)
-        self._segments = 0
 
     def completed(self, batch: Batch, segments: Iterable[SegmentTime], completed_s: float) -> None:
         """Take note of a batch (after Scheduler.complete) and its segments in order."""
@@ -55,14 +62,12 @@ class Totals:
         if prefill or (self._moments_s and self._moments_s[-1] == completed_s):
             self._note(completed_s)
         lane, device = self._lanes[batch.lane.name].seconds, self._devices[batch.lane.device]
-        for (segment, start_s, end_s, _), shape in zip(segments, batch.shapes, strict=True):
-            self._sizes[segment] += shape.batch_size
-            self._batches[segment] += 1
+        for _, start_s, end_s, _ in segments:
             lane.append(end_s - start_s)
             device.starts_s.append(start_s)
             device.ends_s.append(end_s)
-            self._segments += 1
-        if self._segments >= CHUNK:
+        self._shapes += batch.shapes
+        if len(self._shapes) >= CHUNK:
             self._add_up(min((one.dispatched_s for one in self._running.values()), default=completed_s))
 
     def ended(self, state: RequestState) -> None:
@@ -77,6 +82,7 @@ class Totals:
 
     def rejected(self, request: Request, now: float, error: Exception) -> None:
         """Take note of a request that was rejected on submission."""
+        self.error = self.error or str(error)
         self._keep(request.id, 0, [now, float("nan"), now], False)
         self._note(now)
 
@@ -87,7 +93,7 @@ class Totals:
         adds the goodput.
         """
         self._add_up(float("inf"))
-        run, nan = Run(dict(info), self.table(), pd.DataFrame(), pd.DataFrame()), float("nan")
+        run, nan = self.run(info), float("nan")
         out = request_summary(run, self._emitted_between)
         out["acceptance_rate"] = self._accepted / self._drafted if self._drafted else nan
         out["acceptance_length"] = self._verified / self._verifications if self._verifications else nan
@@ -98,6 +104,10 @@ class Totals:
         if objectives is not None:
             out["goodput_requests_per_s"] = goodput(run, *objectives)
         return out | utilisation(run, {device: overlap.seconds for device, overlap in self._devices.items()})
+
+    def run(self, info: Mapping[str, Any]) -> Run:
+        """Return the run, once it has ended, with nothing but its `table`."""
+        return Run(dict(info), self.table, pd.DataFrame(), pd.DataFrame())
 
     def _keep(self, request: int, output_tokens: int, times_s: list[float], finished: bool) -> None:
         self._requests.fromlist([request, output_tokens, finished])
@@ -117,14 +127,21 @@ class Totals:
 
     def _add_up(self, before_s: float) -> None:
         """Add up the segments so far. before_s: every segment that is still to come starts at this time or later."""
+        for shape in self._shapes:
+            self._sizes[shape.segment] += shape.batch_size
+            self._batches[shape.segment] += 1
+        self.segments += len(self._shapes)
+        if self._beyond is not None:
+            self.segments_beyond += sum(map(self._beyond, self._shapes))
+        self._shapes.clear()
         for lane in self._lanes.values():
             lane.add_up()
         for device in self._devices.values():
             device.add_up(before_s)
-        self._segments = 0
 
+    @cached_property
     def table(self) -> pd.DataFrame:
-        """Return what request_summary reads of the table of requests, in order of id.
+        """What request_summary and goodput read of the table of requests, in order of id, once the run has ended.
 
         The status of a request that did not finish is REJECTED, whatever it was.
         """

@@ -24,6 +24,7 @@ from engines.policy.context import context_of
 from engines.record.masks import SUFFIX as MASKS
 from engines.record.masks import read_masks
 from engines.record.run import Run
+from engines.record.totals import Totals
 from engines.workload.workload import Workload, with_random_prompts
 from experiments.compare.comparable import check_kind
 from experiments.compare.identity import identity
@@ -34,7 +35,8 @@ from experiments.runner.without import CostsWithout
 from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
 from sim.costs import CostModel, Costs
-from sim.engine import simulate, summarise
+from sim.engine import simulate, totalled
+from sim.replica import Conditions
 
 FORMS = (
     "profile, tape, 0.8 (each draft), 0.8,0.6,0.5 (rates by position), 0.7±0.1 (spread over requests), "
@@ -227,26 +229,11 @@ def predict(
     return run
 
 
-def predict_summary(
-    architecture: Architecture,
-    workload: Workload,
-    settings: Prediction,
-    objectives: tuple[float, float] | None = None,
-) -> dict[str, float]:
-    """Return the summary of the run that `predict` records, without its record (sim.engine.summarise).
-
-    objectives: a TTFT and a TPOT in seconds, for which to add the goodput. Raises InputError.
-    """
-    return summarise(
-        architecture,
-        workload,
-        settings.costs(),
-        _source(settings, workload, None),
-        seed=settings.seed,
-        jitter=settings.jitter,
-        max_context=_context(architecture, settings),
-        objectives=objectives,
-    )
+def predict_totals(architecture: Architecture, workload: Workload, settings: Prediction) -> Totals:
+    """Return the totals of the run that `predict` records, without its record. Raises InputError."""
+    source, context = _source(settings, workload, None), _context(architecture, settings)
+    conditions = Conditions(settings.costs(), source, settings.seed, settings.jitter, context)
+    return totalled(architecture, workload, conditions)
 
 
 def check(architecture: Architecture, workload: Workload, settings: Prediction) -> None:

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from calibrate.profile import Profile
 from engines.errors import InputError
-from engines.policy.architecture import Architecture
+from engines.policy.architecture import Architecture, Segment
+from engines.policy.segment_shape import SegmentShape
 from engines.record.metrics import goodput, summary
 from engines.record.run import Run
 from experiments.runner.cells import keep
 from experiments.runner.config import WorkloadConfig
-from experiments.runner.predict import AcceptanceChoice, Prediction, predict
+from experiments.runner.predict import AcceptanceChoice, Prediction, predict, predict_totals
 from experiments.sweep.cells import workload_of
-from sim.costs import TOLERANCE
+from sim.costs import CostModel, Costs
+from sim.engine import asked
 
 Row = dict[str, Any]
 """`fingerprint`, `error` ("" unless the simulation failed) and metrics by name."""
@@ -55,8 +54,7 @@ class Simulation:
 def rows_of(simulation: Simulation, settings: Prediction) -> list[Row]:
     """Simulate, and return one result per row. An error becomes the rows' `error`, whatever it is."""
     try:
-        run = simulated(simulation, settings)
-        shared = {**metrics(run), **beyond_profile(run, settings.profile)}
+        run, shared = simulated(simulation, settings)
         return [
             {"fingerprint": row, "error": "", **shared, **attainment(run, objective)}
             for row, objective in simulation.rows
@@ -68,23 +66,41 @@ def rows_of(simulation: Simulation, settings: Prediction) -> list[Row]:
     return [{"fingerprint": row, "error": " ".join(said.split())} for row, _ in simulation.rows]
 
 
-def simulated(simulation: Simulation, settings: Prediction) -> Run:
-    """Return the run, and keep its record if asked to. Raises InputError, also if no request finished."""
+def simulated(simulation: Simulation, settings: Prediction) -> tuple[Run, dict[str, float]]:
+    """Return the run and its metrics.
+
+    The record is kept if it is asked for; otherwise, there is none, and the run has what `goodput` reads. The metrics
+    are the same. Raises InputError, also if no request finished.
+    """
     workload = workload_of(simulation.workload, simulation.load, simulation.seed)
     chosen = settings.with_seed(simulation.seed)
     chosen.acceptance = simulation.acceptance
+    if simulation.record is None:
+        totals, info = (
+            predict_totals(simulation.architecture, workload, chosen),
+            asked(simulation.architecture, workload),
+        )
+        run = totals.run(info)
+        _require_finished(run, totals.error)
+        found = totals.summary(info)
+        return run, metrics(run, found, totals.segments, totals.segments_beyond)
     run = predict(simulation.architecture, workload, chosen)
+    _require_finished(run, next((error for error in run.requests["error"] if error), ""))
+    keep(run, simulation.record, simulation.record.name)
+    return run, metrics(run, summary(run), len(run.spans), segments_beyond(run, settings.costs()))
+
+
+def _require_finished(run: Run, error: str) -> None:
     if run.finished.empty:
-        errors = run.requests.loc[run.requests["error"] != "", "error"]
-        raise InputError("requests", len(run.requests), f"none finished; the first error: {next(iter(errors), '')}")
-    if simulation.record is not None:
-        keep(run, simulation.record, simulation.record.name)
-    return run
+        raise InputError("requests", len(run.requests), f"none finished; the first error: {error}")
 
 
-def metrics(run: Run) -> dict[str, float]:
-    """Return the metrics of engines.record.metrics.summary, counts of requests, and the utilisation of each lane."""
-    found = summary(run)
+def metrics(run: Run, found: Mapping[str, float], segments: int, beyond: int) -> dict[str, float]:
+    """Return the metrics of a row.
+
+    found: engines.record.metrics.summary of the run. segments, beyond: how many it ran, and how many of them lie
+    beyond the profile.
+    """
     workers = {lane["name"]: lane["workers"] for lane in run.info["architecture"]["lanes"]}
     return {
         "finished": float(len(run.finished)),
@@ -92,7 +108,17 @@ def metrics(run: Run) -> dict[str, float]:
         "duration_s": run.duration_s,
         **found,
         **{f"utilisation.{lane}": found.get(f"lane_busy.{lane}", 0.0) / count for lane, count in workers.items()},
+        "beyond_profile": float(beyond),
+        "beyond_profile_share": beyond / segments,
     }
+
+
+def segments_beyond(run: Run, costs: Costs) -> int:
+    """Return how many segments of a record lie beyond the profile (CostModel.beyond)."""
+    assert isinstance(costs, CostModel)
+    shapes = run.spans[["segment", "batch_size", "draft_length", "tokens", "context_tokens"]]
+    rows = shapes.itertuples(index=False, name=None)
+    return sum(costs.beyond(SegmentShape(Segment(name), *size)) for name, *size in rows)
 
 
 def attainment(run: Run, objective: Objective) -> dict[str, float]:
@@ -105,25 +131,6 @@ def attainment(run: Run, objective: Objective) -> dict[str, float]:
         "goodput_requests_per_s": good,
         "slo_attainment": round(good * run.duration_s) / len(run.requests),
     }
-
-
-def beyond_profile(run: Run, profile: Profile) -> dict[str, float]:
-    """Return how many segments, and which share of them, lie outside what the profile measured.
-
-    That is a draft length outside its range, or a batch, prompt or context more than 10% above it: what is refused
-    unless extrapolation is asked for.
-    """
-    spans, outside = run.spans, 0
-    measured: Iterable[tuple[Any, pd.DataFrame]] = profile.stage_costs.groupby("segment")
-    for segment, points in measured:
-        own = spans[spans["segment"] == segment]
-        load = "tokens" if str(segment).startswith("prefill") else "context_tokens"
-        low, high = points["draft_length"].min(), points["draft_length"].max()
-        wrong = (own["draft_length"] < low) | (own["draft_length"] > high)
-        for column in ("batch_size", load):
-            wrong |= own[column] > points[column].max() * (1 + TOLERANCE)
-        outside += int(wrong.sum())
-    return {"beyond_profile": float(outside), "beyond_profile_share": outside / len(spans)}
 
 
 def in_order(names: Iterable[str]) -> list[str]:

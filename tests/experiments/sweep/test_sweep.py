@@ -66,6 +66,18 @@ def test_every_row_has_its_settings_and_the_metrics_of_the_run_that_they_describ
         assert (values["architecture"], values["concurrency"]) == (cell.architecture.name, workload.concurrency)
 
 
+def test_rows_without_a_record_are_those_of_a_record(tmp_path: Path) -> None:
+    """To the last bit, beyond the profile or within, and with requests that are rejected."""
+    loads: dict[str, Any] = {
+        "closed": {"concurrencies": [20], "grid": {"decode_limit": [6, 14], "requests_per_client": [2]}},
+        "open": {"concurrencies": [], "rates": [4.0, 40.0], "slo_ttft_s": 0.2, "max_context": 36},
+    }
+    for name, load in loads.items():
+        with_records = swept(tmp_path / name / "records", records=True, **load).rows
+        pd.testing.assert_frame_equal(swept(tmp_path / name / "none", **load).rows, with_records, check_exact=True)
+        assert with_records["beyond_profile" if name == "closed" else "rejected"].max() > 0
+
+
 def test_all_cells_of_a_repeat_meet_the_same_load(small: Any) -> None:
     outcome, folder = small
     asked: dict[int, set[str]] = {}
@@ -220,7 +232,7 @@ def test_a_failed_cell_is_a_row_with_its_error_and_the_rest_goes_on(
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("experiments.sweep.simulation.predict", broken)
+    monkeypatch.setattr("experiments.sweep.simulation.predict_totals", broken)
     outcome = swept(tmp_path / "broken")
     assert set(outcome.rows["error"]) == {"ZeroDivisionError: a bug"}
     assert np.isnan(outcome.summary.get("throughput_tokens_per_s", pd.Series([np.nan]))).all()
