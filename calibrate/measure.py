@@ -163,7 +163,7 @@ def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Ru
         slots = max(cells)
         steps = {step for lane in layout.lanes for step in lane.steps if not lane.run_to_completion}
         architecture = layout.with_batch_limits({step: min(limits[step], slots) for step in steps})
-        draft_length = FixedDraftLength(middle(grid.draft_lengths))
+        draft_length = FixedDraftLength(middle(grid.drafting))
         with LiveEngine(
             architecture.replace(slots=slots, draft_length=draft_length), pair, prompt + output
         ) as engine:

@@ -34,7 +34,7 @@ def default_groups(grid: Grid) -> list[tuple[SegmentShape, ...]]:
     Every draft meets every verify, at batches a third and a few requests apart. Prefills, no larger than what prompts
     of the middle context can pack, meet some of these, alone and together.
     """
-    k, context = middle(grid.draft_lengths), middle(grid.contexts)
+    k, context = middle(grid.drafting), middle(grid.contexts)
     sizes, tokens = spaced(grid.batches, 4 / 3, apart=4), _prefills(grid, context)
     some = spaced(sizes, 4)
 

@@ -34,8 +34,8 @@ Progress = Callable[[str, float], None]  # what is being measured, fraction done
 class Grid:
     """The points to measure: every combination of each stage's axes.
 
-    batches: requests in a draft or verify. draft_lengths: k. contexts: tokens of a request before the step.
-    prompt_tokens: tokens of a prefill in all. packed: prompts that share a prefill.
+    batches: requests in a draft or verify. draft_lengths: k; at 0 there is a verify alone. contexts: tokens of a
+    request before the step. prompt_tokens: tokens of a prefill in all. packed: prompts that share a prefill.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 6, 12)
@@ -47,9 +47,12 @@ class Grid:
     def __post_init__(self) -> None:
         for f in fields(self):
             values = tuple(sorted(set(getattr(self, f.name))))
-            if not values or values[0] < 1:
-                raise InputError(f.name, list(values), "give one whole number or more, each at least 1")
+            least = 0 if f.name == "draft_lengths" else 1
+            if not values or values[0] < least:
+                raise InputError(f.name, list(values), f"give one whole number or more, each at least {least}")
             object.__setattr__(self, f.name, values)
+        if not self.drafting:
+            raise InputError("draft_lengths", [0], "a profile has drafts too; add a draft length of 1 or more")
         if self.contexts[0] < 2:
             raise InputError("contexts", list(self.contexts), "a draft reads the last two tokens; use 2 or more")
         if self.packed[-1] > self.prompt_tokens[0]:
@@ -62,13 +65,23 @@ class Grid:
         decode = itertools.product(self.batches, self.draft_lengths, self.contexts)
         prefill = itertools.product(self.packed, self.prompt_tokens)
         return [
-            *((SegmentShape.draft(*size), SegmentShape.verify(*size)) for size in decode),
+            *(
+                (SegmentShape.draft(n, k, context), SegmentShape.verify(n, k, context))
+                if k
+                else (SegmentShape.verify(n, 0, context),)
+                for n, k, context in decode
+            ),
             *(
                 tuple(SegmentShape.prefill(segment, prompts, tokens) for segment in Step.PREFILL.segments)
                 for prompts, tokens in prefill
                 if tokens <= prompts * self.longest
             ),
         ]
+
+    @property
+    def drafting(self) -> tuple[int, ...]:
+        """The draft lengths above 0."""
+        return tuple(k for k in self.draft_lengths if k)
 
     def points(self) -> list[SegmentShape]:
         return [point for step in self.steps() for point in step]
@@ -156,7 +169,7 @@ def _in_a_row(
     time after `decode`: prefills in a row would heat the device until its clock falls.
     """
     calls = [bench.call(shape) for shape in step]
-    before = calls if step[0].draft_length else [bench.call(shape) for shape in decode]
+    before = [bench.call(shape) for shape in decode] if step[0].prefills else calls
     found = []
     for number in range(IN_A_ROW):
         if number == 0 or before is not calls:

@@ -65,7 +65,7 @@ class Workbench:
         slots, stages = self.slots[:size], self.stages
         share, rest = divmod(shape.tokens, size)
         counts = [share + (i < rest) for i in range(size)]
-        known = self._contexts(size, int(shape.context_tokens)) if k else counts
+        known = counts if shape.prefills else self._contexts(size, int(shape.context_tokens))
         rows, lengths = (torch.tensor(values, device=stages.device) for values in (slots, known))
 
         def reset() -> None:  # stages extend the sequences, but every call must start from the same state
@@ -119,11 +119,11 @@ def make_runner(
         return EagerRunner(stages)
     sizes = {segment: {shape.batch_size for shape in shapes if shape.segment is segment} for segment in Segment}
     draft, verify = sizes[Segment.DRAFT], sizes[Segment.VERIFY]
-    tokens = sorted({shape.tokens for shape in shapes if not shape.draft_length})
+    tokens = sorted({shape.tokens for shape in shapes if shape.prefills})
     plan = CapturePlan(
         draft_batch=max(draft, default=0),
         verify_batch=max(verify, default=0),
-        draft_lengths=tuple(sorted({shape.draft_length for shape in shapes if shape.draft_length})),
+        draft_lengths=tuple(sorted({shape.draft_length for shape in shapes if not shape.prefills})),
         prompts=max(sizes[Segment.PREFILL_DRAFT] | sizes[Segment.PREFILL_TARGET], default=0),
         tokens=tokens[-1] if tokens else 0,
         sizes=CapturedSizes(sorted(draft | verify), tokens),

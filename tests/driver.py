@@ -110,6 +110,6 @@ def _matching(batch: Batch, member: int, matched: Matched) -> Outcome:
 
 
 def _segments(batch: Batch, end_s: float) -> list[SegmentTime]:
-    edges = np.linspace(batch.dispatched_s, end_s, len(batch.step.segments) + 1)
+    edges = np.linspace(batch.dispatched_s, end_s, len(batch.shapes) + 1)
     pairs = itertools.pairwise(edges.tolist())
-    return [SegmentTime(s, a, b, b - a) for s, (a, b) in zip(batch.step.segments, pairs, strict=True)]
+    return [SegmentTime(shape.segment, a, b, b - a) for shape, (a, b) in zip(batch.shapes, pairs, strict=True)]

@@ -63,6 +63,11 @@ class Segment(StrEnum):
     DRAFT = "draft"
     VERIFY = "verify"
 
+    @property
+    def of_draft_model(self) -> bool:
+        """Whether the draft model runs it, and not the target."""
+        return self in (Segment.PREFILL_DRAFT, Segment.DRAFT)
+
 
 _SEGMENTS = {
     Step.PREFILL: (Segment.PREFILL_DRAFT, Segment.PREFILL_TARGET),
@@ -195,6 +200,11 @@ class Architecture:
         raise KeyError(stage)  # only for verify, where draft+verify is one step
 
     @property
+    def drafts(self) -> bool:
+        """Whether anything can ever be drafted. Otherwise the draft model never runs, not even in prefill."""
+        return self.draft_length.maximum > 0
+
+    @property
     def devices(self) -> tuple[int, ...]:
         return tuple(sorted({lane.device for lane in self.lanes}))
 
@@ -305,7 +315,9 @@ PDV = Architecture(
     verify_first_above=2,
     hybrid_at_or_below=1,
 )
-ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (BASELINE, PD, PDV)}
+TARGET_ONLY = PD.replace(name="target-only", draft_length=FixedDraftLength(0))
+"""PD without speculation: its decode lane runs the target alone, one token per request and step."""
+ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (BASELINE, PD, PDV, TARGET_ONLY)}
 
 
 def load_architecture(name: str) -> Architecture:

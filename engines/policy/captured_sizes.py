@@ -33,8 +33,9 @@ ENGINES = CapturedSizes(BATCHES, TOKENS)  # what engines capture
 class CapturePlan:
     """What one stream captures.
 
-    draft_batch, verify_batch: largest batches. draft_lengths: all possible k. prompts, tokens: most prompts and most
-    tokens of a prefill; 0 without prefill. sizes: the sizes to capture below the largest, which is always captured.
+    draft_batch, verify_batch: largest batches; 0 for a stage that never runs. draft_lengths: all possible k. prompts,
+    tokens: most prompts and most tokens of a prefill; 0 without prefill. sizes: the sizes to capture below the
+    largest, which is always captured. drafts: whether anything can be drafted, so that prefill needs the draft model.
     """
 
     draft_batch: int = 0
@@ -43,6 +44,7 @@ class CapturePlan:
     prompts: int = 0
     tokens: int = 0
     sizes: CapturedSizes = ENGINES
+    drafts: bool = True
 
     @cached_property
     def draft_batches(self) -> list[int]:
@@ -108,12 +110,13 @@ def _plan_for(architecture: Architecture, stream: int, prefill_tokens: int, size
     hybrid = min(architecture.hybrid_at_or_below, draft)
     prompts = limits.get(Step.PREFILL, 0)
     return CapturePlan(
-        draft_batch=draft,
+        draft_batch=draft if architecture.drafts else 0,
         verify_batch=max(limits.get(Step.VERIFY, both), hybrid),
         draft_lengths=tuple(range(lengths.minimum, lengths.maximum + 1)),
         prompts=prompts,
         tokens=prefill_tokens if prompts else 0,
         sizes=sizes,
+        drafts=architecture.drafts,
     )
 
 

@@ -13,12 +13,12 @@ MOST_DRAFTS = 1_000  # per step: no draft model is right so often in a row
 
 @dataclass(frozen=True)
 class FixedDraftLength:
-    """Always draft k tokens."""
+    """Always draft k tokens. With k = 0, nothing is drafted: each verify emits one token, the target's own."""
 
     k: int = 4
 
     def __post_init__(self) -> None:
-        require_whole("draft_length", self.k, 1, MOST_DRAFTS)
+        require_whole("draft_length", self.k, 0, MOST_DRAFTS)
 
     @property
     def minimum(self) -> int:
@@ -38,7 +38,8 @@ class AdaptiveDraftLength:
 
     Every `every` verifications, k is reconsidered. It grows by one if the acceptance rate of the last `window`
     verifications is above `raise_above` and at most `short_queue` requests wait for verify. It shrinks by one if
-    the rate is below `lower_below` or more than `long_queue` requests wait. It stays within minimum..maximum.
+    the rate is below `lower_below` or more than `long_queue` requests wait. It stays within minimum..maximum, and
+    minimum is at least 1: at 0 there would be no acceptance to see, and k would never rise again.
     """
 
     minimum: int = 2
@@ -73,7 +74,8 @@ DraftLength = FixedDraftLength | AdaptiveDraftLength
 
 
 def parse_draft_length(text: str) -> DraftLength:
-    """Parse a draft length: "4" (fixed), "adaptive" (2 to 8, starting at 4) or "3-6" (adaptive within these bounds).
+    """Parse a draft length: "4" (fixed), "0" (no drafts), "adaptive" (2 to 8, starting at 4) or "3-6" (adaptive
+    within these bounds).
 
     Raises InputError.
     """
@@ -83,9 +85,9 @@ def parse_draft_length(text: str) -> DraftLength:
         low, high = bounds
         start = min(max(AdaptiveDraftLength.start, low), high)
         return AdaptiveDraftLength(minimum=low, maximum=high, start=start)
-    if k := whole_in(text):
+    if (k := whole_in(text)) is not None:
         return FixedDraftLength(k)
-    raise InputError("draft_length", text, "use a whole number of at least 1, a range such as 2-8, or adaptive")
+    raise InputError("draft_length", text, "use a whole number (0: no drafts), a range from 1 up (2-8), or adaptive")
 
 
 class FixedController:

@@ -102,7 +102,8 @@ class Scheduler:
 
     A free worker starts a batch of whatever is ready, up to the batch limit, without waiting for more. After each
     step, a request joins the tail of its next queue. Prefill needs a free slot, which the request then holds until
-    it ends. Starting a step takes one of the device's permits. Priority decides which step gets the next one.
+    it ends. Starting a step takes one of the device's permits. Priority decides which step gets the next one. While
+    the draft length is 0, requests that would be drafted for join the verify queue instead, where these are two.
     """
 
     def __init__(self, architecture: Architecture, batch_ids: Iterator[int] | None = None) -> None:
@@ -111,6 +112,7 @@ class Scheduler:
         self.controller = architecture.draft_length.controller()
         self.permits = {device: architecture.permits_on(device) for device in architecture.devices}
         self._few_permits = architecture.permits is not None  # without a number, every worker has one
+        self._may_not_draft = architecture.draft_length.minimum == 0
         self.free_slots = list(range(architecture.slots))
         self.active: dict[int, RequestState] = {}  # by slot
         self.running: dict[int, Batch] = {}  # by batch id
@@ -185,6 +187,8 @@ class Scheduler:
     def dispatch(self, now: float) -> list[Batch]:
         """Start all batches that can start now, and return them."""
         started = []
+        if self._may_not_draft and self.controller.k == 0 and _TO_VERIFY in self._queues:
+            self._leave_drafts_out(now)
         while (choice := self._next_choice()) is not None:
             started.append(self._start(*choice, now))
         self._queues[_TO_PREFILL].slot_missing(not self.free_slots, now)
@@ -248,6 +252,19 @@ class Scheduler:
             return (_TO_VERIFY, *(stage for stage in order if stage is not _TO_VERIFY))
         return order
 
+    def _leave_drafts_out(self, now: float) -> None:
+        """Send the requests that wait for a draft on to verify, in order, without one."""
+        queue, verify = self._queues[_TO_DRAFT], self._queues[_TO_VERIFY]
+        carried = [s for s in self._carried.values() if s.needs is _TO_DRAFT and s.status is _WAITING]
+        for state in (*queue.waiting, *carried):
+            state.needs = _TO_VERIFY
+            state.ready_missing_s = verify.missing_s(now)
+            if verify.lane is not queue.lane:
+                self._put_down(state)
+            if state.worker is None:
+                verify.waiting.append(state)
+        queue.waiting.clear()
+
     # --- starting ---------------------------------------------------------------------------------------
 
     def _start(self, queue: _Queue, worker: int, carried: RequestState | None, now: float) -> Batch:
@@ -270,7 +287,7 @@ class Scheduler:
                 state.worker = worker
                 self._carried[lane.name, worker] = state
         lengths = [state.draft_length for state in members]
-        shapes = shapes_of(step, members, max(lengths))
+        shapes = shapes_of(step, members, max(lengths), self.architecture.drafts)
         back_to_back = self._completed_s.get((lane.name, worker)) == now
         number = next(self._batch_ids)
         batch = Batch(number, lane, worker, step, members, now, hybrid, back_to_back, lengths, waits, [], shapes)

@@ -9,15 +9,16 @@ from engines.policy.architecture import Segment, Step
 from engines.policy.request import RequestState
 
 # Names, since members of a class are slow to look up.
-_PREFILL, _BOTH, _VERIFY_STEP = Step.PREFILL, Step.DRAFT_VERIFY, Step.VERIFY
-_DRAFT, _VERIFY = Segment.DRAFT, Segment.VERIFY
+_PREFILL, _BOTH, _DRAFT_STEP = Step.PREFILL, Step.DRAFT_VERIFY, Step.DRAFT
+_PREFILL_DRAFT, _PREFILL_TARGET, _DRAFT, _VERIFY = Segment
 _new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
 
 
 class SegmentShape(NamedTuple):
     """The size of one segment's input.
 
-    batch_size: number of requests. draft_length: the largest k in the batch, 0 for prefill.
+    batch_size: number of requests. draft_length: the largest k in the batch, 0 for prefill and for a verify without
+    drafts.
     tokens: tokens fed through the model, over all requests and, for draft, over all k passes.
     context_tokens: mean context per request.
     """
@@ -57,20 +58,31 @@ class SegmentShape(NamedTuple):
     @property
     def name(self) -> str:
         """Short name for tables, of batch size or (prefill) tokens: draft4, verify64, prefill_target256."""
-        return f"{self.segment}{self.batch_size if self.draft_length else self.tokens}"
+        return f"{self.segment}{self.tokens if self.prefills else self.batch_size}"
+
+    @property
+    def prefills(self) -> bool:
+        """Whether this is a part of a prefill."""
+        return self.segment is _PREFILL_DRAFT or self.segment is _PREFILL_TARGET
 
 
-def shapes_of(step: Step, members: Sequence[RequestState], draft_length: int) -> tuple[SegmentShape, ...]:
+def shapes_of(
+    step: Step, members: Sequence[RequestState], draft_length: int, drafts: bool = True
+) -> tuple[SegmentShape, ...]:
     """Return the shapes of the segments of a step that these requests are about to start.
 
-    draft_length: the largest k among them.
+    draft_length: the largest k among them. At 0, draft and verify in one step is the verify alone. drafts: whether
+    anything can ever be drafted; otherwise prefill leaves the draft model out.
     """
     size = len(members)
     emitted = sum([state.emitted for state in members])
     prompts = sum([state.request.prompt_tokens for state in members])
     context = (prompts + emitted) / size
     if step is _PREFILL:
-        return tuple([SegmentShape(segment, size, 0, prompts, context) for segment in step.segments])
+        segments = step.segments if drafts else (_PREFILL_TARGET,)
+        return tuple([SegmentShape(segment, size, 0, prompts, context) for segment in segments])
     draft = _new(SegmentShape, (_DRAFT, size, draft_length, size * draft_length, context))
     verify = _new(SegmentShape, (_VERIFY, size, draft_length, size * (draft_length + 1), context))
-    return (draft, verify) if step is _BOTH else (verify,) if step is _VERIFY_STEP else (draft,)
+    if step is _BOTH and draft_length:
+        return draft, verify
+    return (draft,) if step is _DRAFT_STEP else (verify,)

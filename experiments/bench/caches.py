@@ -17,7 +17,6 @@ from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.pairs.permutation import PREFIX, parse_pair
 from engines.policy.architecture import Architecture, Step, load_architecture
-from engines.policy.draft_length import FixedDraftLength
 from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.bench.settings import BenchSettings
 from experiments.runner.preflight import check_fits, context_on
@@ -30,7 +29,7 @@ LAYER_SCALES = (1.0, 0.5, 0.2, 0.1, 0.05)
 class CacheFindings:
     """Results for the pools of one architecture.
 
-    sequences: number compared (each for both models). worst: largest errors by kind, see
+    sequences: number compared (each for both models, if both run). worst: largest errors by kind, see
     engines.live.serving.cache_check.CacheReport. failures: errors out of tolerance. damage: by kind, whether the
     check noticed slots that were damaged on purpose.
     """
@@ -60,7 +59,7 @@ class CacheFindings:
         return "no sequence was compared, or none was damaged on purpose; use longer outputs"
 
     def add(self, reports: list[CacheReport]) -> None:
-        self.sequences += len(reports) // 2
+        self.sequences += sum(report.role == "target" for report in reports)
         for report in reports:
             for name in ("key_error", "value_error", "row_error", "logit_error", "pick_gap"):
                 self.worst[name] = max(self.worst.get(name, 0.0), getattr(report, name))
@@ -141,8 +140,7 @@ def _small(name: str, settings: BenchSettings) -> Architecture:
     limits = {
         step: min(limit, CLIENTS) for lane in architecture.lanes for step, limit in lane.steps.items()
     } | {Step.PREFILL: 1}  # fmt: skip
-    length = FixedDraftLength(settings.draft_length)
-    return architecture.with_batch_limits(limits).replace(slots=CLIENTS, draft_length=length)
+    return settings.layout(architecture.with_batch_limits(limits)).replace(slots=CLIENTS)
 
 
 @torch.inference_mode()

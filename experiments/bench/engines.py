@@ -18,7 +18,6 @@ from engines.live.serving.engine import Handle, LiveEngine
 from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.policy.architecture import Architecture, Stage, Step, load_architecture
-from engines.policy.draft_length import FixedDraftLength
 from engines.record.metrics import summary
 from engines.record.roofline import Ceilings
 from engines.record.run import Run
@@ -70,9 +69,7 @@ def candidates(settings: BenchSettings) -> list[Candidate]:
     top = max(settings.concurrencies)
     found = []
     for name in settings.architectures:
-        architecture = load_architecture(name).replace(
-            slots=top, draft_length=FixedDraftLength(settings.draft_length)
-        )  # fmt: skip
+        architecture = settings.layout(load_architecture(name)).replace(slots=top)
         default = Candidate(architecture, "default", settings.concurrencies)
         if carries(architecture):
             few = tuple(c for c in settings.concurrencies if c <= MOST_CARRIED) or settings.concurrencies[:1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engines.errors import InputError, require_positive, require_whole
+from engines.policy.architecture import Architecture
+from engines.policy.draft_length import FixedDraftLength
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,8 @@ class BenchSettings:
     """What a bench measures. Lengths are in tokens.
 
     pair, device: as in engines.live.model.pairs.load_pair. Stages: draft and verify of `batches` requests with
-    `draft_length` drafts each and `context` tokens before them; prefills of one prompt of `prompts` tokens. Engines:
+    `draft_length` drafts each, and verify with none, after `context` tokens; prefills of one prompt of `prompts`
+    tokens. Engines:
     closed loops of `concurrencies` clients, each with at most `requests_per_client` requests of `prompt_tokens` and
     `output_tokens`. budget_s: approximate total time once the pair is loaded, in seconds.
     """
@@ -48,16 +51,23 @@ class BenchSettings:
         """Tokens of the longest sequence, including drafts."""
         return max(self.context, *self.prompts, self.prompt_tokens + self.output_tokens) + self.draft_length + 2
 
+    def layout(self, architecture: Architecture) -> Architecture:
+        """Return the architecture at the draft length of the bench, unless it never drafts."""
+        if not architecture.drafts:
+            return architecture
+        return architecture.replace(draft_length=FixedDraftLength(self.draft_length))
 
+
+ARCHITECTURES = ("target-only", "baseline", "pd", "pdv")
 SMALL = BenchSettings(
     pair="embedded", device="cpu", context=64, draft_length=4, batches=(1, 4), prompts=(16, 64),
-    concurrencies=(1, 8), prompt_tokens=32, output_tokens=32, architectures=("baseline", "pd", "pdv"), peers=True,
+    concurrencies=(1, 8), prompt_tokens=32, output_tokens=32, architectures=ARCHITECTURES, peers=True,
     requests_per_client=3, budget_s=40.0,
 )  # fmt: skip
 LARGE = BenchSettings(
     pair="permutation:llama2-7b+tinyllama-1.1b:alpha=0.8", device="cuda", context=400, draft_length=4,
     batches=(1, 8, 64), prompts=(128, 512, 960), concurrencies=(1, 10, 64), prompt_tokens=128, output_tokens=256,
-    architectures=("baseline", "pd", "pdv"), peers=True, requests_per_client=3, budget_s=300.0,
+    architectures=ARCHITECTURES, peers=True, requests_per_client=3, budget_s=300.0,
 )  # fmt: skip
 
 

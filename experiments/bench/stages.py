@@ -23,7 +23,8 @@ def find_ceilings(pair: Pair) -> Ceilings:
 
 def measure_stages(pair: Pair, settings: BenchSettings, ceilings: Ceilings, progress: Progress) -> pd.DataFrame:
     """Return one row per segment and size: the columns of a profile's stage costs, and those of with_floors."""
-    grid = Grid(settings.batches, (settings.draft_length,), (settings.context,), settings.prompts)
+    lengths = (0, settings.draft_length)  # 0: the target alone
+    grid = Grid(settings.batches, lengths, (settings.context,), settings.prompts)
     costs = measure_stage_costs(pair, grid, BUDGET_SHARE * settings.budget_s, progress)
     return with_floors(costs, pair_counts(pair), ceilings)
 

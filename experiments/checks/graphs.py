@@ -1,7 +1,7 @@
 """Check that stages captured as CUDA graphs produce the same tokens as the same stages uncaptured.
 
-Closed loops of random lengths are served twice, from graphs and uncaptured: by every architecture, with a fixed and
-an adaptive draft length, with greedy, sampled and mixed decoding, and with several numbers of clients.
+Closed loops of random lengths are served twice, from graphs and uncaptured: by every architecture, with draft lengths
+of 0 and 4 and an adaptive one, with greedy, sampled and mixed decoding, and with several numbers of clients.
 
 - Greedy outputs that are known (the closed form of a permutation pair, or transformers' own in float32) must be
 equal.
@@ -49,6 +49,7 @@ PAIRS = {
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 LONGEST_PROMPT, LONGEST_OUTPUT = 128, 16  # tokens; small batches split contexts above 128 over programs
 DRAFT_LENGTHS = {
+    "0": FixedDraftLength(0),
     "4": FixedDraftLength(4),
     "3 to 5": AdaptiveDraftLength(3, 5, 4, window=6, every=2, raise_above=0.6, lower_below=0.5),
 }

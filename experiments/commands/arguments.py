@@ -52,10 +52,10 @@ ModelsOption = Annotated[str, _models(f"{_PAIRS}.", "--pair")]
 TargetOption = Annotated[str | None, _models("Folder of the target model, with --draft.")]
 DraftOption = Annotated[str | None, _models("Folder of the draft model, with --target.")]
 ArchitectureOption = Annotated[
-    str | None, _layout("baseline, pd, pdv, or a .toml file \\[default: pdv].", "--architecture", "-a")
+    str | None, _layout("baseline, pd, pdv, target-only, or a .toml file \\[default: pdv].", "--architecture", "-a")
 ]
 DraftLengthOption = Annotated[
-    str | None, _layout("Draft length k: 4 (fixed), or 2-8 or adaptive (adapts to acceptance).")
+    str | None, _layout("Draft length k: 4 (fixed), 0 (no drafts), or 2-8 or adaptive (adapts to acceptance).")
 ]
 BatchLimitOption = Annotated[str | None, _layout("Largest batches in requests, such as draft=12,verify=24.")]
 WorkersOption = Annotated[int | None, _layout("Workers per lane (baseline: requests served at once).")]
@@ -246,15 +246,16 @@ def _live_side(live: Path, profile: Path | None, only: str | None) -> tuple[list
     return load_runs("live", live), Profile.load(profile)
 
 
-def parse_numbers(field: str, text: str) -> list[int]:
-    """Parse a list such as "1,2,4": whole numbers of at least 1. Returns them sorted, without duplicates.
+def parse_numbers(field: str, text: str, least: int = 1) -> list[int]:
+    """Parse a list such as "1,2,4": whole numbers of at least `least`. Returns them sorted, without duplicates.
 
     Raises InputError.
     """
-    numbers = {whole_in(item.strip()) or 0 for item in text.split(",")}
-    if 0 in numbers:
-        raise InputError(field, text, "give whole numbers of at least 1, separated by commas")
-    return sorted(numbers)
+    numbers = [whole_in(item.strip()) for item in text.split(",")]
+    found = {number for number in numbers if number is not None and number >= least}
+    if None in numbers or len(found) < len(set(numbers)):
+        raise InputError(field, text, f"give whole numbers of at least {least}, separated by commas")
+    return sorted(found)
 
 
 def parse_slots(text: str | None) -> int | None:

@@ -33,7 +33,7 @@ def bench(
     prompt_tokens: Annotated[int | None, _engines("Tokens per prompt \\[default: 32; GPU: 128].")] = None,
     output_tokens: Annotated[int | None, _engines("Tokens per output \\[default: 32; GPU: 256].")] = None,
     architectures: Annotated[
-        str | None, _engines("Names or .toml files of architectures \\[default: baseline,pd,pdv].")
+        str | None, _engines("Names or .toml files of architectures \\[default: target-only,baseline,pd,pdv].")
     ] = None,
     requests_per_client: Annotated[int | None, _engines("Most requests per client \\[default: 3].")] = None,
     peers: Annotated[bool, _engines("Also measure transformers' own generation.", "--peers/--no-peers")] = True,

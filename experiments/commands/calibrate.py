@@ -25,7 +25,7 @@ def calibrate(
     draft: DraftOption = None,
     device: DeviceOption = "cpu",
     batches: Annotated[str, typer.Option(help="Batch sizes of draft and verify.")] = "1,2,4,6,12",
-    draft_lengths: Annotated[str, typer.Option(help="Draft lengths k.")] = "4",
+    draft_lengths: Annotated[str, typer.Option(help="Draft lengths k; 0 for a verify without drafts.")] = "4",
     contexts: Annotated[str, typer.Option(help="Tokens per request before a draft or verify.")] = "32,256",
     prompt_tokens: Annotated[str, typer.Option(help="Total tokens of a prefill.")] = "16,64,128,256",
     packed: Annotated[str, typer.Option(help="Numbers of prompts that share a prefill.")] = "1",
@@ -54,7 +54,7 @@ def calibrate(
         "batches": batches, "draft_lengths": draft_lengths, "contexts": contexts, "prompt_tokens": prompt_tokens,
         "packed": packed,
     }  # fmt: skip
-    points = {name: parse_numbers(name, text) for name, text in given.items()}
+    points = {name: parse_numbers(name, text, least=int(name != "draft_lengths")) for name, text in given.items()}
     require_positive("budget_s", budget_s)
     if plan:
         _print_plan(points, budget_s, device)

@@ -48,7 +48,7 @@ def neighbours_of(place: int, running: Sequence[RunningSegment]) -> tuple[Neighb
 
 def shape_size(shape: SegmentShape) -> int:
     """Return the requests of a draft or verify, and the tokens of a prefill."""
-    return shape.batch_size if shape.draft_length else shape.tokens
+    return shape.tokens if shape.prefills else shape.batch_size
 
 
 class Slowdown(NamedTuple):

@@ -46,8 +46,13 @@ class Look(NamedTuple):
     line: str
 
 
+_BLACK = "#333333"
 _FIXED = dict(
-    zip(ARCHITECTURES, map(Look, (_BLUE, _ORANGE, _GREEN), ("o", "s", "^"), ("-", "--", "-.")), strict=True)
+    zip(
+        ARCHITECTURES,
+        map(Look, (_BLUE, _ORANGE, _GREEN, _BLACK), ("o", "s", "^", "h"), ("-", "--", "-.", ":")),
+        strict=True,
+    )
 )
 _OTHERS = tuple(
     map(
@@ -89,7 +94,7 @@ SEGMENT_LABELS: dict[str, str] = {
 
 
 def architecture_looks(names: Iterable[str]) -> dict[str, Look]:
-    """Return a look per architecture: fixed for the three built-in ones, in order of name for others."""
+    """Return a look per architecture: fixed for the built-in ones, in order of name for others."""
     present = list(dict.fromkeys(names))
     others = sorted(name for name in present if name not in _FIXED)
     wheel = {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}

@@ -94,18 +94,20 @@ class CalibrationConfig(Settings):
     """The points to measure for the profile, in about budget_s seconds.
 
     batches: requests in a draft or verify. contexts: context of a request before it, in tokens. prompt_tokens: total
-    tokens of a prefill. packed: prompts that share a prefill. Draft lengths are those that the architectures use.
+    tokens of a prefill. packed: prompts that share a prefill. draft_lengths: k, by default all that the architectures
+    can use; costs between them are interpolated.
     """
 
     batches: list[Count] = Field(default=[1, 2, 4, 6, 12], min_length=1)
     contexts: list[Count] = Field(default=[32, 256], min_length=1)
     prompt_tokens: list[Count] = Field(default=[16, 64, 128, 256], min_length=1)
     packed: list[Count] = Field(default=[1], min_length=1)
+    draft_lengths: Annotated[list[Whole] | None, Field(min_length=1)] = None
     budget_s: Positive = 120.0
 
     def points(self, draft_lengths: list[int]) -> dict[str, list[int]]:
         """Return the arguments of calibrate.stage_costs.Grid."""
-        return {**self.model_dump(exclude={"budget_s"}), "draft_lengths": draft_lengths}
+        return {**self.model_dump(exclude={"budget_s"}), "draft_lengths": self.draft_lengths or draft_lengths}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,17 +244,29 @@ class Experiment(Settings):
         ]
 
     def calibration_points(self) -> dict[str, list[int]]:
-        """Return the points of the calibration, with every draft length that an architecture can use."""
-        rules = [layout.architecture.draft_length for layout in self.layouts()]
-        lengths = {k for rule in rules for k in range(getattr(rule, "minimum", rule.maximum), rule.maximum + 1)}
+        """Return the points of the calibration, with every draft length that an architecture can use.
+
+        One of them is at least 1, since a profile has drafts too.
+        """
         assert self.calibration is not None
-        return self.calibration.points(sorted(lengths))
+        return self.calibration.points(
+            sorted(self._draft_lengths() | ({1} if max(self._draft_lengths()) == 0 else set()))
+        )
+
+    def _draft_lengths(self) -> set[int]:
+        """Return the draft lengths that the architectures can use."""
+        rules = [layout.architecture.draft_length for layout in self.layouts()]
+        return {k for rule in rules for k in range(rule.minimum, rule.maximum + 1)}
 
     def _check_calibration(self, points: list[Point]) -> None:
         """Raise InputError if a cell can need a point outside the range of the calibration."""
         if self.calibration is None or self.profile is not None:
             return
         measured, tolerated = self.calibration, 1 + TOLERANCE
+        used, lengths = self._draft_lengths(), self.calibration_points()["draft_lengths"]
+        if not min(lengths) <= min(used) <= max(used) <= max(lengths):
+            remedy = f"the architectures use {min(used)} to {max(used)}; calibrate from the least to the largest"
+            raise InputError("calibration.draft_lengths", lengths, remedy)
         for point in points:
             for field, needed in _needed(point, self.max_context).items():
                 values = getattr(measured, field)

@@ -28,12 +28,12 @@ def duration_ms(segment: Segment, batch: int, draft_length: int, tokens: int, co
     return (0.5 if segment is Segment.PREFILL_DRAFT else 2.0) * (1.0 + 0.01 * tokens)
 
 
-def stage_costs(batches: tuple[int, ...] = (1, 4, 16), lengths: tuple[int, ...] = (2, 8)) -> pd.DataFrame:
+def stage_costs(batches: tuple[int, ...] = (1, 4, 16), lengths: tuple[int, ...] = (0, 2, 8)) -> pd.DataFrame:
     points = [(segment, 1, 0, tokens, 0) for segment in list(Segment)[:2] for tokens in (16, 128, 1024)]
     for k in lengths:
         for batch in batches:
             for context in (64, 512, 2048):
-                points.append((Segment.DRAFT, batch, k, batch * k, context))
+                points += [(Segment.DRAFT, batch, k, batch * k, context)] if k else []
                 points.append((Segment.VERIFY, batch, k, batch * (k + 1), context))
     rows = []
     for segment, batch, k, tokens, context in points:

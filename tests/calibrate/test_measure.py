@@ -55,6 +55,37 @@ def test_a_calibration_covers_the_grid_and_passes_its_own_checks(profile: Profil
     assert set(again.tapes) == set(profile.tapes)
 
 
+def test_a_verify_without_drafts_is_measured_alone(pair: Pair) -> None:
+    grid = Grid(batches=(1, 3), draft_lengths=(0, 2), contexts=(16,), prompt_tokens=(16,))
+    table = measure_stage_costs(pair, grid, 0.0, silent)
+    rows = table[table["segment"].isin(["draft", "verify"])][["segment", "draft_length", "batch_size", "tokens"]]
+    assert sorted(rows.itertuples(index=False, name=None)) == [
+        ("draft", 2, 1, 2), ("draft", 2, 3, 6), ("verify", 0, 1, 1), ("verify", 0, 3, 3), ("verify", 2, 1, 3),
+        ("verify", 2, 3, 9),
+    ]  # fmt: skip
+    together = [shape for group in default_groups(grid) for shape in group if not shape.prefills]
+    assert {shape.draft_length for shape in together} == {2}
+
+
+def test_a_profile_needs_drafts() -> None:
+    with pytest.raises(InputError, match="a profile has drafts too"):
+        Grid(draft_lengths=(0,))
+
+
+def test_graphs_of_a_verify_without_drafts_are_found(pair: Pair) -> None:
+    stages = make_stages(pair, 4, 2, 32)
+    shapes = [SegmentShape.verify(3, 0, 16), SegmentShape.draft(3, 2, 16), SegmentShape.verify(3, 2, 16)]
+    runner = make_runner(stages, HostStream(), [*shapes, SegmentShape.prefill(Segment.PREFILL_DRAFT, 1, 16)], True)
+    assert isinstance(runner, GraphRunner)
+    assert runner._plan.draft_lengths == (0, 2)
+    bench = Workbench(stages, 0, 4, runner)
+    with torch.inference_mode():
+        for shape in shapes:
+            bench.call(shape)()
+    assert stages.lengths[:3].min() >= 12
+    assert stages.lengths[:3].float().mean() == pytest.approx(17, abs=2)
+
+
 @pytest.mark.parametrize("grid", [SMALL, Grid((2, 6), (1, 3), (8, 90), (40,), (1, 20))])
 def test_no_part_of_a_calibration_takes_more_slots_than_are_planned(
     grid: Grid, pair: Pair, monkeypatch: pytest.MonkeyPatch

@@ -105,7 +105,7 @@ def _tapes(folder: Path, bits: object) -> None:
         (_edit("profile.toml", lambda text: text.replace("dtype", "batch_buckets = [4, 1]\ndtype")), "batch_buckets"),
         (lambda folder: (folder / "contention.csv").unlink(), "contention.csv"),
         (lambda folder: (folder / "tapes.parquet").write_bytes(b"PAR1"), "tapes.parquet"),
-        (_edit("stage_costs.csv", lambda text: text[: len(text) // 2]), "incomplete"),
+        (_edit("stage_costs.csv", lambda text: text[: text.rindex(",")]), "incomplete"),
         (_edit("stage_costs.csv", lambda text: text[: text.rindex("\n", 0, -1) + 1]), "truncated"),
         (_edit("stage_costs.csv", lambda text: text[: text.index("\n") + 1]), "truncated"),
         (_edit("stage_costs.csv", lambda text: ""), "not a readable CSV"),

@@ -143,6 +143,11 @@ class Invariants(Observer):
     def free_permits(self, device: int) -> int:
         return self.architecture.permits_on(device) - sum(w.lane.device == device for w in self.running.values())
 
+    @property
+    def _verifies(self) -> bool:
+        """Whether verify is a step of its own."""
+        return any(Step.VERIFY in lane.steps for lane in self.architecture.lanes)
+
     def candidates(self) -> list[Candidate]:
         found = []
         for lane in self.architecture.lanes:
@@ -193,6 +198,7 @@ class Invariants(Observer):
         self._check_hybrid(batch, queued)
         self._check_slots(batch)
         self._check_draft_lengths(batch, books)
+        self._check_segments(batch)
         for book, wait in zip(books, batch.waits, strict=True):
             _require(min(wait) >= 0, "waits", f"request {book.request.id} waited {wait}")
             same = sum(wait) == pytest.approx(now - book.ready_s, abs=1e-9)
@@ -254,6 +260,23 @@ class Invariants(Observer):
             else:
                 _require(low <= k <= high and k == self.scheduler.controller.k, "draft length", what)
 
+    def _check_segments(self, batch: Batch) -> None:
+        """The draft model runs where something is drafted, and in prefill where anything ever can be."""
+        k = max(batch.draft_lengths)
+        expected = {
+            Step.PREFILL: ["prefill_draft", "prefill_target"] if self._most_drafts else ["prefill_target"],
+            Step.DRAFT: ["draft"],
+            Step.VERIFY: ["verify"],
+            Step.DRAFT_VERIFY: ["draft", "verify"] if k else ["verify"],
+        }[batch.step]
+        _require([s.segment for s in batch.shapes] == expected, "segments", f"batch {batch.id}: {batch.shapes}")
+        if batch.step is Step.DRAFT:
+            _require(k > 0, "segments", f"batch {batch.id} drafts nothing")
+
+    @property
+    def _most_drafts(self) -> int:
+        return self.architecture.draft_length.maximum
+
     # --- bookkeeping ------------------------------------------------------------------------------------
 
     def _start(self, batch: Batch) -> None:
@@ -287,6 +310,8 @@ class Invariants(Observer):
         return Status.FINISHED if over else None
 
     def _make_ready(self, book: Book, lane: Lane, now: float) -> None:
+        if book.needs is Stage.DRAFT and self._most_drafts == 0 and self._verifies:
+            book.needs = Stage.VERIFY  # there is nothing to draft
         book.batch, book.ready_s, book.order = None, now, next(self.order)
         if self.architecture.lane_for(book.needs)[0] is not lane:
             book.worker = None

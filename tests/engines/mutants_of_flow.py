@@ -133,7 +133,7 @@ class LeaksAPermit(Scheduler):
         return ended
 
 
-@FLOW.breaks("idle")
+@FLOW.breaks("idle", "priority")
 class AdmitsNobodyWhileSomeoneDrafts(Scheduler):
     def _ready(self, queue: _Queue) -> list[Any]:
         drafting = any(batch.step is not Step.PREFILL for batch in self.running.values())

@@ -87,7 +87,7 @@ def adaptive_draft_lengths() -> st.SearchStrategy[AdaptiveDraftLength]:
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
-    """The three built-in architectures and a fourth one, with other limits, workers, slots, permits and rules."""
+    """Three built-in architectures and a fourth one, with other limits, workers, slots, permits and rules."""
     base = draw(st.sampled_from([PDV, FOURTH, PD, BASELINE]))
     lanes = tuple(draw(_lanes(lane)) for lane in base.lanes)
     of = {step: lane for lane in lanes for step in lane.steps}
@@ -99,7 +99,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
         priority=priority,
         verify_first_above=draw(st.sampled_from([0, 1, 2, 3, None])) if dynamic and priority else None,
         hybrid_at_or_below=draw(st.integers(0, 4)) if hybrid else 0,
-        draft_length=draw(st.integers(1, 8).map(FixedDraftLength) | adaptive_draft_lengths()),
+        draft_length=draw(st.integers(0, 8).map(FixedDraftLength) | adaptive_draft_lengths()),
         slots=draw(st.integers(1, 10)),
         permits=draw(st.sampled_from([1, 1, 2, 3, None])),
         queue_limit=draw(st.none() | st.integers(1, 4)),

@@ -17,6 +17,7 @@ from engines.policy.architecture import (
     BASELINE,
     PD,
     PDV,
+    TARGET_ONLY,
     Architecture,
     Lane,
     Segment,
@@ -64,11 +65,18 @@ def test_pdv_is_three_lanes_with_a_dynamic_priority_and_a_hybrid_mode() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_what_the_three_share(architecture: Architecture) -> None:
-    assert architecture.draft_length == FixedDraftLength(4)
+def test_what_they_share(architecture: Architecture) -> None:
+    assert architecture.draft_length == FixedDraftLength(0 if architecture is TARGET_ONLY else 4)
     assert architecture.devices == (0,)
     assert architecture.permits_on(0) == sum(lane.workers for lane in architecture.lanes)
     assert architecture.replace(permits=1).permits_on(0) == 1
+
+
+def test_target_only_is_pd_without_drafts() -> None:
+    assert PD.replace(name="target-only", draft_length=FixedDraftLength(0)) == TARGET_ONLY
+    assert not TARGET_ONLY.drafts
+    assert PD.drafts
+    assert not PDV.replace(draft_length=FixedDraftLength(0)).drafts
 
 
 def test_permits_count_the_workers_of_their_own_device() -> None:
@@ -136,7 +144,6 @@ LANE = {"name": "decode", "steps": {"draft+verify": 6}}
         ("permits", {"permits": 0}),
         ("queue_limit", {"queue_limit": 1.5}),
         ("queue_limit", {"queue_limit": True}),
-        ("draft_length", {"draft_length": 0}),
         ("draft_length", {"draft_length": "long"}),
         ("draft_length", {"draft_length": 10**6}),
         ("draft_length.maximum", {"draft_length": {"maximum": 10**6}}),
@@ -203,7 +210,7 @@ def test_files_that_hold_no_architecture(tmp_path: Path) -> None:
     broken.write_text("name = ")
     binary.write_bytes(b"\xff\xfe\x00")
     for name, problem in [
-        ("pvd", "use baseline, pd, pdv or the path"),
+        ("pvd", "use baseline, pd, pdv, target-only or the path"),
         (str(tmp_path / "none.toml"), "cannot read the file"),
         (str(broken), "not valid TOML"),
         (str(binary), "not valid TOML"),

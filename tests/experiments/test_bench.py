@@ -52,15 +52,17 @@ def test_one_command_checks_measures_and_stores(bench: Bench, tmp_path: Path) ->
     assert said["failures"] == []
     assert said["expected"] == "the closed form"
     assert set(said["seconds"]) == {"caches", "loading", "ceilings", "stages", "engines", "peers"}
-    assert [findings["architecture"] for findings in said["caches"]] == ["baseline", "pd", "pdv"]
+    assert [findings["architecture"] for findings in said["caches"]] == ["target-only", "baseline", "pd", "pdv"]
     assert all(findings["sequences"] and all(findings["damage"].values()) for findings in said["caches"])
 
     stages = pd.read_csv(folder / "stages.csv")
-    assert len(stages) == 2 * 2 + 2  # draft and verify at two batches, prefills of one length
+    assert (
+        len(stages) == 3 * 2 + 2
+    )  # draft, and verify with drafts and without, at two batches; prefills of one length
     assert (stages[["p50_ms", "floor_ms", "times_floor", "kernels"]] > 0).all(axis=None)
 
     engines = pd.read_csv(folder / "engines.csv")
-    assert len(engines) == 2 + 2 * 2 * 2  # baseline; PD and PDV at default and large limits; two concurrencies
+    assert len(engines) == 2 + 3 * 2 * 2  # baseline; the others at default and large limits; two concurrencies
     assert (engines["equal"] == engines["requests"]).all()
     assert (engines["checked"] == engines["requests"]).all()
     assert (engines["requests"] > engines["clients"]).all()
@@ -68,6 +70,7 @@ def test_one_command_checks_measures_and_stores(bench: Bench, tmp_path: Path) ->
     assert set(summary(synthetic.simulated())) <= {*engines.columns}  # named as everywhere
     assert engines["running_at_least_1"].between(0.1, 1).all()
     assert (engines.loc[engines["architecture"] == "baseline", "running_at_least_2"] == 0).all()
+    assert engines["acceptance_length"].eq(1).equals(engines["architecture"] == "target-only")
 
     peers = pd.read_csv(folder / "peers.csv")
     assert peers["requests"].tolist() == [1, 1, 7, 7]

@@ -24,7 +24,7 @@ BAD_WORKLOAD = {
     "rate not a number": ("--rate nan", "rate = nan"),
     "no clients": ("--concurrency 0", "concurrency = 0"),
     "two loads": ("--rate 2 --concurrency 3", "concurrency, rate = "),
-    "k = 0": ("--draft-length 0", "draft_length = '0'"),
+    "k from 0": ("--draft-length 0-4", "draft_length = '0-4'"),
     "k backwards": ("--draft-length 8-2", "draft_length = '8-2'"),
     "no such step": ("--batch-limit decode=3", "batch_limit = 'decode=3'"),
     "step of another architecture": ("--architecture pd --batch-limit verify=3", "batch_limit = 'verify'"),

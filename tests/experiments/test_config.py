@@ -41,7 +41,7 @@ def test_the_demo_is_what_was_promised() -> None:
     demo = Experiment.load("demo")
     assert demo.concurrencies == [1, 3, 5, 10]
     assert demo.repeats == 3
-    assert {point.layout.architecture.name for point in demo.points()} == set(ARCHITECTURES)
+    assert {point.layout.architecture.name for point in demo.points()} == {"baseline", "pd", "pdv"}
 
 
 def test_the_study_of_layouts_is_what_was_promised() -> None:
@@ -174,7 +174,7 @@ def test_a_calibration_that_does_not_cover_its_cells_is_refused(change: dict[str
         ({"rates": [2.0]}, "loads"),
         ({"repeats": 0}, "repeats"),
         ({"seed": -1}, "seed"),
-        ({"k": ["0"]}, "draft_length"),
+        ({"k": ["0-4"]}, "draft_length"),
         ({"colour": "red"}, "colour"),
         ({"workload": {"requests": "many"}}, "workload.requests"),
         ({"workload": {"output_tokens": "9-3"}}, "output_tokens"),
@@ -233,10 +233,11 @@ def test_lengths() -> None:
 
 def test_draft_lengths() -> None:
     assert parse_draft_length("4") == FixedDraftLength(4)
+    assert parse_draft_length("0") == FixedDraftLength(0)
     assert parse_draft_length("adaptive") == AdaptiveDraftLength()
     assert parse_draft_length("6-8") == AdaptiveDraftLength(minimum=6, maximum=8, start=6)
     assert parse_draft_length("1-2") == AdaptiveDraftLength(minimum=1, maximum=2, start=2)
-    for bad in ("0", "-1", "8-2", "0-3", "four", "4.0", ""):
+    for bad in ("-1", "8-2", "0-3", "four", "4.0", ""):
         with pytest.raises(InputError):
             parse_draft_length(bad)
 
@@ -250,6 +251,21 @@ def test_limits_and_numbers() -> None:
     for bad in ("", "0", "1,,2", "a"):
         with pytest.raises(InputError):
             parse_numbers("x", bad)
+    assert parse_numbers("x", "4,0", least=0) == [0, 4]
+
+
+def test_a_calibration_measures_every_draft_length_that_is_used() -> None:
+    def lengths(k: list[str], **calibration: object) -> list[int]:
+        values = {"architectures": ["pd"], "k": k, "concurrencies": [1], "calibration": calibration}
+        return Experiment.from_dict(values).calibration_points()["draft_lengths"]
+
+    assert lengths(["4"]) == [4]
+    assert lengths(["0", "2-4"]) == [0, 2, 3, 4]
+    assert lengths(["0"]) == [0, 1]  # a profile has drafts too
+    assert lengths(["0", "2-8"], draft_lengths=[0, 2, 8]) == [0, 2, 8]
+    for wrong in ([1, 8], [0, 4]):
+        with pytest.raises(InputError, match="the architectures use 0 to 8"):
+            lengths(["0", "2-8"], draft_lengths=wrong)
 
 
 def test_workers_belong_to_the_lanes_that_carry_requests_or_to_all() -> None:

@@ -74,7 +74,7 @@ def keep_verified(tables: Tables, slots: Tensor, k: int, offered: Candidates) ->
     """Extend each sequence by its matched drafts and the pick after them.
 
     offered: k + 1 rows per slot, for the tokens after its last known token and after each of k drafts, real or
-    padding. The scratch slot keeps its two tokens.
+    padding. The slots have no drafts afterwards. The scratch slot keeps its two tokens and its draft.
     Returns [batch, 2 + k] int64: how many drafts matched, then all picks.
     """
     if slots.is_cuda:
@@ -86,7 +86,9 @@ def keep_verified(tables: Tables, slots: Tensor, k: int, offered: Candidates) ->
     matched = count_matches(tables.drafts[slots, :k], picked[:, :k], tables.draft_lengths[slots])
     tables.tokens[slots[:, None], lengths[:, None] + torch.arange(k + 1)] = picked
     tables.lengths[slots] = lengths + matched + 1
+    tables.draft_lengths[slots] = 0
     tables.lengths[-1:].fill_(2)
+    tables.draft_lengths[-1:].fill_(1)
     return torch.cat([matched[:, None], picked], dim=1)
 
 

@@ -170,15 +170,16 @@ def _keep_verified(
     tl.store(result + 1, picked, mask=there)
     tl.store(result, matched.to(tl.int64) + tl.zeros([ROWS], tl.int64), mask=place == 0)
     tl.store(table + slot * row_length + length + place, picked, mask=there)
-    tl.debug_barrier()  # all threads must have read the length
+    tl.debug_barrier()  # all threads must have read the lengths
     tl.store(lengths + slot, tl.where(slot == scratch, 2, length + matched + 1))
+    tl.store(draft_lengths + slot, tl.where(slot == scratch, 1, 0))
 
 
 def keep_verified(tables: Tables, slots: Tensor, k: int, offered: Candidates) -> Tensor:
     out = slots.new_empty(len(slots), k + 2)
     _keep_verified[(len(slots),)](
         slots, *tables, *_parts(offered), out, tables.tokens.shape[1], len(tables.lengths) - 1,
-        k, tables.drafts.shape[1], triton.next_power_of_2(k + 1), **_options(offered),
+        k, tables.drafts.shape[1], max(2, triton.next_power_of_2(k + 1)), **_options(offered),
     )  # fmt: skip
     return out
 

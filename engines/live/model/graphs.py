@@ -125,7 +125,7 @@ class GraphRunner(EagerRunner):
     def kernels(self, shape: SegmentShape) -> int:
         """Return the number of kernels that the graphs of a shape launch. The runner must be `counted`."""
         size, k = shape.batch_size, shape.draft_length
-        if not k:
+        if shape.prefills:
             prompts = self._prefill_shape(size, shape.tokens)
             assert prompts is not None
             return prompts.graphs[shape.segment, False].kernels
@@ -180,7 +180,8 @@ class GraphRunner(EagerRunner):
         for x in (False, True) if self.sampling else (False,):
             for prompts in self._prefills.values():
                 place = (prompts.slots, prompts.layout)
-                tasks.append((prompts, (Segment.PREFILL_DRAFT, x), partial(stages.prefill_draft, *place)))
+                if self._plan.drafts:
+                    tasks.append((prompts, (Segment.PREFILL_DRAFT, x), partial(stages.prefill_draft, *place)))
                 tasks.append((prompts, (Segment.PREFILL_TARGET, x), partial(stages.prefill_target, *place, x)))
             for shape in self._batches[Segment.DRAFT].values():
                 tasks.append((shape, ("first", x), partial(stages.draft_first, shape.slots, x)))

@@ -26,7 +26,7 @@ from engines.policy.context import context_of
 class Stages:
     """The tables of one engine, and the stages that work on them.
 
-    tokens: [slots + 1, row_length]; lengths, draft_lengths, keys: [slots + 1] int64; drafts: [slots + 1, k];
+    tokens: [slots + 1, row_length]; lengths, draft_lengths, keys: [slots + 1] int64; drafts: [slots + 1, k or 1];
     temperatures: [slots + 1] float32. The last row is the scratch slot. Rows of the pools hold `max_context` tokens
     and the drafts that may run past them.
     """
@@ -41,7 +41,7 @@ class Stages:
         self.draft_pool = SlotPool(pair.draft.config, slots, row_length, device, pair.dtype)
         self.tokens = torch.zeros(slots + 1, row_length, dtype=torch.int64, device=device)
         self.lengths = torch.full((slots + 1,), 2, dtype=torch.int64, device=device)
-        self.drafts = torch.zeros(slots + 1, max_draft_length, dtype=torch.int64, device=device)
+        self.drafts = torch.zeros(slots + 1, max(max_draft_length, 1), dtype=torch.int64, device=device)
         self.draft_lengths = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.keys = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.temperatures = torch.zeros(slots + 1, dtype=torch.float32, device=device)
@@ -91,6 +91,7 @@ class Stages:
         first = self._pick(logits, slots, lengths, sampling)
         self.tokens[slots, lengths] = first
         self.lengths[slots] = lengths + 1
+        self.draft_lengths.index_fill_(0, slots, 0)  # whatever the request before had
         self._reset_scratch()
         return first
 
@@ -120,7 +121,7 @@ class Stages:
         table_updates.keep_next_drafts(self._tables, slots, self._offer(logits, batch, sampling))
 
     def verify(self, slots: Tensor, k: int, sampling: bool = False) -> Tensor:
-        """Verify each slot's drafts with the target. k: the largest draft length among them.
+        """Verify each slot's drafts with the target. k: the largest draft length among them, or 0.
 
         Returns [batch, 2 + k] int64: how many drafts matched, then the target's picks. The first matched + 1 picks
         are the step's output.

@@ -100,7 +100,8 @@ def check_slot(
     stages: Stages, slot: int, tokens: Sequence[int], prompt_tokens: int, *, greedy: bool = True,
     reference: Pair | None = None, tolerance: Tolerance | None = None,
 ) -> list[CacheReport]:  # fmt: skip
-    """Compare a slot with a recomputation. Returns one report for the target and one for the draft.
+    """Compare a slot with a recomputation. Returns one report for the target and, if anything can be drafted, one
+    for the draft.
 
     tokens: prompt and output so far; the last token has been picked, but no pass has read it yet. Nothing may run on
     the device meanwhile. reference: pair to recompute with; by default the engine's own transformers models, with
@@ -113,10 +114,11 @@ def check_slot(
     sequence = torch.tensor(tokens, device=stages.device)
     known = int(stages.lengths[slot]) == length and bool((stages.tokens[slot, :length] == sequence).all())
     reports = []
-    for role, forward, plain, pool, unread in (
+    models = (
         ("target", stages.pair.target_forward, pair.target, stages.target_pool, 1),
         ("draft", stages.pair.draft_forward, pair.draft, stages.draft_pool, min(2, length - 1)),
-    ):
+    )
+    for role, forward, plain, pool, unread in models if stages.max_draft_length else models[:1]:
         keys, values, logits = _recompute(plain, sequence)
         rows = length - unread
         key_errors = [_errors(pool.keys[i][slot, :rows], k[:rows]) for i, k in enumerate(keys)]

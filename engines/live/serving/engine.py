@@ -265,7 +265,8 @@ class LiveEngine:
         with torch.inference_mode():
             while (batch := inbox.get()) is not None:
                 try:
-                    self._finish(batch, *executor.execute(batch.step, batch.members))
+                    segments = [shape.segment for shape in batch.shapes]
+                    self._finish(batch, *executor.execute(segments, batch.members))
                 except BaseException as error:
                     self._fall(error)
                     raise

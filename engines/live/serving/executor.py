@@ -13,7 +13,7 @@ from engines.live.device.streams import Stream, timed
 from engines.live.model.eager import EagerRunner
 from engines.live.model.stages import Stages
 from engines.live.model.verification import request_keys
-from engines.policy.architecture import Segment, Step
+from engines.policy.architecture import Segment
 from engines.policy.batch import Outcome
 from engines.policy.request import Emission, Request, RequestState
 from engines.record.run import SegmentTime
@@ -38,34 +38,36 @@ class Executor:
     def __init__(self, stages: Stages, stream: Stream, runner: EagerRunner) -> None:
         self.stages, self.stream, self.runner = stages, stream, runner
 
-    def execute(self, step: Step, members: list[RequestState]) -> tuple[list[Found], list[SegmentTime]]:
-        """Run a step. Segment times are on the clock of time.perf_counter.
+    def execute(
+        self, segments: Sequence[Segment], members: list[RequestState]
+    ) -> tuple[list[Found], list[SegmentTime]]:
+        """Run the segments of a step. Their times are on the clock of time.perf_counter.
 
         A step that raises is run again for each member alone, so that only the faulty request fails. This is safe
         because a step changes nothing that matters until it has succeeded.
         """
         try:
-            return self._run(step, members)
+            return self._run(segments, members)
         except Exception as error:
             if len(members) == 1:
                 return [Found(error)], []
-        alone = [self.execute(step, [member]) for member in members]
-        return [found[0] for found, _ in alone], [segment for _, segments in alone for segment in segments]
+        alone = [self.execute(segments, [member]) for member in members]
+        return [found[0] for found, _ in alone], [time for _, times in alone for time in times]
 
-    def _run(self, step: Step, members: list[RequestState]) -> tuple[list[Found], list[SegmentTime]]:
+    def _run(self, segments: Sequence[Segment], members: list[RequestState]) -> tuple[list[Found], list[SegmentTime]]:
         slots = [state.slot for state in members if state.slot is not None]
         counts = [state.request.prompt_tokens for state in members]
         k = max(state.draft_length for state in members)
         sampling = any(state.request.temperature > 0 for state in members)
 
         def ready() -> list[Callable[[], Tensor | None]]:
-            if step is Step.PREFILL:
+            if Segment.PREFILL_TARGET in segments:
                 self._load(members)
-            return [self.runner.ready(segment, slots, counts, k, sampling) for segment in step.segments]
+            return [self.runner.ready(segment, slots, counts, k, sampling) for segment in segments]
 
         results, times = timed(self.stream, ready)
-        pairs = zip(step.segments, itertools.pairwise(times), strict=True)
-        values = {s: result.tolist() for s, result in zip(step.segments, results, strict=True) if result is not None}
+        pairs = zip(segments, itertools.pairwise(times), strict=True)
+        values = {s: result.tolist() for s, result in zip(segments, results, strict=True) if result is not None}
         return self._read(members, values), [SegmentTime(segment, *pair) for segment, pair in pairs]
 
     def _load(self, members: list[RequestState]) -> None:

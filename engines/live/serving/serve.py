@@ -98,9 +98,9 @@ def device_name(device: torch.device) -> str:
 def _tapes(engine: LiveEngine, handles: list[Handle], complete: bool) -> dict[int, np.ndarray]:
     """Return the tapes of finished requests.
 
-    complete: if the last output token was never drafted, ask the draft model about it.
+    complete: if the last output token was never drafted, ask the draft model about it, unless nothing ever is.
     """
-    tapes = {}
+    tapes, complete = {}, complete and engine.architecture.drafts
     with torch.inference_mode():
         for handle in handles:
             if handle.tape is None or handle.state is None or handle.state.status is not Status.FINISHED:

@@ -161,7 +161,8 @@ def test_engines_pass_in_mid_flight(name: str, full: Pair) -> None:
             engine, Workload(asked, concurrency=6), lambda done, total: reports.extend(check_engine(engine, 2))
         )
     assert (run.requests["status"] == "finished").all()
-    assert 0.3 < acceptance(run)["acceptance_rate"] < 0.7
+    if ARCHITECTURES[name].drafts:
+        assert 0.3 < acceptance(run)["acceptance_rate"] < 0.7
     assert len(reports) > 10
     assert [failure for report in reports for failure in report.failures] == []
 

@@ -14,7 +14,7 @@ from engines.live.model.pairs import Pair
 from engines.live.model.stages import Stages
 from engines.live.serving.engine import LiveEngine
 from engines.live.serving.serve import serve
-from engines.policy.architecture import ARCHITECTURES, PD, PDV, Segment, Step
+from engines.policy.architecture import ARCHITECTURES, PD, PDV, Architecture, Segment, Step
 from engines.policy.captured_sizes import CapturePlan
 from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
 from engines.policy.request import Request
@@ -49,6 +49,18 @@ def test_replays_are_used_and_nothing_runs_uncaptured(llama: Pair, monkeypatch: 
     monkeypatch.setattr("engines.live.model.eager.EagerRunner._run", lambda *args: pytest.fail("ran uncaptured"))
     served_by_graphs(PDV, llama, random_requests(6), 4)
     assert len(replays) > 50
+
+
+@pytest.mark.parametrize("architecture", [PD, PDV], ids=lambda a: a.name)
+def test_without_drafts_everything_is_captured_but_the_draft_model(
+    architecture: Architecture, llama: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = served(PDV, llama, random_requests(6), 1)
+    monkeypatch.setattr("engines.live.model.eager.EagerRunner._run", lambda *args: pytest.fail("ran uncaptured"))
+    for name in ("prefill_draft", "draft_first", "draft_next"):
+        monkeypatch.setattr(Stages, name, lambda *args: pytest.fail("captured the draft model"))
+    alone = architecture.replace(draft_length=FixedDraftLength(0))
+    assert served_by_graphs(alone, llama, random_requests(6), 4) == expected
 
 
 def test_the_sequence_of_the_scratch_slot_does_not_grow(llama: Pair) -> None:
@@ -95,7 +107,7 @@ def test_no_captured_sequence_is_longer_than_a_row(llama: Pair) -> None:
     assert stages.lengths.tolist() == [21, 21, 21, 20, 2]
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 8])
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 8])
 def test_every_draft_length_can_be_captured(k: int, llama: Pair) -> None:
     requests = random_requests(5)
     architecture = PD.replace(draft_length=FixedDraftLength(k))

@@ -97,7 +97,7 @@ def test_some_outputs_end_early_and_some_at_their_limit(
     assert lengths == {True, False}
 
 
-@pytest.mark.parametrize("k", range(1, 9))
+@pytest.mark.parametrize("k", range(9))
 def test_every_draft_length_gives_the_same_tokens(
     k: int, llama: Pair, llama_expected: dict[int, list[int]], requests_to_serve: tuple[Request, ...]
 ) -> None:
@@ -123,6 +123,26 @@ def test_settings_do_not_change_tokens(
     requests_to_serve: tuple[Request, ...],
 ) -> None:
     assert served(architecture, llama, requests_to_serve, 10) == llama_expected
+
+
+@pytest.mark.parametrize("architecture", [PD, PDV, BASELINE], ids=lambda a: a.name)
+def test_the_draft_model_never_runs_where_nothing_is_drafted(
+    architecture: Architecture, llama: Pair, llama_expected: dict[int, list[int]],
+    requests_to_serve: tuple[Request, ...],
+) -> None:  # fmt: skip
+    """Not in prefill either, nor for tapes."""
+
+    def unused(*args: object) -> torch.Tensor:
+        pytest.fail("the draft model ran")
+
+    alone = architecture.replace(draft_length=FixedDraftLength(0))
+    with LiveEngine(alone, dataclasses.replace(llama, draft_forward=unused)) as engine:
+        handles, run = collect(engine, Workload(requests_to_serve, concurrency=5))
+    assert {i: handle.result() for i, handle in handles.items()} == llama_expected
+    assert set(run.spans["segment"]) == {"prefill_target", "verify"}
+    assert run.requests["drafted"].sum() == run.steps["draft_length"].sum() == 0
+    assert (run.requests["verifications"] == run.requests["output_tokens"] - 1).all()
+    assert all((tape == -1).all() for tape in run.tapes.values())
 
 
 def test_drafts_are_accepted_and_rejected_in_these_tests(llama: Pair) -> None:

@@ -118,7 +118,7 @@ def test_what_is_no_number_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("members", "padding"), BATCHES)
 @pytest.mark.parametrize(
-    ("back", "count", "drafted"), [(2, 2, False), (1, 1, True)] + [(1, k + 1, False) for k in (1, 2, 4, 8)]
+    ("back", "count", "drafted"), [(2, 2, False), (1, 1, True)] + [(1, k + 1, False) for k in (0, 1, 2, 4, 8)]
 )
 def test_feed(back: int, count: int, drafted: bool, members: int, padding: int) -> None:
     torch.manual_seed(count)
@@ -156,7 +156,7 @@ def test_keep_next_drafts(members: int, padding: int, offer: Any) -> None:
 
 
 @pytest.mark.parametrize(("members", "padding"), BATCHES)
-@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("k", [0, 1, 3, 8])
 @pytest.mark.parametrize("matching", ["all", "none", "some"])
 def test_keep_verified(matching: str, k: int, members: int, padding: int, offer: Any) -> None:
     torch.manual_seed(k)
@@ -186,8 +186,9 @@ def test_stages_end_alike_with_the_kernels(sampling: bool, llama: Pair, monkeypa
             stages.prefill_draft(members, layout)
             stages.prefill_target(members, layout, sampling)
             results = []
-            for k in (3, 1, 2, 3):
-                results += [stages.draft(members, k, sampling), stages.verify(members, k, sampling)]
+            for k in (3, 1, 0, 2, 3):
+                results += [stages.draft(members, k, sampling)] if k else []
+                results.append(stages.verify(members, k, sampling))
         tables = (stages.tokens, stages.lengths, stages.drafts, stages.draft_lengths)
         return [*(result[:2] for result in results), *(table[:-1] for table in tables)]
 
