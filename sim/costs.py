@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -62,6 +62,17 @@ class Costs(Protocol):
         """Plain values for run.toml."""
 
 
+@runtime_checkable
+class MeasuredCosts(Costs, Protocol):
+    """Costs that know for which shapes they were measured. The others are refused, unless extrapolating."""
+
+    def covered(self, segment: Segment) -> dict[str, tuple[float, float]]:
+        """Return the least and the most of draft_length, batch_size and tokens (prefill) or context_tokens."""
+
+    def beyond(self, shape: SegmentShape) -> tuple[str, ...]:
+        """Return in which of these a shape lies outside."""
+
+
 class CostModel:
     """Durations of a profile.
 
@@ -97,13 +108,19 @@ class CostModel:
             self._lines[segment, batch_size, draft_length] = line
         return line.at(tokens if line.by_tokens else context_tokens, quantile)
 
-    def beyond(self, shape: SegmentShape) -> bool:
-        """Return whether a shape lies outside what was measured, so that `cost` refuses it unless extrapolating."""
+    def covered(self, segment: Segment) -> dict[str, tuple[float, float]]:
+        grid = self._grids[segment]
+        return dict(zip(grid.names, grid.covered, strict=True))
+
+    def beyond(self, shape: SegmentShape) -> tuple[str, ...]:
         segment, batch_size, draft_length, tokens, context_tokens = shape
         grid = self._grids[segment]
         load = tokens if grid.by_tokens else context_tokens
         (least, longest), (_, largest), (_, most) = grid.covered
-        return not (least <= draft_length <= longest and batch_size <= largest and load <= most)
+        if least <= draft_length <= longest and batch_size <= largest and load <= most:
+            return ()
+        asked = zip(grid.names, grid.covered, (draft_length, batch_size, load), strict=True)
+        return tuple(name for name, (low, high), value in asked if not low <= value <= high)
 
     def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
         before, per_request, wake_up, per_other, after, after_per_request = self._host_s[step]

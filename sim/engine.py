@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from calibrate.profile import Profile
 from engines.policy.architecture import Architecture
+from engines.policy.segment_shape import SegmentShape
 from engines.record.run import Recorder, Run
 from engines.record.totals import Totals
 from engines.workload.workload import Workload
 from sim.acceptance import AcceptanceSource
-from sim.costs import CostModel, Costs
+from sim.costs import CostModel, Costs, MeasuredCosts
 from sim.deployment import Deployment, Progress
 from sim.replica import Conditions
 
@@ -80,10 +81,14 @@ def totalled(
 ) -> Totals:
     """Simulate as `simulate` does, but keep only the totals."""
     deployment = Deployment(architecture, workload, conditions, progress)
-    costs = conditions.costs
-    totals = Totals(deployment.replicas[0].running, costs.beyond if isinstance(costs, CostModel) else None)
+    totals = Totals(deployment.replicas[0].running, beyond_of(conditions.costs))
     deployment.run([totals])
     return totals
+
+
+def beyond_of(costs: Costs) -> Callable[[SegmentShape], tuple[str, ...]] | None:
+    """Return what tells of a shape that it lies beyond the profile, if the costs know."""
+    return costs.beyond if isinstance(costs, MeasuredCosts) else None
 
 
 def cost_model(costs: Profile | Costs) -> Costs:

@@ -26,7 +26,7 @@ from engines.workload.workload import Workload
 from sim.acceptance import AcceptanceSource
 from sim.costs import Costs
 from sim.deployment import Deployment, Progress, Route
-from sim.engine import asked, cost_model, described
+from sim.engine import asked, beyond_of, cost_model, described
 from sim.replica import Bookkeeper, Conditions
 
 RATES = ("throughput_", "goodput_", "lane_busy.", "running_at_least_")
@@ -123,8 +123,9 @@ def summarise_fleet(
 
     There is a row for the fleet ("fleet") and one per replica ("0", "1", ...). The columns are `requests` (that the
     router gave to it), `finished`, `rejected`, `output_tokens`, `duration_s`, `mean_in_system` (requests, averaged
-    over time) and those of engines.record.metrics.summary. All rates and shares of time are over the duration of the
-    fleet's run, so the throughputs of the replicas add up. objectives: a TTFT and a TPOT in seconds, for which to add
+    over time), `segments`, those of them beyond the profile (`beyond_profile`, by dimension, and their share), and
+    those of engines.record.metrics.summary. All rates and shares of time are over the duration of the fleet's run, so
+    the throughputs of the replicas add up. objectives: a TTFT and a TPOT in seconds, for which to add
     goodput_requests_per_s. Raises what `simulate` does.
     """
     conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
@@ -147,23 +148,24 @@ def _run(
     deployment = Deployment(architecture, workload, conditions, progress, fleet.replicas, route)
     replicas = deployment.replicas
     whole = Totals(ChainMap(*[cast(MutableMapping[int, Batch], replica.running) for replica in replicas]))
-    parts = [Totals(replica.running) for replica in replicas]
+    parts = [Totals(replica.running, beyond_of(conditions.costs)) for replica in replicas]
     shared: list[Bookkeeper] = [whole] if recorder is None else [whole, recorder]
     deployment.run([_Several([part, *shared]) for part in parts], tapes)
-    requests = whole.table
-    duration_s = _duration_s(requests)
+    seconds = [replica.population.request_seconds for replica in replicas]
+    duration_s = _duration_s(whole.table)
+    # A replica has no clients of its own, and so no steady window.
+    own = [
+        part.summary({"architecture": replica.architecture.to_dict()}, objectives)
+        for part, replica in zip(parts, replicas, strict=True)
+    ]
     rows = {
-        "fleet": _counts(requests, sum(r.population.request_seconds for r in replicas), duration_s)
+        "fleet": _counts(whole.table, sum(seconds), duration_s, parts)
         | whole.summary({**asked(architecture, workload), **fleet.describe()}, objectives)
     }
-    for number, (replica, part) in enumerate(zip(replicas, parts, strict=True)):
-        requests = part.table
-        # A replica has no clients of its own, and so no steady window.
-        own = part.summary({"architecture": replica.architecture.to_dict()}, objectives)
-        for name in own:
-            if name.startswith(RATES):
-                own[name] *= _duration_s(requests) / duration_s
-        rows[str(number)] = _counts(requests, replica.population.request_seconds, duration_s) | own
+    for number, part in enumerate(parts):
+        longer = duration_s / _duration_s(part.table)
+        found = {name: value / longer if name.startswith(RATES) else value for name, value in own[number].items()}
+        rows[str(number)] = _counts(part.table, seconds[number], duration_s, [part]) | found
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("replica")
 
 
@@ -191,9 +193,15 @@ def _duration_s(requests: pd.DataFrame) -> float:
     return float(requests["finish_s"].max() - requests["arrival_s"].min())
 
 
-def _counts(requests: pd.DataFrame, request_seconds: float, duration_s: float) -> dict[str, float]:
-    """Return the counts of a table of requests. duration_s: of the fleet."""
+def _counts(
+    requests: pd.DataFrame, request_seconds: float, duration_s: float, parts: Sequence[Totals]
+) -> dict[str, float]:
+    """Return counts of the requests and segments of a fleet or of one replica.
+
+    duration_s: of the fleet. parts: of the replicas, after their summary.
+    """
     finished = requests["status"] == Status.FINISHED
+    segments, beyond = sum(part.segments for part in parts), sum(part.segments_beyond for part in parts)
     return {
         "requests": float(len(requests)),
         "finished": float(finished.sum()),
@@ -201,6 +209,13 @@ def _counts(requests: pd.DataFrame, request_seconds: float, duration_s: float) -
         "output_tokens": float(requests["output_tokens"].sum()),
         "duration_s": duration_s,
         "mean_in_system": request_seconds / duration_s if duration_s > 0 else float("nan"),
+        "segments": float(segments),
+        "beyond_profile": float(beyond),
+        "beyond_profile_share": beyond / segments if segments else float("nan"),
+        **{
+            f"beyond_profile.{name}": float(sum(part.beyond_by[name] for part in parts))
+            for name in ("draft_length", "batch_size", "tokens", "context_tokens")
+        },
     }
 
 

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,17 @@ class Totals:
 
     Per request, it keeps six numbers, and two more for each of two moments: 80 bytes.
 
-    running: the batches that have started and not completed, as Scheduler.running. beyond: tells of a segment whether
-    it lies beyond the profile (sim.costs.CostModel.beyond). segments, segments_beyond: how many ran, and how many of
-    them lay beyond it; known after `summary`. error: that of the first request that was rejected, "" if none was.
+    running: the batches that have started and not completed, as Scheduler.running.
+    beyond: tells in which dimensions a segment lies beyond the profile (sim.costs.MeasuredCosts).
+    segments, segments_beyond: how many ran, and how many of them lay beyond it; beyond_by: the latter by dimension.
+    They are known after `summary`. error: that of the first request that was rejected, "" if none was.
     """
 
-    def __init__(self, running: Mapping[int, Batch], beyond: Callable[[SegmentShape], bool] | None = None) -> None:
+    def __init__(
+        self, running: Mapping[int, Batch], beyond: Callable[[SegmentShape], tuple[str, ...]] | None = None
+    ) -> None:
         self.segments = self.segments_beyond = 0
+        self.beyond_by: Counter[str] = Counter()
         self.error = ""
         self._running, self._beyond = running, beyond
         self._requests = array("q")  # id, output tokens and whether it finished
@@ -132,7 +137,9 @@ class Totals:
             self._batches[shape.segment] += 1
         self.segments += len(self._shapes)
         if self._beyond is not None:
-            self.segments_beyond += sum(map(self._beyond, self._shapes))
+            outside = [dimensions for dimensions in map(self._beyond, self._shapes) if dimensions]
+            self.segments_beyond += len(outside)
+            self.beyond_by.update(chain.from_iterable(outside))
         self._shapes.clear()
         for lane in self._lanes.values():
             lane.add_up()

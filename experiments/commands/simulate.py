@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 
 from calibrate.profile import Profile
@@ -41,11 +43,15 @@ from experiments.commands.arguments import (
     chosen_workload,
 )
 from experiments.commands.outcome import conclude
-from experiments.program.outputs import check_record
+from experiments.compare.fleet_report import COLUMNS as FLEET_COLUMNS
+from experiments.compare.fleet_report import print_fleet
+from experiments.program.outputs import check_record, check_table, save_table
 from experiments.program.progress import bar
-from experiments.runner.predict import Prediction, check, parse_acceptance, predict, replayed
+from experiments.runner.beyond import beyond_text
+from experiments.runner.predict import Prediction, check, parse_acceptance, predict, predict_fleet, replayed
+from sim.fleet import Fleet
 
-MODEL = "Prediction"
+MODEL, FLEET = "Prediction", "Fleet"
 REPLAYED = [field.name for field in dataclasses.fields(Load) if field.name != "seed"]  # the live run has these
 
 
@@ -80,6 +86,37 @@ def simulate(
         bool, typer.Option("--no-contention", help="Stages do not slow one another.", rich_help_panel=MODEL)
     ] = False,
     without: WithoutOption = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of prompt and output together; more than the models support needs --extrapolate "
+            "\\[default: what they support].",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Replicas of the engine \\[default: 1].", rich_help_panel=FLEET)
+    ] = None,
+    router: Annotated[
+        str | None,
+        typer.Option(
+            help="Which replica gets a request: round-robin or least-loaded \\[default: round-robin].",
+            rich_help_panel=FLEET,
+        ),
+    ] = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a CSV table of all metrics, with a row for the fleet and one per replica.",
+            rich_help_panel=FLEET,
+        ),
+    ] = None,
+    no_record: Annotated[
+        bool,
+        typer.Option(
+            "--no-record", help="Keep no record, only metrics: for loads of any length.", rich_help_panel=FLEET
+        ),
+    ] = False,
     concurrency: ConcurrencyOption = None,
     rate: RateOption = None,
     process: ProcessOption = None,
@@ -116,9 +153,16 @@ def simulate(
         temperature=temperature, seed=seed,
     )  # fmt: skip
     limits = (draft_length, batch_limit, workers, slots, permits, hybrid)
+    fleet = _fleet(replicas, router)
+    of_fleet = fleet.replicas > 1 or metrics is not None or no_record
     live = Run.load(replay) if replay is not None else None
     if live is not None:
         load.refuse(REPLAYED, "a replay asks what the live run was asked, when it was; leave one of the two out")
+        for name, value in (("replicas", replicas), ("metrics", metrics), ("max_context", max_context)):
+            if value is not None:
+                raise InputError(name, str(value), "a replay repeats one live engine; leave one of the two out")
+        if no_record:
+            raise InputError("no_record", True, "a replay is for comparing records; leave one of the two out")
         check_seed(seed)
         workload = replayed(live)
         recorded = Architecture.from_dict(live.info["architecture"]) if architecture is None else None
@@ -126,17 +170,51 @@ def simulate(
     else:
         layout = chosen_architecture(architecture, *limits)
         workload = chosen_workload(load)
-    check_record("out", out)
-    if holds(out, "run.toml") and Run.load(out).info["kind"] == "live":
-        raise InputError("out", str(out), "a live run is recorded there, which would be lost; give another folder")
+    if metrics is not None:
+        check_table("metrics", metrics, FLEET_COLUMNS)
+    if not no_record:
+        _check_out(out)
     off = [*(without or ()), *(["contention"] if no_contention else [])]
     settings = Prediction(
         Profile.load(profile), chosen, extrapolate=extrapolate, jitter=not no_jitter, without=off, seed=seed or 0,
+        max_context=max_context,
     )  # fmt: skip
     if live is None:
         check(layout, workload, settings)
-    with locked(out):
+    info = {"name": out.name}
+    record: Run | None = None
+    table: pd.DataFrame | None = None
+    beyond: dict[str, int] = {}
+    with nullcontext() if no_record else locked(out):
         with bar(f"{layout.name}, simulated") as progress:
-            record = predict(layout, workload, settings, live=live, info={"name": out.name}, progress=progress)
-        record.save(out)
-    conclude(record, out)
+            if of_fleet:
+                record, table, beyond = predict_fleet(
+                    fleet, layout, workload, settings, record=not no_record, info=info, progress=progress
+                )
+            else:
+                record = predict(layout, workload, settings, live=live, info=info, progress=progress)
+        if record is not None:
+            record.save(out)
+    if metrics is not None and table is not None:
+        save_table(table.reset_index(), metrics)
+    if table is not None:
+        print_fleet(table)
+    if record is not None:
+        conclude(record, out)
+        return
+    if beyond:
+        print(f"beyond the profile: {beyond_text(beyond, len(workload.requests))}")
+
+
+def _fleet(replicas: int | None, router: str | None) -> Fleet:
+    """Return the fleet that the options describe. Raises InputError, also for a router that has no choice."""
+    fleet = Fleet(1 if replicas is None else replicas, router or Fleet().router)
+    if router is not None and fleet.replicas == 1:
+        raise InputError("router", router, "one replica needs no router; give --replicas 2 or more")
+    return fleet
+
+
+def _check_out(out: Path) -> None:
+    check_record("out", out)
+    if holds(out, "run.toml") and Run.load(out).info["kind"] == "live":
+        raise InputError("out", str(out), "a live run is recorded there, which would be lost; give another folder")

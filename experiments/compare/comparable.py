@@ -189,6 +189,7 @@ def _settings(run: Run) -> dict[str, Any]:
         "requests": len(run.requests),
         **{name: value for name, value in workload.items() if name not in NAMES_ONLY},
         "max_context": run.info.get("max_context"),
+        "replicas": run.info.get("replicas", 1),
         **_layout(run.info.get("architecture", {})),
     }
 

@@ -19,6 +19,7 @@ from engines.record.run import Run
 from engines.storage.files import replaced
 from experiments.compare.compare import Comparison, spread
 from experiments.program.progress import AS_IT_IS
+from experiments.runner.beyond import beyond_text
 from experiments.runner.cells import CELL_COLUMNS, Cell, cell_of
 
 WIDTH = 110
@@ -88,6 +89,8 @@ def summary_table(run: Run) -> Table:
         f"rate {_number(numbers['acceptance_rate'], 2)}, "
         f"{_number(numbers['acceptance_length'], 2)} tokens per verify",
     )
+    if "beyond_profile" in run.info:
+        table.add_row("beyond the profile", beyond_text(run.info["beyond_profile"], len(run.requests)))
     return table
 
 

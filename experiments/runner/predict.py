@@ -12,15 +12,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 import calibrate
 import engines
 import sim
 from calibrate.contention import NoContention
 from calibrate.profile import COLUMNS, Profile
-from engines.errors import InputError
+from engines.errors import InputError, require_whole
 from engines.pairs.permutation import PREFIX, expected_tape, parse_pair
 from engines.policy.architecture import Architecture
 from engines.policy.context import context_of
+from engines.policy.request import MOST_TOKENS
 from engines.record.masks import SUFFIX as MASKS
 from engines.record.masks import read_masks
 from engines.record.run import Run
@@ -29,13 +32,15 @@ from engines.workload.workload import Workload, with_random_prompts
 from experiments.compare.comparable import check_kind
 from experiments.compare.identity import identity
 from experiments.program.progress import Report
+from experiments.runner.beyond import beyond_of_fleet, requests_beyond, segments_beyond
 from experiments.runner.cells import check_room, fingerprint
 from experiments.runner.replay import planned_workload, recorded_workload
 from experiments.runner.without import CostsWithout
 from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
-from sim.costs import CostModel, Costs
+from sim.costs import CostModel, MeasuredCosts
 from sim.engine import simulate, totalled
+from sim.fleet import Fleet, simulate_fleet, summarise_fleet
 from sim.replica import Conditions
 
 FORMS = (
@@ -107,8 +112,8 @@ class Prediction:
     """The settings of a prediction.
 
     without: parts of the model that are switched off (experiments.runner.without.PARTS), to see what they are worth.
-    max_context: tokens of prompt and output together, by default the limit of the profile's models. The prediction
-    of a live run uses that run's limit.
+    max_context: tokens of prompt and output together, by default the limit of the profile's models; more than that
+    only with `extrapolate`. The prediction of a live run uses that run's limit.
     """
 
     profile: Profile
@@ -118,9 +123,9 @@ class Prediction:
     without: Sequence[str] = ()
     seed: int = 0
     max_context: int | None = None
-    _costs: Costs | None = field(default=None, init=False, repr=False)
+    _costs: MeasuredCosts | None = field(default=None, init=False, repr=False)
 
-    def costs(self) -> Costs:
+    def costs(self) -> MeasuredCosts:
         """Return the profile's cost model. It is fitted once. Raises InputError for unknown parts in `without`."""
         if self._costs is None:
             contention = NoContention() if "contention" in self.without else None  # not fitted then
@@ -204,36 +209,80 @@ def predict(
     live: the run whose tapes the acceptance "tape" uses (by default, the profile's). If the workload is
     `replayed(live)`, the record names the live run, so that a comparison pairs the two by request. Raises InputError.
     """
-    limit: int | None
-    if live is None:
-        limit = _context(architecture, settings)
-    else:
+    if live is not None:
         check_kind("live", [live], "live")
-        limit = live.info.get("max_context")
-    run = simulate(
-        architecture,
-        workload,
-        settings.costs(),
-        _source(settings, workload, live),
-        seed=settings.seed,
-        jitter=settings.jitter,
-        max_context=limit,
-        prefill_tokens=None if live is None else live.info.get("prefill_tokens"),
-        progress=progress,
-    )
+    asked, source = _asked(architecture, settings, live), _source(settings, workload, live)
+    run = simulate(architecture, workload, settings.costs(), source, **asked, progress=progress)
     if live is not None and workload.info.get("kind") == "replay":
         run.info |= {"replays": live.name, "replays_id": identity(live)}
     if workload.info.get("blind"):
         run.info["blind"] = True
+    if settings.extrapolate:
+        run.info["beyond_profile"] = _beyond(segments_beyond(run, settings.costs()), architecture, workload, settings)
     run.info |= info or {}
     return run
 
 
 def predict_totals(architecture: Architecture, workload: Workload, settings: Prediction) -> Totals:
     """Return the totals of the run that `predict` records, without its record. Raises InputError."""
-    source, context = _source(settings, workload, None), _context(architecture, settings)
-    conditions = Conditions(settings.costs(), source, settings.seed, settings.jitter, context)
+    conditions = Conditions(settings.costs(), _source(settings, workload, None), **_asked(architecture, settings))
     return totalled(architecture, workload, conditions)
+
+
+class FleetPrediction(NamedTuple):
+    """run: the record, if there is one. metrics: see sim.fleet.summarise_fleet. beyond: what lies beyond the profile.
+
+    beyond is empty unless extrapolation was asked for.
+    """
+
+    run: Run | None
+    metrics: pd.DataFrame
+    beyond: dict[str, int]
+
+
+def predict_fleet(
+    fleet: Fleet,
+    architecture: Architecture,
+    workload: Workload,
+    settings: Prediction,
+    *,
+    record: bool = True,
+    info: dict[str, Any] | None = None,
+    progress: Report | None = None,
+) -> FleetPrediction:
+    """Predict what a fleet does with the workload, with a record or without. info: added to that of the record.
+
+    Raises InputError.
+    """
+    given = (fleet, architecture, workload, settings.costs(), _source(settings, workload, None))
+    asked, run = _asked(architecture, settings), None
+    if record:
+        run, metrics = simulate_fleet(*given, **asked, info=info, progress=progress)
+    else:
+        metrics = summarise_fleet(*given, **asked, progress=progress)
+    beyond: dict[str, int] = {}
+    if settings.extrapolate:
+        beyond = _beyond(beyond_of_fleet(metrics), architecture, workload, settings)
+        if run is not None:
+            run.info["beyond_profile"] = beyond
+    return FleetPrediction(run, metrics, beyond)
+
+
+def _asked(architecture: Architecture, settings: Prediction, live: Run | None = None) -> dict[str, Any]:
+    """Return the arguments of sim.engine.simulate that say how a run is predicted."""
+    limits: dict[str, Any] = {"max_context": _context(architecture, settings)}
+    if live is not None:
+        limits = {name: live.info.get(name) for name in ("max_context", "prefill_tokens")}
+    return {"seed": settings.seed, "jitter": settings.jitter, **limits}
+
+
+def _beyond(
+    segments: dict[str, int], architecture: Architecture, workload: Workload, settings: Prediction
+) -> dict[str, int]:
+    """Return what lies beyond the profile, as plain values for run.toml."""
+    positions = context_of(settings.profile.info["max_context"], architecture.draft_length.maximum)
+    limit = _context(architecture, settings)
+    return {**segments, **requests_beyond(workload.requests, settings.costs(), limit, positions)}
 
 
 def check(architecture: Architecture, workload: Workload, settings: Prediction) -> None:
@@ -249,8 +298,15 @@ def check(architecture: Architecture, workload: Workload, settings: Prediction) 
 
 
 def _context(architecture: Architecture, settings: Prediction) -> int:
-    """Return the tokens of prompt and output together that a live engine with these models would accept."""
-    return context_of(settings.profile.info["max_context"], architecture.draft_length.maximum, settings.max_context)
+    """Return the tokens of prompt and output together that a live engine with these models would accept.
+
+    With extrapolation, it may be more than the models support.
+    """
+    limit = settings.max_context
+    if limit is not None and settings.extrapolate:
+        require_whole("max_context", limit, 2, MOST_TOKENS)
+        return limit
+    return context_of(settings.profile.info["max_context"], architecture.draft_length.maximum, limit)
 
 
 def without_live(profile: Profile) -> AcceptanceChoice:

@@ -7,9 +7,9 @@ from typing import Any
 
 from calibrate.contention import NoContention
 from engines.errors import InputError
-from engines.policy.architecture import Step
+from engines.policy.architecture import Segment, Step
 from engines.policy.segment_shape import SegmentShape
-from sim.costs import Costs, SegmentCost
+from sim.costs import MeasuredCosts, SegmentCost
 
 PARTS = ("contention", "host", "padding")
 
@@ -18,7 +18,7 @@ class CostsWithout:
     """The costs without some of PARTS: segments do not slow one another, batches take no time on the host, or they
     take the time of their own size instead of the captured size that runs them."""
 
-    def __init__(self, costs: Costs, parts: Collection[str]) -> None:
+    def __init__(self, costs: MeasuredCosts, parts: Collection[str]) -> None:
         self._costs, self._parts = costs, check_parts_of_model(parts)
         self.contention = NoContention() if "contention" in parts else costs.contention
         self.captured = None if "padding" in parts else costs.captured
@@ -28,6 +28,12 @@ class CostsWithout:
 
     def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
         return (0.0, 0.0) if "host" in self._parts else self._costs.host_s(step, batch_size, back_to_back, beside)
+
+    def covered(self, segment: Segment) -> dict[str, tuple[float, float]]:
+        return self._costs.covered(segment)
+
+    def beyond(self, shape: SegmentShape) -> tuple[str, ...]:
+        return self._costs.beyond(shape)
 
     def describe(self) -> dict[str, Any]:
         changed = {"contention": "none"} if "contention" in self._parts else {}

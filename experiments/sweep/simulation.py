@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InputError
-from engines.policy.architecture import Architecture, Segment
-from engines.policy.segment_shape import SegmentShape
+from engines.policy.architecture import Architecture
 from engines.record.metrics import goodput, summary
 from engines.record.run import Run
+from experiments.runner.beyond import segments_beyond
 from experiments.runner.cells import keep
 from experiments.runner.config import WorkloadConfig
 from experiments.runner.predict import AcceptanceChoice, Prediction, predict, predict_totals
 from experiments.sweep.cells import workload_of
-from sim.costs import CostModel, Costs
 from sim.engine import asked
 
 Row = dict[str, Any]
@@ -87,7 +86,8 @@ def simulated(simulation: Simulation, settings: Prediction) -> tuple[Run, dict[s
     run = predict(simulation.architecture, workload, chosen)
     _require_finished(run, next((error for error in run.requests["error"] if error), ""))
     keep(run, simulation.record, simulation.record.name)
-    return run, metrics(run, summary(run), len(run.spans), segments_beyond(run, settings.costs()))
+    beyond = segments_beyond(run, settings.costs())
+    return run, metrics(run, summary(run), beyond["segments"], beyond["beyond"])
 
 
 def _require_finished(run: Run, error: str) -> None:
@@ -111,14 +111,6 @@ def metrics(run: Run, found: Mapping[str, float], segments: int, beyond: int) ->
         "beyond_profile": float(beyond),
         "beyond_profile_share": beyond / segments,
     }
-
-
-def segments_beyond(run: Run, costs: Costs) -> int:
-    """Return how many segments of a record lie beyond the profile (CostModel.beyond)."""
-    assert isinstance(costs, CostModel)
-    shapes = run.spans[["segment", "batch_size", "draft_length", "tokens", "context_tokens"]]
-    rows = shapes.itertuples(index=False, name=None)
-    return sum(costs.beyond(SegmentShape(Segment(name), *size)) for name, *size in rows)
 
 
 def attainment(run: Run, objective: Objective) -> dict[str, float]:

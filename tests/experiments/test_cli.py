@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from engines.record.metrics import summary
 from engines.record.run import Run
 from experiments.cli import main
 
@@ -69,6 +71,78 @@ def test_simulating_comparing_drawing_and_tracing_need_no_torch(work: Path, tmp_
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "figures" / "load.pdf").stat().st_size > 1000
+
+
+FLEET = "--replicas 3 --router least-loaded -c 9 --requests 30 --acceptance 0.8"
+
+
+def test_a_fleet_prints_and_writes_the_metrics_of_every_replica(
+    in_work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = f"simulate -p profile {FLEET} --metrics {tmp_path}/metrics.csv --out {tmp_path}/fleet"
+    assert main(command.split()) == 0
+    printed = capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "metrics.csv", index_col="replica")
+    assert table.index.tolist() == ["fleet", "0", "1", "2"]
+    assert table.loc["fleet", "requests"] == 30
+    assert table["requests"].sum() == 60
+    run = Run.load(tmp_path / "fleet")
+    assert (run.info["replicas"], run.info["router"]) == (3, "least-loaded")
+    expected = {name: pytest.approx(value, rel=1e-5, nan_ok=True) for name, value in summary(run).items()}
+    assert {name: table.loc["fleet", name] for name in expected} == expected
+    law = re.search(r"Little's law: ([\d.]+) requests in the system, .* = ([\d.]+)", printed)
+    assert law is not None
+    assert law[1] == law[2]
+    assert float(law[1]) == pytest.approx(table.loc["fleet", "mean_in_system"], rel=1e-3)
+    assert "beyond the profile" not in printed  # nothing can be
+    assert main(f"trace {tmp_path}/fleet --out {tmp_path}/trace.json".split()) == 0
+
+
+def test_without_a_record_the_metrics_are_the_same_and_nothing_else_is_written(
+    in_work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(f"simulate -p profile {FLEET} --metrics {tmp_path}/with.csv --out {tmp_path}/fleet".split()) == 0
+    with_record = capsys.readouterr().out
+    before = sorted(in_work.rglob("*"))
+    assert main(f"simulate -p profile {FLEET} --metrics {tmp_path}/without.csv --no-record".split()) == 0
+    without = capsys.readouterr().out
+    assert sorted(in_work.rglob("*")) == before
+    assert (tmp_path / "without.csv").read_bytes() == (tmp_path / "with.csv").read_bytes()
+    assert with_record.startswith(without)
+
+
+def test_what_lies_beyond_the_profile_is_counted_and_printed(
+    in_work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The models have 512 positions. The profile has prompts of up to 128 tokens, and contexts of up to 256."""
+    rows = [(0, 20, 8), (1, 20, 8), (2, 400, 8), (3, 600, 8)]
+    (tmp_path / "trace.csv").write_text(
+        "timestamp,prompt_tokens,output_tokens\n" + "".join(f"{t},{p},{o}\n" for t, p, o in rows)
+    )
+    command = f"simulate -p profile --trace {tmp_path}/trace.csv --acceptance 0.8 --extrapolate --out {tmp_path}/out"
+
+    def found(options: str) -> tuple[dict[str, int], str]:
+        assert main(f"{command} {options}".split()) == 0
+        return Run.load(tmp_path / "out").info["beyond_profile"], capsys.readouterr().out
+
+    shorter, printed = found("--requests 2")
+    assert (shorter["beyond"], shorter["requests"], shorter["too_long"]) == (0, 0, 0)
+    assert re.search(r"beyond the profile +nothing", printed)
+    cut, printed = found("")
+    assert (cut["requests"], cut["too_long"]) == (1, 0)
+    assert "1 rejected" in printed
+    assert 0 < cut["tokens"] < cut["beyond"] < cut["segments"]
+    assert cut["batch_size"] == cut["draft_length"] == 0
+    whole, printed = found("--max-context 1000")
+    assert (whole["requests"], whole["too_long"]) == (2, 1)
+    assert "rejected" not in printed
+    assert whole["tokens"] == 2 * cut["tokens"]
+    words = f"{whole['beyond'] / whole['segments']:.1%} of the segments .* 2 of 4 requests; 1 requests are longer"
+    assert re.search(words, " ".join(printed.split()))
+    fleet, printed = found("--max-context 1000 --replicas 2")
+    assert (fleet["requests"], fleet["too_long"], fleet["tokens"]) == (2, 1, whole["tokens"])
+    assert main(f"{command} --max-context 1000 --replicas 2 --no-record".split()) == 0
+    assert f"beyond the profile: {fleet['beyond'] / fleet['segments']:.1%} of the segments" in capsys.readouterr().out
 
 
 def test_live_commands_without_torch_say_what_to_install(

@@ -129,6 +129,31 @@ BAD_SIMULATION = {
     "replay's slots of no device": ("--profile profile --replay live/pdv-r1 --slots auto", "slots = 'auto'"),
     "no prompt fits": ("--profile profile -n 2 --prompt-tokens 600", "max_context = 507: no prompt fits"),
     "no profile": ("", "--profile"),
+    "no replicas": ("--profile profile --replicas 0", "replicas = 0: use a whole number of at least 1"),
+    "too many replicas": ("--profile profile --replicas 1001", "replicas = 1001: use 1000 or fewer"),
+    "unknown router": ("--profile profile --replicas 2 --router random", "router = 'random': use round-robin, least"),
+    "router of one replica": (
+        "--profile profile --router least-loaded",
+        "router = 'least-loaded': one replica needs",
+    ),
+    "router of one replica, given": ("--profile profile --replicas 1 --router round-robin", "router = 'round-robin'"),
+    "replicas of a replay": ("--profile profile --replay live/pdv-r1 --replicas 2", "replicas = '2': a replay"),
+    "metrics of a replay": ("--profile profile --replay live/pdv-r1 --metrics x.csv", "metrics = 'x.csv': a replay"),
+    "context of a replay": (
+        "--profile profile --replay live/pdv-r1 --max-context 99",
+        "max_context = '99': a replay",
+    ),
+    "replay without a record": ("--profile profile --replay live/pdv-r1 --no-record", "no_record = True: a replay"),
+    "metrics over another table": (
+        "--profile profile --metrics trace.csv",
+        "metrics = 'trace.csv': this file was not",
+    ),
+    "metrics in a folder": ("--profile profile --metrics live", "metrics = 'live'"),
+    "context that the models lack": ("--profile profile --max-context 600", "max_context = 600: use 2 to 507"),
+    "context of one token": (
+        "--profile profile --extrapolate --max-context 1",
+        "max_context = 1: use a whole number",
+    ),
 }
 
 
