@@ -20,7 +20,7 @@ from experiments.compare import compare as comparing
 from experiments.compare.comparable import SIMULATED, mode_of
 from experiments.compare.decisions import decisions
 from experiments.compare.explain import explained_path, explanations, save_explanations
-from experiments.compare.fidelity import TOLERANCES, Fidelity, fidelity
+from experiments.compare.fidelity import TOLERANCES, Fidelity, fidelity, fidelity_path
 from experiments.compare.fidelity_report import decisions_report, explanation_report, fidelity_report, verdicts_report
 from experiments.compare.report import WIDE, comparison_report, results_console
 from experiments.program.outputs import check_file, check_table
@@ -96,7 +96,8 @@ def compare(
         check_file("out", out)
         check_table("out", comparing.paired_path(out), ("run", "quantity"))
         check_table("out", explained_path(out), ("run", "cause"))
-        for path in (out, comparing.paired_path(out), explained_path(out)):
+        check_table("out", fidelity_path(out), ("mode", "throughput"))
+        for path in (out, comparing.paired_path(out), explained_path(out), fidelity_path(out)):
             check_apart("out", path)
     given = (
         predicted_sides(live, profile, only, without or (), choice)
@@ -114,6 +115,8 @@ def compare(
         wide = results_console(WIDE)
         wide.print(fidelity_report(found), decisions_report(decisions(lives, simulations)))
     paths = comparison.save(out) if out is not None else []
+    if out is not None and modes != {SIMULATED}:
+        paths.append(found.save(fidelity_path(out)))
     if explain:
         if known is None:
             raise InputError("profile", None, "an explanation needs the profile of the simulation; give --profile")

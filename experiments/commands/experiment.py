@@ -84,8 +84,9 @@ def perform(chosen: Experiment, out: Path, only: str | None = None, **options: A
     """Run an experiment and print what came of it. Leaves with exit code 1 if a cell failed or is left."""
     check_output("out", out)
     pair, device = chosen.pair or "embedded", chosen.device or "cpu"
-    backend = PairBackend(pair, device, chosen.max_context, shlex.join(["pdv", *sys.argv[1:]]))
-    runner = Runner(chosen, out, backend, only=only, **options)
+    command = shlex.join(["pdv", *sys.argv[1:]])
+    backend = PairBackend(pair, device, chosen.max_context, command)
+    runner = Runner(chosen, out, backend, only=only, command=command, **options)
     if runner.serves:
         check_live(device, pair)
     started = time.monotonic()

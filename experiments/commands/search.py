@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +54,7 @@ def search(
     chosen = Search.load(config, **overrides)
     check_output("out", out)
     started = time.monotonic()
-    found = run_search(chosen, out, jobs=jobs, backend=backend)
+    found = run_search(chosen, out, jobs=jobs, backend=backend, command=shlex.join(["pdv", *sys.argv[1:]]))
     results_console().print(candidates_report(chosen, found.candidates))
     for line in rejections(found.candidates):
         print(line)

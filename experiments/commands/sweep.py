@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,7 +56,9 @@ def sweep(
     chosen = Sweep.load(config, **overrides)
     check_output("out", out)
     started = time.monotonic()
-    outcome = run_sweep(chosen, out, jobs=jobs, backend=backend, records=records)
+    outcome = run_sweep(
+        chosen, out, jobs=jobs, backend=backend, records=records, command=shlex.join(["pdv", *sys.argv[1:]])
+    )
     results_console().print(summary_report(chosen, outcome.summary))
     for note in notes(outcome.rows):
         print(note)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from engines.record.run import Run
+from engines.storage.files import replaced
 from experiments.compare.comparable import BLIND, REPLAY, SIMULATED, mode_of
 from experiments.compare.compare import THROUGHPUT, Comparison, compare
 from experiments.runner.cells import CELL_COLUMNS, Cell, cell_of
@@ -53,6 +55,23 @@ class Fidelity:
 
     cells: dict[str, pd.DataFrame]
 
+    def save(self, path: Path) -> Path:
+        """Write one row per mode and cell, as CSV."""
+        with replaced(path) as beside:
+            table = pd.concat([cells.assign(mode=mode) for mode, cells in self.cells.items()])
+            table[["mode", *(name for name in table if name != "mode")]].to_csv(
+                beside, index=False, float_format="%.6g"
+            )
+        return path
+
+    @staticmethod
+    def of_table(table: pd.DataFrame) -> Fidelity:
+        """Return what `save` wrote, from its table."""
+        parts = table.groupby("mode", sort=False)
+        return Fidelity(
+            {str(mode): part.dropna(axis="columns", how="all").drop(columns="mode") for mode, part in parts}
+        )
+
     def totals(self) -> pd.DataFrame:
         """Return the mean absolute error over the cells (of r: the mean) and the worst, by mode and metric."""
         rows = []
@@ -74,6 +93,11 @@ class Fidelity:
                 met = mean >= limit.mean if metric == CORRELATION else mean <= limit.mean and worst <= limit.worst
                 rows.append((mode, metric, mean, limit.mean, worst, limit.worst, cell, met))
         return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
+
+
+def fidelity_path(path: Path) -> Path:
+    """Return the path of the errors by mode, next to the metrics."""
+    return path.with_name(f"{path.stem}_fidelity.csv")
 
 
 def fidelity(lives: Sequence[Run], simulations: Sequence[Run]) -> Fidelity:

@@ -32,9 +32,13 @@ SEGMENTS = {
 
 
 def fidelity_report(found: Fidelity) -> RenderableType:
-    """Return a table per mode with one row per cell, and the mean absolute errors and the worst at the bottom."""
-    parts: list[RenderableType] = [_cells(mode, cells) for mode, cells in found.cells.items()]
-    return Group(*parts, _totals(found))
+    """Return `fidelity_tables`, one below the other."""
+    return Group(*fidelity_tables(found))
+
+
+def fidelity_tables(found: Fidelity) -> list[Table]:
+    """Return a table per mode with one row per cell, and one of the mean absolute errors and the worst."""
+    return [*(_cells(mode, cells) for mode, cells in found.cells.items()), _totals(found)]
 
 
 def _cells(mode: str, cells: pd.DataFrame) -> Table:

@@ -12,10 +12,12 @@ from pathlib import Path
 import jinja2
 
 from engines.storage.files import replaced
+from experiments.program.provenance import git_commit
+from experiments.report.provenance import date_text
 from experiments.report.sections import Picture, Section
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
-DPI = 200 / 96  # of our PNG files, to the pixels of a page
+SCALE = 1400 / 900  # of our PNG files: a figure of a page's width has 900 CSS pixels, so that its letters can be read
 
 
 def write_page(path: Path, found: Sequence[Section], title: str, command: str) -> Path:
@@ -25,8 +27,8 @@ def write_page(path: Path, found: Sequence[Section], title: str, command: str) -
     )
     environment.filters |= {"data_uri": _data_uri, "size": _size}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=title, command=command, sections=found, version=version("pdv"),
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        title=title, command=command, sections=found, version=version("pdv"), commit=git_commit(),
+        date=date_text(datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
     )  # fmt: skip
     with replaced(path) as beside:
         beside.write_text(page, encoding="utf-8")
@@ -40,4 +42,4 @@ def _data_uri(picture: Picture) -> str:
 def _size(picture: Picture) -> tuple[int, int]:
     """Return the width and height of a figure on the page, in CSS pixels."""
     width, height = struct.unpack(">II", picture.png[16:24])  # of the PNG's header
-    return round(width / DPI), round(height / DPI)
+    return round(width / SCALE), round(height / SCALE)

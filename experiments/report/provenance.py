@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from calibrate.profile import PROFILE_FILES
 from engines.errors import InputError
 from engines.storage.files import FINISHED, holds
 from engines.storage.reading import read_toml
+from experiments.program.provenance import calls
 from experiments.report.sources import Sources
 from experiments.report.tables import PageTable, of_frame
 
@@ -25,6 +28,9 @@ FACTS = {
 }  # fmt: skip
 """What every measurement should say of itself, by its key in run.toml, profile.toml and bench.toml."""
 MANY = 8
+UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
+LIST = re.compile(r"\[\n( +[^\[\]{}\n]*,\n){1,40}\]")
+"""A list of plain values in TOML, with a line for each."""
 
 
 @dataclass
@@ -39,20 +45,24 @@ class Provenance:
     def add_settings(self, name: str, values: Mapping[str, Any]) -> None:
         """Add the configuration of a result."""
         if values:
-            self.configuration[name] = tomli_w.dumps(values)
+            self.configuration[name] = LIST.sub(_one_line, tomli_w.dumps(values))
+        for call in calls(self.sources.folder):
+            self.add_measurement(f"Call of {date_text(call.get('date', NOT_RECORDED))}", call)
 
     def add_measurement(self, about: str, info: Mapping[str, Any], **more: str) -> None:
         """Add the FACTS of a measurement."""
-        self.facts[about] = {**more, **{label: fact(info.get(key)) for key, label in FACTS.items()}}
+        always = ("command", "date", "versions", "commit")
+        said = {label: fact(info.get(key)) for key, label in FACTS.items() if key in info or key in always}
+        self.facts[about] = {**more, **said}
 
     def add_profile(self, folder: Path) -> None:
         """Add the profile that simulations were made from; say so if it is not there any more."""
         if not holds(folder, PROFILE):
-            self.facts["Profile"] = {"folder": f"{folder} (not there)"}
+            self.facts["Profile"] = {"folder": f"{path_text(folder)} (not there)"}
             return
         info = read_toml("report", _there(folder, PROFILE))
         digest = {"fingerprint": str(info["fingerprint"])} if "fingerprint" in info else {}
-        self.add_measurement("Profile", info, folder=str(folder), **digest)
+        self.add_measurement("Profile", info, folder=path_text(folder), **digest)
 
     def add_records(self, folders: Iterable[Path]) -> None:
         """Add the runs in these folders: what all have in common as facts, the rest as a table. None is no error."""
@@ -71,7 +81,19 @@ def fact(value: Any) -> str:
     """Return a value as text: tables as "name value, ...", a missing one as NOT_RECORDED."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {item}" for name, item in value.items()) or NOT_RECORDED
-    return NOT_RECORDED if value is None or value == "" else str(value)
+    return NOT_RECORDED if value is None or value == "" else date_text(value)
+
+
+def date_text(value: Any) -> str:
+    """Return a value as text, and a date of ISO 8601 in UTC as a reader writes it."""
+    text = str(value)
+    return f"{text[:10]} {text[11:19]} UTC" if UTC.fullmatch(text) else text
+
+
+def path_text(folder: Path) -> str:
+    """Return a path without detours, and from the current folder on if it lies in it."""
+    short = os.path.relpath(folder)
+    return os.path.normpath(folder) if short.startswith(os.pardir) else short
 
 
 def seeds_text(used: Iterable[int]) -> str:
@@ -102,6 +124,10 @@ def _described(folder: Path, info: Mapping[str, Any]) -> dict[str, str]:
         "seed of durations": fact(info.get("seed")),
         "profile of": fact(costs.get("date")),
     }
+
+
+def _one_line(found: re.Match[str]) -> str:
+    return f"[{', '.join(line.strip().rstrip(',') for line in found[0].splitlines()[1:-1])}]"
 
 
 def _there(folder: Path, name: str) -> Path:

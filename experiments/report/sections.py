@@ -14,12 +14,14 @@ from engines.errors import InputError
 from engines.storage.files import holds
 from experiments.compare.compare import METRIC_COLUMNS, PAIRED_COLUMNS, Comparison
 from experiments.compare.explain import explained_path
-from experiments.compare.report import cells_report, comparison_tables, measured_rows, verdict
+from experiments.compare.fidelity import METRICS, Fidelity, fidelity_path
+from experiments.compare.fidelity_report import fidelity_tables
+from experiments.compare.report import cells_report, comparison_tables, measured_rows, percent, verdict
 from experiments.report.provenance import RECORD, Provenance, seeds_text
 from experiments.report.sources import Sources
 from experiments.report.tables import PageTable, of_frame, of_printed, sentence, text
 from experiments.runner.cells import CELL_COLUMNS, Cell, load_runs
-from experiments.runner.folder import CELLS, SETTINGS
+from experiments.runner.folder import CELLS, SETTINGS, profile_of
 from experiments.runner.results import FACTS, FAILED
 from experiments.search import report as search_report
 from experiments.search import search as searching
@@ -109,9 +111,16 @@ def _experiment(folder: Path) -> Section:
     cells = sources.csv(CELLS, FACTS)
     if cells is not None:
         _add_cells(section, cells)
+    by_mode = fidelity_path(Path(COMPARISON)).name
+    errors = sources.csv(by_mode, ["mode", *CELL_COLUMNS, *METRICS])
+    if errors is not None:
+        found = Fidelity.of_table(errors)
+        section.findings += _fidelity_findings(found)
+        *modes, totals = fidelity_tables(found)
+        section.tables = [of_printed(table, by_mode) for table in (totals, *modes)] + section.tables
     comparison = _comparison(sources)
     if comparison is not None:
-        section.findings.append(f"{sentence(verdict(comparison))}.")
+        section.findings += [] if errors is not None else [f"{sentence(verdict(comparison))}."]
         paired = [] if comparison.paired.empty else [COMPARISON.replace(".", "_paired.")]
         for table, names in zip(comparison_tables(comparison), ([COMPARISON], [COMPARISON], paired), strict=False):
             section.tables.append(of_printed(table, *names))
@@ -121,7 +130,7 @@ def _experiment(folder: Path) -> Section:
         section.tables.append(_causes(causes, explained))
     section.pictures = _pictures(folder / "figures")
     section.provenance.add_settings(SETTINGS, settings)
-    section.provenance.add_profile(Path(settings.get("profile", folder / "profile")))
+    section.provenance.add_profile(profile_of(folder, settings))
     section.provenance.add_records([folder / "live", folder / "simulated"])
     return section
 
@@ -134,6 +143,16 @@ def _add_cells(section: Section, cells: pd.DataFrame) -> None:
     failed = cells[cells["status"] == FAILED]
     section.problems += [f"{row.cell}, repeat {row.repeat}, {row.kind}: {row.error}" for row in failed.itertuples()]
     section.tables.append(of_printed(cells_report(cells[cells["architecture"] != ""]), CELLS))
+
+
+def _fidelity_findings(found: Fidelity) -> list[str]:
+    """Return a sentence per mode: the mean absolute errors over its cells."""
+    lines = []
+    for mode, rows in found.totals().groupby("mode", sort=False):
+        means = dict(zip(rows["metric"], rows["mean"], strict=True))
+        errors = ", ".join(f"{metric} {percent(mean)}" for metric, mean in means.items() if metric in METRICS)
+        lines.append(f"{sentence(str(mode))} of {len(found.cells[str(mode)])} cells, mean absolute errors: {errors}.")
+    return lines
 
 
 def _comparison(sources: Sources) -> Comparison | None:
@@ -169,6 +188,7 @@ def _sweep(folder: Path) -> Section:
     summary = sources.parquet(store.SUMMARY, ["cell", "failed_repeats", "error"])
     section = Section("sweep", sweep.name, folder, Provenance(sources))
     section.findings.append(f"{len(summary)} cells, {sweep.repeats} repeats each: {len(rows)} simulated runs.")
+    section.findings += _objective(sweep)
     section.findings += [f"{note}." for note in sweep_report.notes(rows)]
     section.problems += sweep_report.failures(summary)
     section.tables.append(of_printed(sweep_report.summary_report(sweep, summary), store.SUMMARY, of=sweep.name))
@@ -194,6 +214,7 @@ def _search(folder: Path) -> Section:
     section = Section("search", search.name, folder, Provenance(sources))
     section.findings += [f"{sentence(line)}." for line in search_report.rejections(candidates)]
     section.findings.append(f"{len(candidates)} candidates, {len(rows)} simulated runs.")
+    section.findings += _objective(search)
     section.tables.append(
         of_printed(search_report.candidates_report(search, candidates), searching.CANDIDATES, of=search.name)
     )
@@ -208,6 +229,13 @@ def _search(folder: Path) -> Section:
     section.provenance.facts["Simulations"] = {"seeds": seeds_text(rows["seed"].astype(int))}
     section.provenance.add_profile(Path(search.profile))
     return section
+
+
+def _objective(settings: Sweep | Search) -> list[str]:
+    """Return what a request has to meet, if the settings say so."""
+    limits = {"TTFT": settings.slo_ttft_s, "TPOT": settings.slo_tpot_s}
+    said = [f"a {name} of at most {seconds:g} s" for name, seconds in limits.items() if seconds is not None]
+    return [f"SLO of a request: {' and '.join(said)}."] if said else []
 
 
 def _bench(folder: Path) -> Section:
@@ -260,7 +288,7 @@ def _pictures(folder: Path) -> list[Picture]:
 def _caption(stem: str) -> str:
     known = max((name for name in CAPTIONS if stem.startswith(name)), key=len, default="")
     rest = stem.removeprefix(known).strip("_-").replace("_", " ")
-    return ": ".join(filter(None, (rest, CAPTIONS.get(known, "")))) if known else rest
+    return ": ".join(filter(None, (CAPTIONS.get(known), rest)))
 
 
 def _draw(section: Section, draw: Callable[[Path], None]) -> None:

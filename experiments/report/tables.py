@@ -41,7 +41,9 @@ class PageTable:
 
 def of_printed(table: Table, *sources: str, of: str = "") -> PageTable:
     """Return a table that a command prints, with the same texts. of: what its title begins with, to be left out."""
-    headings = [Heading(_one_line(column.header) or "name", column.justify == "right") for column in table.columns]
+    headings = [
+        Heading(_one_line(column.header) or "architecture", column.justify == "right") for column in table.columns
+    ]
     columns = [[_one_line(cell) for cell in column.cells] for column in table.columns]
     lines, starts = [], False
     for row, cells in zip(table.rows, zip(*columns, strict=True), strict=True):

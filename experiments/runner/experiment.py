@@ -32,12 +32,13 @@ from engines.workload.workload import Workload
 from experiments.compare.comparable import BLIND, SIMULATED, mode_of
 from experiments.compare.compare import Comparison, compare
 from experiments.compare.decisions import decisions
-from experiments.compare.fidelity import fidelity
+from experiments.compare.fidelity import fidelity, fidelity_path
 from experiments.compare.fidelity_report import decisions_report, fidelity_report
 from experiments.compare.report import write_report
 from experiments.figures.perfetto import export
 from experiments.program.outputs import UNFINISHED
 from experiments.program.progress import bar, console
+from experiments.program.provenance import note_call
 from experiments.runner.cells import cell_of, described, fingerprint, keep, kept
 from experiments.runner.config import Experiment, Point
 from experiments.runner.folder import CELLS, SETTINGS, check_folder, check_profile_folder, place_of
@@ -79,13 +80,14 @@ class Runner:
 
     backend: serves live cells. only: "live" or "simulated", to do only this part of the work. jobs: number of
     simulation processes, one per core by default. budget_s: seconds after the start when the last live cell or
-    calibration may begin. without: parts of the model that are switched off. Raises InputError.
+    calibration may begin. without: parts of the model that are switched off. command: that this was called by, for
+    provenance.toml. Raises InputError.
     """
 
     def __init__(
         self, experiment: Experiment, folder: Path, backend: LiveBackend, *,
         only: str | None = None, jobs: int | None = None, budget_s: float | None = None,
-        without: Sequence[str] = (),
+        without: Sequence[str] = (), command: str = "",
     ) -> None:  # fmt: skip
         if only is not None and experiment.mode not in ("both", only):
             raise InputError("only", only, f'the mode of the experiment is "{experiment.mode}"; leave it out')
@@ -93,6 +95,7 @@ class Runner:
         self.serves, self.simulates = mode != "simulated", mode != "live"
         self.experiment, self.folder, self.backend = experiment, folder, backend
         self.jobs, self.budget_s, self.without = jobs, budget_s, check_parts_of_model(without)
+        self.command = command
         self.points = experiment.points()
         self.rounds = range(1, max(len(point.workloads) for point in self.points) + 1)
         self.parts = range(1, experiment.repeats + 1)  # of the calibration
@@ -122,6 +125,7 @@ class Runner:
                 self._check_backend()
             with replaced(self.folder / SETTINGS) as beside:
                 beside.write_text(tomli_w.dumps(self.experiment.resolved()), encoding="utf-8")
+            note_call(self.folder, self.command)
             for key, run in self.lives.items():
                 self.table.add((*key, "live"), run)
             self.table.save()
@@ -357,7 +361,9 @@ class Runner:
         outcome.comparison.save(self.folder / "comparison.csv")
         more: tuple[RenderableType, ...] = ()
         if {mode_of(run) for run in simulations} != {SIMULATED}:
-            more = fidelity_report(fidelity(lives, simulations)), decisions_report(decisions(lives, simulations))
+            found = fidelity(lives, simulations)
+            found.save(fidelity_path(self.folder / "comparison.csv"))
+            more = fidelity_report(found), decisions_report(decisions(lives, simulations))
         write_report(outcome.comparison, self.folder / "comparison.txt", *more)
         with console.status("drawing"):
             outcome.figures = draw_all(lives, simulations, profile, self.folder / "figures")

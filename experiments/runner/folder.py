@@ -4,9 +4,10 @@ wrote."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from calibrate.parts import check_parts
 from calibrate.profile import PROFILE_FILES, Profile
@@ -15,11 +16,13 @@ from engines.record.run import RUN_FILES, Run
 from engines.storage.files import holds
 from engines.storage.reading import read_toml
 from experiments.program.outputs import MOVE, UNFINISHED, check_file, check_ours, check_output
+from experiments.program.provenance import PROVENANCE
 from experiments.runner.cells import cell_folder
 from experiments.runner.results import KINDS, Key, booked
 
 SETTINGS, CELLS = "experiment.toml", "cells.csv"
-FILES = (SETTINGS, CELLS, "comparison.csv", "comparison_paired.csv", "comparison.txt")
+COMPARISON = ("comparison.csv", "comparison_paired.csv", "comparison_fidelity.csv", "comparison.txt")
+FILES = (SETTINGS, CELLS, *COMPARISON, PROVENANCE)
 FOLDERS = ("live", "simulated", "profile", "figures", "traces")
 SUFFIXES = {"replay": "-replay", "blind": "-blind"}
 OWNED = {"record": RUN_FILES, "profile": PROFILE_FILES, "experiment": FILES}  # the first file of each marks it
@@ -58,9 +61,14 @@ def load_experiment(
             command = f"pdv experiment {folder / SETTINGS} --out {folder} --only {side}"
             remedy = ", or compare with --predict" if side == "simulated" else ""
             raise InputError("experiment", str(folder), f"it has no {side} run; make them with `{command}`{remedy}")
-    place = profile or Path(str(read_toml("experiment", folder / SETTINGS).get("profile", folder / "profile")))
+    place = profile or profile_of(folder, read_toml("experiment", folder / SETTINGS))
     runs = {side: [Run.load(record) for record in records] for side, records in sides.items()}
     return runs["live"], runs.get("simulated", []), Profile.load(place)
+
+
+def profile_of(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Return the folder of an experiment's profile. A relative path in its settings starts at the experiment."""
+    return folder / str(settings.get("profile", "profile"))
 
 
 def check_apart(field: str, path: Path) -> None:

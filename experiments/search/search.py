@@ -14,6 +14,7 @@ import tomli_w
 from engines.storage.files import replaced
 from engines.storage.locks import locked
 from experiments.program.progress import bar
+from experiments.program.provenance import PROVENANCE, note_call
 from experiments.search.config import OTHER_SEEDS, Search
 from experiments.search.evaluate import Evaluator
 from experiments.search.proposals import Proposals
@@ -42,7 +43,9 @@ class Found:
     simulations: int
 
 
-def run_search(search: Search, folder: Path, *, jobs: int | None = None, backend: str = "processes") -> Found:
+def run_search(
+    search: Search, folder: Path, *, jobs: int | None = None, backend: str = "processes", command: str = ""
+) -> Found:
     """Search, and write the candidates and every simulated row to the folder.
 
     Stopped and called again, it goes on where it stopped, and ends as if it had not been. Raises InputError, also if
@@ -51,12 +54,13 @@ def run_search(search: Search, folder: Path, *, jobs: int | None = None, backend
     propose = Proposals(search)
     settings = prediction(search.profile, search.pair, search.extrapolate, search.max_context)
     with locked(folder):
-        check_folder(folder, (SETTINGS, ROWS, CANDIDATES), (CHUNKS, FIGURES), mark="trials")
+        check_folder(folder, (SETTINGS, ROWS, CANDIDATES, PROVENANCE), (CHUNKS, FIGURES), mark="trials")
         store = Results(folder)
         with replaced(folder / SETTINGS) as beside:
             beside.write_text(
                 tomli_w.dumps({"schema_version": SCHEMA_VERSION, **search.resolved()}), encoding="utf-8"
             )
+        note_call(folder, command)
         evaluator = Evaluator(search, settings, store, jobs, backend)
         found: dict[str, dict[str, Any]] = {}
         with bar(search.name) as progress:

@@ -20,6 +20,7 @@ from engines.storage.files import replaced
 from engines.storage.locks import locked
 from experiments.program.outputs import check_file, check_ours, check_output
 from experiments.program.progress import bar, console
+from experiments.program.provenance import PROVENANCE, note_call
 from experiments.runner.cells import fingerprint, kept
 from experiments.runner.predict import AcceptanceChoice, Prediction, check, parse_acceptance, without_live
 from experiments.sweep.cells import Cell, workload_of
@@ -41,12 +42,14 @@ class Outcome:
 
 
 def run_sweep(
-    sweep: Sweep, folder: Path, *, jobs: int | None = None, backend: str = "processes", records: bool = False
-) -> Outcome:
+    sweep: Sweep, folder: Path, *, jobs: int | None = None, backend: str = "processes", records: bool = False,
+    command: str = "",
+) -> Outcome:  # fmt: skip
     """Simulate what has no finished result in the folder yet, and write the tables.
 
     However often this is killed and called again, the tables are those of one undisturbed call. jobs, backend: see
-    experiments.sweep.workers.results. records: keep the record of every run, in records/FINGERPRINT. Raises
+    experiments.sweep.workers.results. records: keep the record of every run, in records/FINGERPRINT. command: that
+    this was called by, for provenance.toml. Raises
     InputError before any work for input that cannot be run, if another process writes to the folder, or if something
     in it would be replaced that no sweep wrote.
     """
@@ -57,10 +60,11 @@ def run_sweep(
     check_masks(cells, seeds, settings)
     places = places_of(cells, settings, seeds)
     with locked(folder):
-        check_folder(folder, FILES, (CHUNKS, RECORDS, FIGURES), mark="confidence")
+        check_folder(folder, (*FILES, PROVENANCE), (CHUNKS, RECORDS, FIGURES), mark="confidence")
         store = Results(folder)
         with replaced(folder / SETTINGS) as beside:
             beside.write_text(tomli_w.dumps({"schema_version": SCHEMA_VERSION, **sweep.resolved()}), encoding="utf-8")
+        note_call(folder, command)
         known = store.load()
         done = set(known.index[known["error"] == ""])
         if records:

@@ -13,14 +13,9 @@ import pytest
 
 from experiments.cli import main
 from experiments.report.tables import of_frame, of_printed, text
-from experiments.sweep.config import Sweep
-from experiments.sweep.sweep import run_sweep
-from tests.experiments import synthetic
+from tests.experiments.report.conftest import FIDELITY
 
 ROOT = Path(__file__).parents[3]
-FIDELITY = ROOT / "results" / "h100" / "fidelity"
-SWEEP = {"architectures": ["pd", "pdv"], "concurrencies": [1, 4], "repeats": 2, "seed": 3, "acceptance": "0.7",
-         "workload": {"requests": 8, "prompt_tokens": "16", "output_tokens": "8"}}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -71,20 +66,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small sweep, beside its profile."""
-    folder = tmp_path_factory.mktemp("swept")
-    synthetic.profile().save(folder / "profile")
-    run_sweep(Sweep.from_dict({**SWEEP, "name": "small & <fast>", "profile": str(folder / "profile")}),
-              folder / "sweep", jobs=1)  # fmt: skip
-    return folder / "sweep"
-
-
-@pytest.fixture(scope="module")
-def page(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """A page of a measured experiment and of a sweep."""
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    assert main(["report", str(FIDELITY), str(swept), "--out", str(path), "--title", "Two results"]) == 0
+def page(path: Path) -> Page:
     return Page(path)
 
 
@@ -133,6 +115,7 @@ def test_provenance_has_command_device_versions_seeds_and_configuration(page: Pa
     assert "torch 2.11.0, transformers 5.17.0, python 3.12.3" in page.text
     assert "NVIDIA H100 80GB HBM3" in page.text
     assert "seeds 3 to 4" in page.text
+    assert "pdv sweep small.toml" in page.text
     assert "concurrencies = [" in page.text
     assert len(page.table("Runs")) == 1 + len(list((FIDELITY / "live").iterdir()))
 

@@ -21,6 +21,7 @@ from experiments.sweep.config import Sweep
 from experiments.sweep.sweep import Outcome, run_sweep
 from experiments.sweep.table import difference, summary_table
 
+FILES = ["provenance.toml", "rows.parquet", "summary.parquet", "sweep.toml"]
 PROFILE = Path(__file__).parents[3] / "results" / "demo-cpu" / "profile"
 SMALL: dict[str, Any] = {
     "profile": str(PROFILE),
@@ -173,9 +174,7 @@ def test_a_stopped_sweep_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     assert swept(tmp_path / "out").simulations == whole.simulations - 3
     for name in ("rows.parquet", "summary.parquet"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "rows.parquet", "summary.parquet", "sweep.toml",
-    ]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
 
 
 @pytest.mark.parametrize("written_until", ["summary.parquet", "rows.parquet"])
@@ -191,7 +190,7 @@ def test_a_sweep_killed_while_it_wrote_its_tables_is_finished(tmp_path: Path, wr
         half.write_bytes(b"PAR1")
     assert swept(out, concurrencies=[2]).simulations == 0
     assert {name: (out / name).read_bytes() for name in whole} == whole
-    assert sorted(path.name for path in out.iterdir()) == ["rows.parquet", "summary.parquet", "sweep.toml"]
+    assert sorted(path.name for path in out.iterdir()) == FILES
 
 
 def test_what_lies_beyond_the_profile_is_counted_or_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+FILES = ["provenance.toml", "rows.parquet", "summary.parquet", "sweep.toml"]
 ROOT = Path(__file__).parents[3]
 CONFIG = f"""
 profile = "{ROOT / "results" / "demo-cpu" / "profile"}"
@@ -112,4 +113,4 @@ def test_a_sweep_killed_twice_ends_in_the_bytes_of_an_undisturbed_one(tmp_path: 
     assert "36 simulations" in undisturbed.communicate(timeout=120)[0]
     for name in ("rows.parquet", "summary.parquet"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    assert sorted(path.name for path in killed.iterdir()) == ["rows.parquet", "summary.parquet", "sweep.toml"]
+    assert sorted(path.name for path in killed.iterdir()) == FILES
