@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -235,6 +236,42 @@ class Markov:
 
     def describe(self) -> dict[str, Any]:
         return {"source": "markov", "after_right": self.after_right, "after_wrong": self.after_wrong}
+
+
+class Remembered:
+    """A source that keeps what it drew, for runs that meet the same requests with the same seed.
+
+    It keeps about `most` output positions, 8 bytes each, and then begins anew.
+    """
+
+    def __init__(self, source: AcceptanceSource, most: int = 1_000_000) -> None:
+        self._source, self._most = source, most
+        self._known: dict[tuple[int, int, int, int | None], RequestAcceptance] = {}
+        self._positions = 0
+
+    def acceptance(self, request: Request, seed: int, tokens: int | None = None) -> RequestAcceptance:
+        key = seed, request.id, request.max_tokens, tokens
+        found = self._known.get(key)
+        if found is None:
+            if self._positions >= self._most:
+                self._known.clear()
+                self._positions = 0
+            found = self._known[key] = self._source.acceptance(request, seed, tokens)
+            self._positions += len(found.matches)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        return self._source.describe()
+
+
+Drawn = Independent | PerPosition | PerRequestSpread | Markov
+"""Sources that draw by nothing but the seed and the request."""
+
+
+@lru_cache(maxsize=4)
+def remembered(source: Drawn) -> Remembered:
+    """Return a source of this process that remembers what equal sources drew."""
+    return Remembered(source)
 
 
 def matches(right: np.ndarray) -> np.ndarray:

@@ -67,8 +67,9 @@ def request_summary(run: Run, emitted: Callable[[float, float], int]) -> dict[st
         out[f"{column}.mean"] = float(values.mean())  # nan if there are none, as are the quantiles
         quantiles = values.quantile(list(QUANTILES.values())).tolist()
         out |= {f"{column}.{name}": value for name, value in zip(QUANTILES, quantiles, strict=True)}
-    out["throughput_tokens_per_s"] = over_duration(float(run.finished["output_tokens"].sum()), run)
-    out["throughput_requests_per_s"] = over_duration(len(run.finished), run)
+    finished, duration_s = run.finished, run.duration_s
+    out["throughput_tokens_per_s"] = per_second(float(finished["output_tokens"].sum()), duration_s)
+    out["throughput_requests_per_s"] = per_second(len(finished), duration_s)
     start_s, end_s = steady_window(run)
     steady = start_s < end_s
     out["steady_throughput_tokens_per_s"] = emitted(start_s, end_s) / (end_s - start_s) if steady else float("nan")
@@ -134,7 +135,8 @@ def batch_sizes(run: Run) -> dict[str, float]:
 def lane_busy(run: Run) -> dict[str, float]:
     """Return how many workers of each lane were running a step, averaged over the run's duration."""
     busy = (run.spans["end_s"] - run.spans["start_s"]).groupby(run.spans["lane"]).agg(math.fsum)
-    return {f"lane_busy.{lane}": over_duration(seconds, run) for lane, seconds in busy.items()}
+    duration_s = run.duration_s
+    return {f"lane_busy.{lane}": per_second(seconds, duration_s) for lane, seconds in busy.items()}
 
 
 def device_utilisation(run: Run) -> dict[str, float]:
@@ -154,8 +156,8 @@ def utilisation(run: Run, seconds: Mapping[int, Sequence[float]]) -> dict[str, f
     own = [lane.get("device", 0) for lane in lanes]
     known = {device_of(replica, device, own) for replica in range(run.info.get("replicas", 1)) for device in own}
     devices = sorted(known | set(seconds)) or [0]
-    idle = [0.0] * len(DEPTHS)
-    shares = {device: [over_duration(held, run) for held in seconds.get(device, idle)] for device in devices}
+    idle, duration_s = [0.0] * len(DEPTHS), run.duration_s
+    shares = {device: [per_second(held, duration_s) for held in seconds.get(device, idle)] for device in devices}
     names = [f"running_at_least_{n}" for n in DEPTHS]
     out = dict(zip(names, np.mean(list(shares.values()), axis=0).tolist(), strict=True))
     if len(devices) > 1:
@@ -178,12 +180,12 @@ def goodput(run: Run, ttft_s: float, tpot_s: float) -> float:
     """Return the requests per second that met both objectives (seconds)."""
     times = request_times(run)
     met = (times["ttft_s"] <= ttft_s) & (times["tpot_s"].fillna(0) <= tpot_s)
-    return over_duration(float(met.sum()), run)
+    return per_second(float(met.sum()), run.duration_s)
 
 
-def over_duration(amount: float, run: Run) -> float:
-    """Divide by the run's duration. Returns nan if that is 0, for instance because every request was rejected."""
-    return amount / run.duration_s if run.duration_s > 0 else float("nan")
+def per_second(amount: float, duration_s: float) -> float:
+    """Divide by a run's duration. Returns nan if that is 0, for instance because every request was rejected."""
+    return amount / duration_s if duration_s > 0 else float("nan")
 
 
 def decompose(run: Run) -> pd.DataFrame:

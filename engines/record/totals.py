@@ -18,7 +18,7 @@ from engines.policy.batch import Batch
 from engines.policy.request import Request, RequestState, Status
 from engines.policy.segment_shape import SegmentShape
 from engines.record.exact_sum import ExactSum
-from engines.record.metrics import DEPTHS, goodput, over_duration, request_summary, utilisation
+from engines.record.metrics import DEPTHS, goodput, per_second, request_summary, utilisation
 from engines.record.run import Run, SegmentTime
 
 _PREFILL = Step.PREFILL
@@ -99,13 +99,14 @@ class Totals:
         """
         self._add_up(float("inf"))
         run, nan = self.run(info), float("nan")
+        duration_s = run.duration_s
         out = request_summary(run, self._emitted_between)
         out["acceptance_rate"] = self._accepted / self._drafted if self._drafted else nan
         out["acceptance_length"] = self._verified / self._verifications if self._verifications else nan
         for segment in sorted(self._sizes):
             out[f"batch_size.{segment}"] = self._sizes[segment] / self._batches[segment]
         for lane in sorted(self._lanes):
-            out[f"lane_busy.{lane}"] = over_duration(self._lanes[lane].sum.total, run)
+            out[f"lane_busy.{lane}"] = per_second(self._lanes[lane].sum.total, duration_s)
         if objectives is not None:
             out["goodput_requests_per_s"] = goodput(run, *objectives)
         return out | utilisation(run, {device: overlap.seconds for device, overlap in self._devices.items()})

@@ -22,7 +22,7 @@ from experiments.sweep.workers import Backend
 
 def sweep(
     config: Annotated[
-        str, typer.Argument(help="TOML file, or the name of a configuration that is shipped: limits, rates.")
+        str, typer.Argument(help="TOML file, or the name of a configuration that is shipped: limits, batches, rates.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables.")],
     profile: Annotated[

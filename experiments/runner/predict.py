@@ -224,8 +224,14 @@ def predict(
 
 
 def predict_totals(architecture: Architecture, workload: Workload, settings: Prediction) -> Totals:
-    """Return the totals of the run that `predict` records, without its record. Raises InputError."""
-    conditions = Conditions(settings.costs(), _source(settings, workload, None), **_asked(architecture, settings))
+    """Return the totals of the run that `predict` records, without its record. Raises InputError.
+
+    Runs with the same seed share what they draw of the acceptance.
+    """
+    source = _source(settings, workload, None)
+    if isinstance(source, sources.Drawn):
+        source = sources.remembered(source)
+    conditions = Conditions(settings.costs(), source, **_asked(architecture, settings))
     return totalled(architecture, workload, conditions)
 
 

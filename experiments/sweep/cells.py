@@ -181,10 +181,18 @@ def cell_of(settings: CellSettings, axes: dict[str, Any]) -> Cell:
     assert cell.architecture.lanes
     if settings.trace is not None:
         workload_of(settings.workload(), None, 0)
-    else:  # one request per client shows it too
-        fewest = {"requests": 1} if settings.concurrency is None else {"requests": 1, "requests_per_client": 1}
-        settings.workload().model_copy(update=fewest).build(settings.load, 0)
+    else:
+        _check_workload(settings.workload(), settings.load)
     return cell
+
+
+@lru_cache(maxsize=1024)
+def _check_workload(config: WorkloadConfig, load: tuple[str, float] | None) -> None:
+    """Raise InputError for a workload that cannot be built. One request, of each client, shows it too."""
+    fewest = (
+        {"requests": 1} if load is None or load[0] != "concurrency" else {"requests": 1, "requests_per_client": 1}
+    )
+    config.model_copy(update=fewest).build(load, 0)
 
 
 @lru_cache(maxsize=8)

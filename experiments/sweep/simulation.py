@@ -102,9 +102,10 @@ def metrics(run: Run, found: Mapping[str, float], segments: int, beyond: int) ->
     beyond the profile.
     """
     workers = {lane["name"]: lane["workers"] for lane in run.info["architecture"]["lanes"]}
+    finished = len(run.finished)
     return {
-        "finished": float(len(run.finished)),
-        "rejected": float(len(run.requests) - len(run.finished)),
+        "finished": float(finished),
+        "rejected": float(len(run.requests) - finished),
         "duration_s": run.duration_s,
         **found,
         **{f"utilisation.{lane}": found.get(f"lane_busy.{lane}", 0.0) / count for lane, count in workers.items()},

@@ -15,6 +15,7 @@ from sim.acceptance import (
     Markov,
     PerPosition,
     PerRequestSpread,
+    Remembered,
     Tapes,
     alpha_of,
     matches,
@@ -210,3 +211,33 @@ def test_models_of_a_profile_have_its_acceptance(model: str) -> None:
 
 def test_requests_of_a_profile_differ_unless_told_otherwise() -> None:
     assert from_profile(made_up()) == PerRequestSpread(0.8, 0.1)
+
+
+def test_what_is_remembered_is_what_was_drawn() -> None:
+    """Even if it is asked for again after it was forgotten."""
+    source, remembered = Independent(0.8), Remembered(Independent(0.8), most=300)
+    asked = [(number, seed, tokens) for number in (1, 2, 1) for seed in (0, 7) for tokens in (None, 90, None)]
+    for number, seed, tokens in asked:
+        expected = source.acceptance(request(number), seed, tokens)
+        found = remembered.acceptance(request(number), seed, tokens)
+        assert expected.tape is not None
+        assert found.tape is not None
+        assert found.matches == expected.matches
+        assert (found.output_tokens, found.tape.tolist()) == (expected.output_tokens, expected.tape.tolist())
+    assert remembered.acceptance(request(3), 0) is remembered.acceptance(request(3), 0)
+    assert remembered.acceptance(request(3, 50), 0).output_tokens == 50
+    assert remembered.describe() == source.describe()
+
+
+def test_remembering_holds_no_more_than_it_may() -> None:
+    def held(requests: int) -> int:
+        remembered = Remembered(Independent(0.8), most=2000)
+        tracemalloc.start()
+        for number in range(requests):
+            remembered.acceptance(request(number), 0)
+        size = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return size
+
+    held(10)
+    assert held(500) < 2 * held(10)
