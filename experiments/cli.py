@@ -17,6 +17,7 @@ from experiments.commands.check import check
 from experiments.commands.compare import compare
 from experiments.commands.experiment import demo, experiment
 from experiments.commands.figures import figures
+from experiments.commands.map import map_
 from experiments.commands.profile_kernels import profile_kernels
 from experiments.commands.report import report
 from experiments.commands.run import run
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 for command in (run, calibrate, simulate, compare, figures, trace, report, experiment, sweep, search, bench, demo):
     app.command()(command)
+app.command("map")(map_)
 app.add_typer(check)
 app.command()(profile_kernels)
 app.command()(train_pair)
