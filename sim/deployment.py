@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import simpy
 
 from engines.errors import require_whole
 from engines.policy.architecture import Architecture, device_of
+from engines.policy.batch import Batch
 from engines.policy.captured_sizes import prefill_tokens_of
 from engines.policy.request import Request
 from engines.workload.clients import Clients
 from engines.workload.workload import Workload
 from sim.acceptance import Tapes
 from sim.replica import Bookkeeper, Conditions, Process, Replica
+from sim.routers import ALONE, Fleet
 
 Progress = Callable[[int, int], None]
 """Told (requests ended, requests in all)."""
-Route = Callable[[Request, Sequence[int]], int]
-"""Given a request and how many requests each replica has now, returns the number of the replica that gets it."""
 
 
 class Deployment:
-    """Submit the requests of a workload to replicas, until all have ended.
+    """Submit the requests of a workload to the replicas of a fleet, until all have ended.
 
-    route: chooses the replica of each request; None where there is one replica.
+    running: the batches of all replicas that have started and not completed, by id.
     Raises InputError as sim.engine.simulate does.
     """
 
@@ -37,9 +38,9 @@ class Deployment:
         workload: Workload,
         conditions: Conditions,
         progress: Progress | None = None,
-        replicas: int = 1,
-        route: Route | None = None,
+        fleet: Fleet = ALONE,
     ) -> None:
+        fleet.check(architecture)
         require_whole("seed", conditions.seed, 0)
         if isinstance(conditions.acceptance, Tapes):
             conditions.acceptance.check(workload.requests, conditions.max_context)
@@ -51,12 +52,13 @@ class Deployment:
                 self._environment, on_own_devices(architecture, number), conditions, prefill_tokens, self._goes_on,
                 number, batch_ids,
             )
-            for number in range(replicas)
+            for number in range(fleet.replicas)
         ]  # fmt: skip
-        self.routed = [0] * replicas
-        self._route = route
+        first, *others = [replica.running for replica in self.replicas]
+        self.running: Mapping[int, Batch] = ChainMap(first, *others) if others else first
+        self._route = fleet.route()
         self._progress = progress
-        self._clients = Clients(workload, self.replicas[0].submit if route is None else self._submit)
+        self._clients = Clients(workload, self._submit if others else self.replicas[0].submit)
         self._environment.process(self._arrivals())
 
     def run(self, bookkeepers: Sequence[Bookkeeper], tapes: dict[int, np.ndarray] | None = None) -> None:
@@ -74,9 +76,7 @@ class Deployment:
             raise AssertionError(f"{self._clients.done} of {self._clients.total} requests have ended")
 
     def _submit(self, request: Request) -> None:
-        assert self._route is not None
         number = self._route(request, [replica.population.here for replica in self.replicas])
-        self.routed[number] += 1
         self.replicas[number].submit(request)
 
     def _arrivals(self) -> Process:

@@ -18,6 +18,7 @@ from sim.acceptance import AcceptanceSource
 from sim.costs import CostModel, Costs, MeasuredCosts
 from sim.deployment import Deployment, Progress
 from sim.replica import Conditions
+from sim.routers import ALONE, Fleet
 
 
 def simulate(
@@ -30,6 +31,7 @@ def simulate(
     jitter: bool = True,
     max_context: int | None = None,
     prefill_tokens: int | None = None,
+    fleet: Fleet = ALONE,
     info: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Run:
@@ -38,18 +40,19 @@ def simulate(
     costs: a profile, or a cost model made of one. jitter: draw each stage's duration from the measured quantiles
     (False: its mean). max_context: tokens of prompt and output together; longer outputs are cut, and prompts that
     leave no room are rejected. prefill_tokens: most tokens of a captured prefill, where the engine captures any; by
-    default what engines.policy.captured_sizes.prefill_tokens_of has for the longest prompt. info: more plain values
-    for run.toml.
+    default what engines.policy.captured_sizes.prefill_tokens_of has for the longest prompt. fleet: replicas of the
+    engine; the record has all of them, replica r of an architecture with devices 0 to D - 1 on devices r * D to
+    r * D + D - 1. info: more plain values for run.toml.
 
     The same arguments give the same record, byte for byte. Raises InputError for tapes that are shorter than the
     outputs asked for, before anything runs, from the costs for batch outside the measured range and from the device
     for batch too short to be seen on its clock. Raises AssertionError if Little's law does not hold over the run.
     """
     conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
-    deployment = Deployment(architecture, workload, conditions, progress)
+    deployment = Deployment(architecture, workload, conditions, progress, fleet)
     recorder, tapes = Recorder(), dict[int, np.ndarray]()
-    deployment.run([recorder], tapes)
-    return recorder.run({**described(architecture, workload, conditions), **(info or {})}, tapes)
+    deployment.run([recorder] * fleet.replicas, tapes)
+    return recorder.run({**described(architecture, workload, conditions, fleet), **(info or {})}, tapes)
 
 
 def summarise(
@@ -62,6 +65,7 @@ def summarise(
     jitter: bool = True,
     max_context: int | None = None,
     prefill_tokens: int | None = None,
+    fleet: Fleet = ALONE,
     progress: Progress | None = None,
     objectives: tuple[float, float] | None = None,
 ) -> dict[str, float]:
@@ -72,17 +76,21 @@ def summarise(
     goodput_requests_per_s. Raises what `simulate` does.
     """
     conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
-    totals = totalled(architecture, workload, conditions, progress)
-    return totals.summary(asked(architecture, workload), objectives)
+    totals = totalled(architecture, workload, conditions, fleet, progress)
+    return totals.summary(asked(architecture, workload, fleet), objectives)
 
 
 def totalled(
-    architecture: Architecture, workload: Workload, conditions: Conditions, progress: Progress | None = None
+    architecture: Architecture,
+    workload: Workload,
+    conditions: Conditions,
+    fleet: Fleet = ALONE,
+    progress: Progress | None = None,
 ) -> Totals:
     """Simulate as `simulate` does, but keep only the totals."""
-    deployment = Deployment(architecture, workload, conditions, progress)
-    totals = Totals(deployment.replicas[0].running, beyond_of(conditions.costs))
-    deployment.run([totals])
+    deployment = Deployment(architecture, workload, conditions, progress, fleet)
+    totals = Totals(deployment.running, beyond_of(conditions.costs))
+    deployment.run([totals] * fleet.replicas)
     return totals
 
 
@@ -96,21 +104,24 @@ def cost_model(costs: Profile | Costs) -> Costs:
     return CostModel(costs) if isinstance(costs, Profile) else costs
 
 
-def asked(architecture: Architecture, workload: Workload) -> dict[str, Any]:
+def asked(architecture: Architecture, workload: Workload, fleet: Fleet = ALONE) -> dict[str, Any]:
     """Return what a simulated run had to do, as plain values for run.toml."""
     concurrency = {} if workload.concurrency is None else {"concurrency": workload.concurrency}
     return {
         "kind": "simulated",
         "architecture": architecture.to_dict(),
         "workload": {**workload.info, **concurrency},
+        **fleet.describe(),
     }
 
 
-def described(architecture: Architecture, workload: Workload, conditions: Conditions) -> dict[str, Any]:
+def described(
+    architecture: Architecture, workload: Workload, conditions: Conditions, fleet: Fleet = ALONE
+) -> dict[str, Any]:
     """Return what a simulated run had to do, and how it was predicted, as plain values for run.toml."""
     limit = conditions.max_context
     return {
-        **asked(architecture, workload),
+        **asked(architecture, workload, fleet),
         "acceptance": conditions.acceptance.describe(),
         "costs": conditions.costs.describe(),
         "seed": conditions.seed,

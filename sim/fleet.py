@@ -1,23 +1,15 @@
-"""A fleet: replicas of one engine behind a router, on one simulated clock.
-
-Each replica has its own scheduler, slots, queues and devices. The router gives each request to a replica when it
-arrives, and never moves it.
-"""
+"""Predict what a fleet would do with a workload, replica by replica."""
 
 from __future__ import annotations
 
-import itertools
-from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from calibrate.profile import Profile
-from engines.errors import InputError, require_whole
-from engines.policy.architecture import MOST_DEVICES, Architecture, device_of
+from engines.policy.architecture import Architecture, device_of
 from engines.policy.batch import Batch
 from engines.policy.request import Request, RequestState, Status
 from engines.record.run import Recorder, Run, SegmentTime
@@ -25,49 +17,13 @@ from engines.record.totals import Totals
 from engines.workload.workload import Workload
 from sim.acceptance import AcceptanceSource
 from sim.costs import Costs
-from sim.deployment import Deployment, Progress, Route
+from sim.deployment import Deployment, Progress
 from sim.engine import asked, beyond_of, cost_model, described
 from sim.replica import Bookkeeper, Conditions
+from sim.routers import Fleet
 
 RATES = ("throughput_", "goodput_", "lane_busy.", "running_at_least_")
 """Metrics that are divided by the duration of a run."""
-
-
-def round_robin(replicas: int) -> Route:
-    """Each replica in turn."""
-    turns = itertools.cycle(range(replicas))
-    return lambda request, here: next(turns)
-
-
-def least_loaded(replicas: int) -> Route:
-    """The replica with the fewest requests, waiting or running; the first of several."""
-    return lambda request, here: here.index(min(here))
-
-
-ROUTERS: Mapping[str, Callable[[int], Route]] = {"round-robin": round_robin, "least-loaded": least_loaded}
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """A number of replicas, and the router before them (a name in ROUTERS). Raises InputError."""
-
-    replicas: int = 1
-    router: str = "round-robin"
-
-    def __post_init__(self) -> None:
-        require_whole("replicas", self.replicas, 1, MOST_DEVICES)
-        if self.router not in ROUTERS:
-            raise InputError("router", self.router, f"use {', '.join(ROUTERS)}")
-
-    def check(self, architecture: Architecture) -> None:
-        """Raise InputError if all replicas together have too many devices."""
-        most = MOST_DEVICES // (architecture.devices[-1] + 1)
-        if self.replicas > most:
-            raise InputError("replicas", self.replicas, f"use {most} or fewer; a fleet has {MOST_DEVICES} devices")
-
-    def describe(self) -> dict[str, Any]:
-        """Return plain values for run.toml; none for a single replica, which needs no router."""
-        return {} if self.replicas == 1 else {"replicas": self.replicas, "router": self.router}
 
 
 class FleetRun(NamedTuple):
@@ -92,16 +48,11 @@ def simulate_fleet(
     progress: Progress | None = None,
     objectives: tuple[float, float] | None = None,
 ) -> FleetRun:
-    """Predict what a fleet would do with a workload.
-
-    Returns one record of all replicas, and their metrics. In the record, replica r of an architecture with devices 0
-    to D - 1 has devices r * D to r * D + D - 1. A fleet of one gives the record of sim.engine.simulate, which also
-    explains the arguments and the errors.
-    """
+    """Return the record of a fleet, as sim.engine.simulate does, and the metrics of `summarise_fleet`."""
     conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
     recorder, tapes = Recorder(), dict[int, np.ndarray]()
     metrics = _run(fleet, architecture, workload, conditions, progress, objectives, recorder, tapes)
-    made = {**described(architecture, workload, conditions), **fleet.describe(), **(info or {})}
+    made = {**described(architecture, workload, conditions, fleet), **(info or {})}
     return FleetRun(recorder.run(made, tapes), metrics)
 
 
@@ -119,7 +70,7 @@ def summarise_fleet(
     progress: Progress | None = None,
     objectives: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
-    """Return the metrics of `simulate_fleet`, without the record.
+    """Return the metrics of a fleet and of its replicas, without a record.
 
     There is a row for the fleet ("fleet") and one per replica ("0", "1", ...). The columns are `requests` (that the
     router gave to it), `finished`, `rejected`, `output_tokens`, `duration_s`, `mean_in_system` (requests, averaged
@@ -143,11 +94,9 @@ def _run(
     tapes: dict[int, np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """Run the fleet to the end, tell the recorder, and return the metrics."""
-    fleet.check(architecture)
-    route = ROUTERS[fleet.router](fleet.replicas) if fleet.replicas > 1 else None
-    deployment = Deployment(architecture, workload, conditions, progress, fleet.replicas, route)
+    deployment = Deployment(architecture, workload, conditions, progress, fleet)
     replicas = deployment.replicas
-    whole = Totals(ChainMap(*[cast(MutableMapping[int, Batch], replica.running) for replica in replicas]))
+    whole = Totals(deployment.running)
     parts = [Totals(replica.running, beyond_of(conditions.costs)) for replica in replicas]
     shared: list[Bookkeeper] = [whole] if recorder is None else [whole, recorder]
     deployment.run([_Several([part, *shared]) for part in parts], tapes)
@@ -160,7 +109,7 @@ def _run(
     ]
     rows = {
         "fleet": _counts(whole.table, sum(seconds), duration_s, parts)
-        | whole.summary({**asked(architecture, workload), **fleet.describe()}, objectives)
+        | whole.summary(asked(architecture, workload, fleet), objectives)
     }
     for number, part in enumerate(parts):
         longer = duration_s / _duration_s(part.table)

@@ -49,7 +49,7 @@ from experiments.program.outputs import check_record, check_table, save_table
 from experiments.program.progress import bar
 from experiments.runner.beyond import beyond_text
 from experiments.runner.predict import Prediction, check, parse_acceptance, predict, predict_fleet, replayed
-from sim.fleet import Fleet
+from sim.routers import Fleet
 
 MODEL, FLEET = "Prediction", "Fleet"
 REPLAYED = [field.name for field in dataclasses.fields(Load) if field.name != "seed"]  # the live run has these

@@ -40,8 +40,9 @@ from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
 from sim.costs import CostModel, MeasuredCosts
 from sim.engine import simulate, totalled
-from sim.fleet import Fleet, simulate_fleet, summarise_fleet
+from sim.fleet import simulate_fleet, summarise_fleet
 from sim.replica import Conditions
+from sim.routers import ALONE, Fleet
 
 FORMS = (
     "profile, tape, 0.8 (each draft), 0.8,0.6,0.5 (rates by position), 0.7±0.1 (spread over requests), "
@@ -201,6 +202,7 @@ def predict(
     settings: Prediction,
     *,
     live: Run | None = None,
+    fleet: Fleet = ALONE,
     info: dict[str, Any] | None = None,
     progress: Report | None = None,
 ) -> Run:
@@ -212,7 +214,7 @@ def predict(
     if live is not None:
         check_kind("live", [live], "live")
     asked, source = _asked(architecture, settings, live), _source(settings, workload, live)
-    run = simulate(architecture, workload, settings.costs(), source, **asked, progress=progress)
+    run = simulate(architecture, workload, settings.costs(), source, **asked, fleet=fleet, progress=progress)
     if live is not None and workload.info.get("kind") == "replay":
         run.info |= {"replays": live.name, "replays_id": identity(live)}
     if workload.info.get("blind"):
@@ -223,7 +225,9 @@ def predict(
     return run
 
 
-def predict_totals(architecture: Architecture, workload: Workload, settings: Prediction) -> Totals:
+def predict_totals(
+    architecture: Architecture, workload: Workload, settings: Prediction, fleet: Fleet = ALONE
+) -> Totals:
     """Return the totals of the run that `predict` records, without its record. Raises InputError.
 
     Runs with the same seed share what they draw of the acceptance.
@@ -232,7 +236,7 @@ def predict_totals(architecture: Architecture, workload: Workload, settings: Pre
     if isinstance(source, sources.Drawn):
         source = sources.remembered(source)
     conditions = Conditions(settings.costs(), source, **_asked(architecture, settings))
-    return totalled(architecture, workload, conditions)
+    return totalled(architecture, workload, conditions, fleet)
 
 
 class FleetPrediction(NamedTuple):

@@ -22,6 +22,7 @@ from experiments.runner.cells import draft_length_label, fingerprint
 from experiments.runner.config import WorkloadConfig
 from experiments.runner.layouts import layout_of
 from experiments.runner.predict import AcceptanceChoice, parse_acceptance
+from sim.routers import ALONE, Fleet
 
 AS_TEXT = ("k", "acceptance", "prompt_tokens", "output_tokens")
 """Settings that are texts in a configuration; an axis may list numbers."""
@@ -35,9 +36,9 @@ class CellSettings(Settings):
 
     architecture: name, path of a .toml file, or a table, as in an experiment. k, batch_limit, workers, slots,
     permits, hybrid: changes to it (engines.policy.changes.changed). prefill_limit: largest batch of prefill.
-    decode_limit: largest batch of draft, of verify, and of both as one step. concurrency, rate: the load. slo_ttft_s,
-    slo_tpot_s: what a request has to meet, in seconds. The rest: see WorkloadConfig, and `acceptance` of an
-    experiment.
+    decode_limit: largest batch of draft, of verify, and of both as one step. concurrency, rate: the load. replicas,
+    router: see sim.routers.Fleet. slo_ttft_s, slo_tpot_s: what a request has to meet, in seconds. The rest: see
+    WorkloadConfig, and `acceptance` of an experiment.
     """
 
     architecture: str | dict[str, Any]
@@ -60,6 +61,8 @@ class CellSettings(Settings):
     cv: Positive | None = None
     temperature: NotNegative = 0.0
     trace: str | None = None
+    replicas: Count = 1
+    router: str = ALONE.router
     slo_ttft_s: Positive | None = None
     slo_tpot_s: Positive | None = None
 
@@ -71,6 +74,11 @@ class CellSettings(Settings):
             remedy = "give each cell exactly one of concurrency, rate and trace"
             raise InputError("loads", ", ".join(given) or None, remedy)
         return self
+
+    @property
+    def fleet(self) -> Fleet:
+        """The replicas and their router. Raises InputError."""
+        return Fleet(self.replicas, self.router)
 
     @property
     def load(self) -> tuple[str, float] | None:
@@ -122,6 +130,7 @@ class Cell:
         return fingerprint(
             {
                 "architecture": self.architecture.to_dict(),
+                **settings.fleet.describe(),
                 "workload": settings.workload().model_dump(),
                 "load": settings.load,
                 "acceptance": None if acceptance is None else parse_acceptance(acceptance).describe(),
@@ -178,7 +187,7 @@ def cell_of(settings: CellSettings, axes: dict[str, Any]) -> Cell:
     if settings.acceptance is not None:
         parse_acceptance(settings.acceptance)
     cell = Cell(settings, axes)
-    assert cell.architecture.lanes
+    settings.fleet.check(cell.architecture)
     if settings.trace is not None:
         workload_of(settings.workload(), None, 0)
     else:

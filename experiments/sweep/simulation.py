@@ -19,6 +19,7 @@ from experiments.runner.config import WorkloadConfig
 from experiments.runner.predict import AcceptanceChoice, Prediction, predict, predict_totals
 from experiments.sweep.cells import workload_of
 from sim.engine import asked
+from sim.routers import Fleet
 
 Row = dict[str, Any]
 """`fingerprint`, `error` ("" unless the simulation failed) and metrics by name."""
@@ -41,6 +42,7 @@ class Simulation:
     """
 
     architecture: Architecture
+    fleet: Fleet
     workload: WorkloadConfig
     load: tuple[str, float] | None
     acceptance: AcceptanceChoice
@@ -75,15 +77,13 @@ def simulated(simulation: Simulation, settings: Prediction) -> tuple[Run, dict[s
     chosen = settings.with_seed(simulation.seed)
     chosen.acceptance = simulation.acceptance
     if simulation.record is None:
-        totals, info = (
-            predict_totals(simulation.architecture, workload, chosen),
-            asked(simulation.architecture, workload),
-        )
+        totals = predict_totals(simulation.architecture, workload, chosen, simulation.fleet)
+        info = asked(simulation.architecture, workload, simulation.fleet)
         run = totals.run(info)
         _require_finished(run, totals.error)
         found = totals.summary(info)
         return run, metrics(run, found, totals.segments, totals.segments_beyond)
-    run = predict(simulation.architecture, workload, chosen)
+    run = predict(simulation.architecture, workload, chosen, fleet=simulation.fleet)
     _require_finished(run, next((error for error in run.requests["error"] if error), ""))
     keep(run, simulation.record, simulation.record.name)
     beyond = segments_beyond(run, settings.costs())
@@ -101,7 +101,8 @@ def metrics(run: Run, found: Mapping[str, float], segments: int, beyond: int) ->
     found: engines.record.metrics.summary of the run. segments, beyond: how many it ran, and how many of them lie
     beyond the profile.
     """
-    workers = {lane["name"]: lane["workers"] for lane in run.info["architecture"]["lanes"]}
+    replicas = run.info.get("replicas", 1)
+    workers = {lane["name"]: replicas * lane["workers"] for lane in run.info["architecture"]["lanes"]}
     finished = len(run.finished)
     return {
         "finished": float(finished),

@@ -166,8 +166,8 @@ class Simulations(Sequence[Simulation]):
             objectives.append((digest, Objective(settings.slo_ttft_s, settings.slo_tpot_s)))
         record = None if self._records is None else self._records / rows[0][1]
         return Simulation(
-            first.architecture, first.settings.workload(), first.settings.load, chosen, seed, tuple(objectives),
-            first.work, record,
+            first.architecture, first.settings.fleet, first.settings.workload(), first.settings.load, chosen, seed,
+            tuple(objectives), first.work, record,
         )  # fmt: skip
 
 

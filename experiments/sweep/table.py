@@ -16,7 +16,7 @@ PLACE = ["cell", "repeat", "seed", "fingerprint"]
 STATUS = ["status", "error"]
 NAMES = list(CellSettings.model_fields)
 WHOLE = ["prefill_limit", "decode_limit", "workers", "slots", "permits", "hybrid", "concurrency", "requests",
-         "requests_per_client"]  # fmt: skip
+         "requests_per_client", "replicas"]  # fmt: skip
 DECIMAL = ["rate", "cv", "temperature", "slo_ttft_s", "slo_tpot_s"]
 
 

@@ -17,7 +17,8 @@ from engines.record.run import Run
 from engines.workload.workload import LogNormalLength, UniformLength, Workload, make_workload
 from sim.acceptance import Independent
 from sim.engine import simulate
-from sim.fleet import ROUTERS, Fleet, FleetRun, replica_of, simulate_fleet, summarise_fleet
+from sim.fleet import FleetRun, replica_of, simulate_fleet, summarise_fleet
+from sim.routers import ROUTERS, Fleet
 from tests.sim.random_runs import costs, digest, random_run
 from tests.sim.runs import CLOSED, COSTS, OPEN, QUIET
 

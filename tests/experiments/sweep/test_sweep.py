@@ -72,11 +72,29 @@ def test_rows_without_a_record_are_those_of_a_record(tmp_path: Path) -> None:
     loads: dict[str, Any] = {
         "closed": {"concurrencies": [20], "grid": {"decode_limit": [6, 14], "requests_per_client": [2]}},
         "open": {"concurrencies": [], "rates": [4.0, 40.0], "slo_ttft_s": 0.2, "max_context": 36},
+        "fleet": {"concurrencies": [20], "grid": {"replicas": [3], "router": ["round-robin", "least-loaded"]}},
     }
     for name, load in loads.items():
         with_records = swept(tmp_path / name / "records", records=True, **load).rows
         pd.testing.assert_frame_equal(swept(tmp_path / name / "none", **load).rows, with_records, check_exact=True)
-        assert with_records["beyond_profile" if name == "closed" else "rejected"].max() > 0
+        if name != "fleet":
+            assert with_records["beyond_profile" if name == "closed" else "rejected"].max() > 0
+
+
+def test_replicas_and_routers_can_be_axes(tmp_path: Path) -> None:
+    fleets: dict[str, Any] = {"replicas": [1, 2, 4], "router": ["round-robin", "least-loaded"]}
+    load: dict[str, Any] = {"concurrencies": [], "rates": [30.0], "workload": {**SMALL["workload"], "requests": 40}}
+    outcome = swept(tmp_path, **load, architectures=["pd"], repeats=1, slo_ttft_s=0.02, grid=fleets)
+    rows = outcome.rows
+    assert rows[["replicas", "router"]].values.tolist() == [[n, name] for n in (1, 2, 4) for name in fleets["router"]]
+    assert outcome.simulations == 5  # a router has no choice with one replica
+    assert (rows["finished"] == 40).all()
+    means = rows.groupby("replicas")["ttft_s.mean"].max()
+    assert means[4] < means[2] < means[1]
+    attained = rows.groupby("replicas")["slo_attainment"].min()
+    assert attained[4] > attained[1]
+    busy = rows.groupby("replicas")["utilisation.decode"].mean()
+    assert busy[4] < busy[1] < 1
 
 
 def test_all_cells_of_a_repeat_meet_the_same_load(small: Any) -> None:

@@ -31,7 +31,7 @@ def test_every_setting_reaches_the_cell_and_its_columns() -> None:
     grid = {
         "k": [2], "prefill_limit": [3], "decode_limit": [7], "slots": [9], "permits": [1], "acceptance": [0.5],
         "prompt_tokens": [100], "output_tokens": ["16-32"], "requests": [40], "slo_ttft_s": [0.5],
-        "slo_tpot_s": [0.1],
+        "slo_tpot_s": [0.1], "replicas": [2], "router": ["least-loaded"],
     }  # fmt: skip
     pd, pdv = Sweep.from_dict({**GOOD, "concurrencies": [4], "grid": grid}).cells()
     assert pd.architecture.lanes[1].steps == {Step.DRAFT_VERIFY: 7}
@@ -44,7 +44,7 @@ def test_every_setting_reaches_the_cell_and_its_columns() -> None:
         "decode_limit": 7, "workers": 1, "slots": 9, "permits": 1, "hybrid": 1, "acceptance": "0.5",
         "concurrency": 4, "rate": None, "requests": 40, "requests_per_client": 1, "prompt_tokens": "100",
         "output_tokens": "16-32", "process": None, "cv": None, "temperature": 0.0, "trace": None,
-        "slo_ttft_s": 0.5, "slo_tpot_s": 0.1,
+        "slo_ttft_s": 0.5, "slo_tpot_s": 0.1, "replicas": 2, "router": "least-loaded",
     }  # fmt: skip
 
 
@@ -82,6 +82,9 @@ def test_axes_may_be_loads_of_any_kind_and_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"grid": {"replicas": [0]}}, "replicas = 0: "),
+        ({"grid": {"replicas": [1001]}}, "replicas = 1001: use 1000 or fewer"),
+        ({"grid": {"router": ["random"]}}, "router = 'random': use round-robin, least-loaded"),
         ({"grid": {"color": [1]}}, "axes = 'color': no such axis; use architecture, k, batch_limit"),
         ({"grid": {"concurrency": [1]}}, "grid.concurrency = [1]: the sweep lists its values already"),
         ({"grid": {"k": []}}, "grid.k = []: list at least one value"),
