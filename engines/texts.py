@@ -13,8 +13,10 @@ def whole_in(text: str) -> int | None:
     return int(text) if _WHOLE.fullmatch(text) else None
 
 
-def range_in(text: str) -> tuple[int, int] | None:
-    """Return (2, 8) for "2-8", and None unless the text is a range with 1 <= low <= high."""
+def range_in(text: str, least: int = 1) -> tuple[int, int] | None:
+    """Return (2, 8) for "2-8", and None unless the text is a range with `least` <= low <= high."""
     match = _RANGE.fullmatch(text)
-    low, high = map(int, match.groups()) if match else (0, 0)
-    return (low, high) if 1 <= low <= high else None
+    if match is None:
+        return None
+    low, high = map(int, match.groups())
+    return (low, high) if least <= low <= high else None

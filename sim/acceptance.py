@@ -72,9 +72,16 @@ class Tapes:
 
     @staticmethod
     def recorded_by(run: Run) -> Tapes:
-        """Return the tapes of a run, with `ended` set to the requests that ended at a stop token."""
+        """Return the tapes of a run, with `ended` set to the requests that ended at a stop token.
+
+        A run that did not always draft has not seen whether some drafts are right. They are drawn, with the share of
+        right ones among the others.
+        """
         stopped = run.finished["finish_reason"] == "stop"
-        return Tapes(run.tapes, ended=frozenset(run.finished.loc[stopped, "request"].tolist()))
+        bits = np.concatenate([tape[1:] for tape in run.tapes.values()] or [np.array([], np.int8)])
+        known = bits[bits != UNKNOWN]
+        unknown = float((known == 1).mean()) if 0 < len(known) < len(bits) else 0.0
+        return Tapes(run.tapes, unknown, frozenset(run.finished.loc[stopped, "request"].tolist()))
 
     def check(self, requests: Iterable[Request], max_context: int | None = None) -> None:
         """Raise InputError for the first request that asks for more output tokens than its tape has.

@@ -17,17 +17,19 @@ import simpy
 
 from calibrate.contention import RunningSegment
 from engines.errors import InputError
-from engines.policy.architecture import Architecture, Lane, Step
+from engines.policy.architecture import Architecture, Lane, Segment, Step
 from engines.policy.batch import Batch, Outcome
 from engines.policy.captured_sizes import capture_plans
 from engines.policy.draft_length import MOST_DRAFTS
 from engines.policy.request import Emission, Request, RequestState
 from engines.policy.scheduler import QueueFullError, Scheduler
+from engines.policy.segment_shape import SegmentShape, catch_up_passes
 from engines.record.run import Recorder, SegmentTime
 from sim.acceptance import AcceptanceSource, RequestAcceptance
 from sim.costs import Costs
 from sim.gpu import Gpu, times_alone
 from sim.population import Population
+from sim.step_times import step_times
 
 Process = Generator[simpy.Event, Any, Any]
 Segments = list[tuple[RunningSegment, float]]
@@ -56,7 +58,7 @@ class Conditions:
     prefill_tokens: int | None = None
 
 
-_DRAFT = Step.DRAFT
+_DRAFT, _PREFILL, _PREFILL_DRAFT = Step.DRAFT, Step.PREFILL, Segment.PREFILL_DRAFT
 _new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
 _FOUND = [Emission(matched) for matched in range(MOST_DRAFTS + 1)]  # by how many drafts agree
 
@@ -85,7 +87,7 @@ class Replica:
         self._seed, self._max_context = conditions.seed, conditions.max_context
         self._ended = ended
         self._plans = capture_plans(architecture, prefill_tokens, self._costs.captured)
-        self._scheduler = Scheduler(architecture, batch_ids)
+        self._scheduler = Scheduler(architecture, batch_ids, step_times(self._costs, architecture, self._plans))
         self.running = self._scheduler.running
         self._bookkeeper: Bookkeeper = Recorder()
         self._tapes: dict[int, np.ndarray] | None = None
@@ -187,11 +189,21 @@ class Replica:
         segments = []
         plan, draw, cost = self._plans.get(batch.lane.stream), self._draw, self._costs.cost
         for shape in batch.shapes:
+            if shape[0] is _PREFILL_DRAFT and batch.step is not _PREFILL:
+                segments.append(self._catch_up(shape))
+                continue
             if plan is not None:
                 shape = plan.padded(shape)
             duration_s, kernel_ms = cost(shape, None if draw is None else draw())
             segments.append((_new(RunningSegment, (shape[0], shape.rows, kernel_ms)), duration_s))
         return segments
+
+    def _catch_up(self, shape: SegmentShape) -> tuple[RunningSegment, float]:
+        """What the draft model does to catch up before it drafts. It is never captured, so nothing is padded."""
+        quantile = None if self._draw is None else self._draw()
+        passes = catch_up_passes(shape.tokens)
+        costs = [self._costs.cost(each, quantile) for each in passes]
+        return RunningSegment(shape.segment, passes[0].rows, costs[0].kernel_ms), sum(c.duration_s for c in costs)
 
     def _outcomes(self, batch: Batch) -> Sequence[Outcome]:
         """What the target finds for each member; nothing in a draft."""

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InputError, require_name, require_whole
-from engines.policy.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
+from engines.policy.draft_length import (
+    LOAD,
+    AdaptiveDraftLength,
+    DraftLength,
+    FixedDraftLength,
+    LoadAdaptiveDraftLength,
+)
 from engines.storage.reading import read_toml
 
 MOST_SLOTS = 1_000_000  # far beyond any device's memory
@@ -231,9 +237,10 @@ class Architecture:
         lanes = [
             {**_plain(lane), "steps": {str(step): limit for step, limit in lane.steps.items()}} for lane in self.lanes
         ]
-        length: int | dict[str, Any] = (
-            self.draft_length.k if isinstance(self.draft_length, FixedDraftLength) else _plain(self.draft_length)
-        )
+        rule = self.draft_length
+        length: int | dict[str, Any] = rule.k if isinstance(rule, FixedDraftLength) else _plain(rule)
+        if isinstance(rule, LoadAdaptiveDraftLength):
+            length = {"follows": LOAD, **_plain(rule)}
         return {
             **_plain(self),
             "lanes": lanes,
@@ -264,7 +271,12 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _draft_length(value: Any) -> DraftLength:
     if isinstance(value, Mapping):
-        return _build(AdaptiveDraftLength, "draft_length.", value)
+        values = dict(value)
+        follows = values.pop("follows", None)
+        if follows not in (None, LOAD):
+            remedy = f'use "{LOAD}", or leave it out for one that follows acceptance by rule'
+            raise InputError("draft_length.follows", follows, remedy)
+        return _build(LoadAdaptiveDraftLength if follows else AdaptiveDraftLength, "draft_length.", values)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError("draft_length", value, "give a number, or a table for an adaptive draft length")
     return FixedDraftLength(value)

@@ -28,6 +28,11 @@ class FixedDraftLength:
     def maximum(self) -> int:
         return self.k
 
+    @property
+    def label(self) -> str:
+        """Its name in tables and folders, as parse_draft_length reads it."""
+        return str(self.k)
+
     def controller(self) -> FixedController:
         return FixedController(self.k)
 
@@ -66,28 +71,82 @@ class AdaptiveDraftLength:
             if values != sorted(values):
                 raise InputError(f"draft_length.{', '.join(names)}", values, f"need {' <= '.join(names)}")
 
+    @property
+    def label(self) -> str:
+        return f"{self.minimum}-{self.maximum}"
+
     def controller(self) -> AdaptiveController:
         return AdaptiveController(self)
 
 
-DraftLength = FixedDraftLength | AdaptiveDraftLength
+@dataclass(frozen=True)
+class LoadAdaptiveDraftLength:
+    """For each draft batch, choose the k with the most expected tokens per second.
+
+    engines.policy.load_adaptive explains the choice. k lies within minimum..maximum, and was `start` before the first
+    batch. Acceptance is estimated from the last `window` verifications and, until there are enough, from
+    `prior_drafts` drafts of acceptance `prior`. Another k is chosen only if it promises more by a fraction `margin`.
+    Where k was 0 and rises, what the draft model has not seen must pay back within `payback` batches. After
+    `probe_every` batches without drafts, one has some, since acceptance may have changed; 0 never probes.
+    """
+
+    minimum: int = 0
+    maximum: int = 8
+    start: int = 4
+    window: int = 500
+    prior: float = 0.7
+    prior_drafts: int = 20
+    margin: float = 0.01
+    payback: int = 16
+    probe_every: int = 500
+
+    def __post_init__(self) -> None:
+        least = {
+            "minimum": 0, "maximum": 1, "start": 0, "window": 1, "prior_drafts": 1, "payback": 1, "probe_every": 0,
+        }  # fmt: skip
+        for name, bound in least.items():
+            most = MOST_DRAFTS if name in ("minimum", "start", "maximum") else MOST_WHOLE
+            require_whole(f"draft_length.{name}", getattr(self, name), bound, most)
+        for name in ("prior", "margin"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InputError(f"draft_length.{name}", value, "use a number from 0 to 1")
+        bounds = [self.minimum, self.start, self.maximum]
+        if bounds != sorted(bounds):
+            raise InputError("draft_length.minimum, start, maximum", bounds, "need minimum <= start <= maximum")
+
+    @property
+    def label(self) -> str:
+        return f"{LOAD}{self.minimum}-{self.maximum}"
+
+
+LOAD = "load"  # before the bounds of a load-adaptive draft length
+DraftLength = FixedDraftLength | AdaptiveDraftLength | LoadAdaptiveDraftLength
 
 
 def parse_draft_length(text: str) -> DraftLength:
-    """Parse a draft length: "4" (fixed), "0" (no drafts), "adaptive" (2 to 8, starting at 4) or "3-6" (adaptive
-    within these bounds).
+    """Parse a draft length: "4" (fixed), "0" (no drafts), "adaptive" (follows acceptance by rule, 2 to 8, starting at
+    4), "3-6" (the same within these bounds), "load" (follows the load, 0 to 8) or "load0-4".
 
     Raises InputError.
     """
     if text == "adaptive":
         return AdaptiveDraftLength()
+    if text == LOAD:
+        return LoadAdaptiveDraftLength()
+    if text.startswith(LOAD) and (bounds := range_in(text.removeprefix(LOAD), least=0)):
+        low, high = bounds
+        return LoadAdaptiveDraftLength(low, high, min(max(LoadAdaptiveDraftLength.start, low), high))
     if bounds := range_in(text):
         low, high = bounds
         start = min(max(AdaptiveDraftLength.start, low), high)
         return AdaptiveDraftLength(minimum=low, maximum=high, start=start)
     if (k := whole_in(text)) is not None:
         return FixedDraftLength(k)
-    raise InputError("draft_length", text, "use a whole number (0: no drafts), a range from 1 up (2-8), or adaptive")
+    remedy = (
+        "use a whole number (0: no drafts), a range from 1 up (2-8), adaptive, load, or load with bounds (load0-4)"
+    )
+    raise InputError("draft_length", text, remedy)
 
 
 class FixedController:

@@ -76,7 +76,8 @@ class RequestState:
     Times are seconds on the caller's clock. `needs` is the stage that it waits for or is in. `ready_s` is when it
     became ready for that stage, `ready_order` its place in the order in which requests became ready, and
     `ready_missing_s` for how long a slot and a permit had been missing by then. `draft_length` is the number of
-    drafts that await verification. Once the request has ended, drafted = accepted + rejected + discarded.
+    drafts that await verification. `behind` is the number of output tokens that were emitted without drafts since the
+    draft model last ran: it has not seen them. Once the request has ended, drafted = accepted + rejected + discarded.
     """
 
     request: Request
@@ -90,6 +91,7 @@ class RequestState:
     slot: int | None = None
     worker: int | None = None
     draft_length: int = 0
+    behind: int = 0
     emitted: int = 0
     verifications: int = 0
     drafted: int = 0

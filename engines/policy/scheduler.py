@@ -19,12 +19,13 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from engines.errors import require_whole
+from engines.errors import InputError, require_whole
 from engines.policy.architecture import Architecture, Lane, Stage, Step
 from engines.policy.batch import Batch, Outcome, Wait
-from engines.policy.draft_length import FixedController
+from engines.policy.draft_length import AdaptiveController, FixedController, LoadAdaptiveDraftLength
+from engines.policy.load_adaptive import Load, LoadAdaptiveController, StepTimes
 from engines.policy.request import MOST_TOKENS, Emission, Request, RequestState, Settlement, Status, settle
-from engines.policy.segment_shape import shapes_of
+from engines.policy.segment_shape import catch_up_of, shapes_of
 
 # Looking a member up on its class, as in Step.DRAFT, takes seven times as long as a name, and decisions do it often.
 _PREFILL, _DRAFT, _VERIFY, _DRAFT_VERIFY = Step.PREFILL, Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY
@@ -35,6 +36,27 @@ _NO_WAIT = Wait(0.0, 0.0, 0.0)
 
 class QueueFullError(RuntimeError):
     """Raised for a request that was not accepted because `queue_limit` requests already wait for a slot."""
+
+
+def _controller(
+    architecture: Architecture, times: StepTimes | None
+) -> FixedController | AdaptiveController | LoadAdaptiveController:
+    rule = architecture.draft_length
+    if not isinstance(rule, LoadAdaptiveDraftLength):
+        return rule.controller()
+    if times is None:
+        remedy = "it weighs measured stage costs; give a profile"
+        raise InputError("draft_length", rule.label, remedy)
+    limits = {step: limit for lane in architecture.lanes for step, limit in lane.steps.items()}
+    return LoadAdaptiveController(rule, times, limits.get(_VERIFY, limits.get(_DRAFT_VERIFY, 1)))
+
+
+def _overlaps(architecture: Architecture) -> bool:
+    """Whether drafts and verifies of different requests can run at the same time."""
+    lanes = {step: lane for lane in architecture.lanes for step in lane.steps}
+    if _DRAFT not in lanes or lanes[_DRAFT] is lanes[_VERIFY]:
+        return False
+    return lanes[_DRAFT].stream != lanes[_VERIFY].stream or lanes[_DRAFT].device != lanes[_VERIFY].device
 
 
 class _Stopwatch:
@@ -106,10 +128,15 @@ class Scheduler:
     the draft length is 0, requests that would be drafted for join the verify queue instead, where these are two.
     """
 
-    def __init__(self, architecture: Architecture, batch_ids: Iterator[int] | None = None) -> None:
-        """batch_ids: by default 0, 1, ...; shared by schedulers that are recorded together."""
+    def __init__(
+        self, architecture: Architecture, batch_ids: Iterator[int] | None = None, times: StepTimes | None = None
+    ) -> None:
+        """batch_ids: by default 0, 1, ...; shared by schedulers that are recorded together. times: of the steps,
+        which a load-adaptive draft length weighs. Raises InputError if it has none."""
         self.architecture = architecture
-        self.controller = architecture.draft_length.controller()
+        self.controller = _controller(architecture, times)
+        self._weighs = self.controller if isinstance(self.controller, LoadAdaptiveController) else None
+        self._overlaps = _overlaps(architecture)
         self.permits = {device: architecture.permits_on(device) for device in architecture.devices}
         self._few_permits = architecture.permits is not None  # without a number, every worker has one
         self._may_not_draft = architecture.draft_length.minimum == 0
@@ -187,9 +214,12 @@ class Scheduler:
     def dispatch(self, now: float) -> list[Batch]:
         """Start all batches that can start now, and return them."""
         started = []
-        if self._may_not_draft and self.controller.k == 0 and _TO_VERIFY in self._queues:
-            self._leave_drafts_out(now)
-        while (choice := self._next_choice()) is not None:
+        while True:
+            if self._may_not_draft and _TO_VERIFY in self._queues:
+                self._leave_drafts_out(now)
+            choice = self._next_choice()
+            if choice is None:
+                break
             started.append(self._start(*choice, now))
         self._queues[_TO_PREFILL].slot_missing(not self.free_slots, now)
         if self._few_permits:
@@ -253,17 +283,48 @@ class Scheduler:
         return order
 
     def _leave_drafts_out(self, now: float) -> None:
-        """Send the requests that wait for a draft on to verify, in order, without one."""
-        queue, verify = self._queues[_TO_DRAFT], self._queues[_TO_VERIFY]
+        """Send requests that wait for a draft on to verify, in order, if their draft length is 0."""
+        queue = self._queues[_TO_DRAFT]
         carried = [s for s in self._carried.values() if s.needs is _TO_DRAFT and s.status is _WAITING]
-        for state in (*queue.waiting, *carried):
-            state.needs = _TO_VERIFY
-            state.ready_missing_s = verify.missing_s(now)
-            if verify.lane is not queue.lane:
-                self._put_down(state)
-            if state.worker is None:
-                verify.waiting.append(state)
-        queue.waiting.clear()
+        if self._weighs is None:
+            for state in (*queue.waiting, *carried):
+                self._skip_draft(state, now)
+            queue.waiting.clear()
+            return
+        if self.permits[queue.device] <= 0:  # nothing is decided before it can start
+            return
+        for state in carried:
+            if self._choose([state]) == 0:
+                self._weighs.chose(0)
+                self._skip_draft(state, now)
+        while queue.waiting and self._idle[queue.lane.name]:
+            members = list(itertools.islice(queue.waiting, queue.limit))
+            if self._choose(members):
+                break
+            self._weighs.chose(0)
+            for _ in members:
+                self._skip_draft(queue.waiting.popleft(), now)
+
+    def _skip_draft(self, state: RequestState, now: float) -> None:
+        """Let a request that waits for a draft wait for verify instead. The caller takes it out of its queue."""
+        verify = self._queues[_TO_VERIFY]
+        state.needs = _TO_VERIFY
+        state.ready_missing_s = verify.missing_s(now)
+        if verify.lane is not self._queues[_TO_DRAFT].lane:
+            self._put_down(state)
+        if state.worker is None:
+            verify.waiting.append(state)
+
+    def _choose(self, members: Sequence[RequestState], least: int = 0) -> int:
+        """Return the draft length that the controller chooses for a batch of these requests, `least` or more."""
+        assert self._weighs is not None
+        size = len(members)
+        prefilling = sum(len(batch.members) for batch in self.running.values() if batch.step is _PREFILL)
+        context = sum(state.request.prompt_tokens + state.emitted for state in members) / size
+        behind = sum(state.behind for state in members)
+        whole = self._queues[_TO_DRAFT].step is _DRAFT_VERIFY or self.hybrid
+        beside = len(self.active) - prefilling - size
+        return self._weighs.choose(Load(size, beside, context, behind, whole, self._overlaps), least)
 
     # --- starting ---------------------------------------------------------------------------------------
 
@@ -275,6 +336,9 @@ class Scheduler:
         members = [carried] if carried else self._take(queue)
         waits = self._waits(members, queue, now)
         drafts, k = step is _DRAFT_VERIFY or step is _DRAFT, self.controller.k
+        if drafts and self._weighs is not None:
+            k = self._choose(members, least=int(queue.step is _DRAFT))
+            self._weighs.chose(k)
         for state in members:
             state.status = _RUNNING
             if drafts:
@@ -288,6 +352,8 @@ class Scheduler:
                 self._carried[lane.name, worker] = state
         lengths = [state.draft_length for state in members]
         shapes = shapes_of(step, members, max(lengths), self.architecture.drafts)
+        if drafts and k and self._may_not_draft:
+            shapes = (*catch_up_of(members), *shapes)
         back_to_back = self._completed_s.get((lane.name, worker)) == now
         number = next(self._batch_ids)
         batch = Batch(number, lane, worker, step, members, now, hybrid, back_to_back, lengths, waits, [], shapes)
@@ -387,7 +453,10 @@ class Scheduler:
         state.rejected += settlement.rejected
         state.verifications += 1
         state.draft_length = 0
-        if type(self.controller) is not FixedController:  # which ignores it
+        state.behind = 0 if k else state.behind + settlement.emitted
+        if self._weighs is not None:
+            self._weighs.observe(k - settlement.discarded, settlement.accepted, self.queue_length(_TO_VERIFY))
+        elif type(self.controller) is not FixedController:  # which ignores it
             self.controller.observe(k, settlement.accepted, self.queue_length(_TO_VERIFY))
         return settlement
 

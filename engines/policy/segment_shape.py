@@ -14,6 +14,10 @@ _PREFILL_DRAFT, _PREFILL_TARGET, _DRAFT, _VERIFY = Segment
 _new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
 
 
+CATCH_UP_TOKENS = 256
+"""Most tokens that the draft model catches up with in one pass."""
+
+
 class SegmentShape(NamedTuple):
     """The size of one segment's input.
 
@@ -64,6 +68,24 @@ class SegmentShape(NamedTuple):
     def prefills(self) -> bool:
         """Whether this is a part of a prefill."""
         return self.segment is _PREFILL_DRAFT or self.segment is _PREFILL_TARGET
+
+
+def catch_up_of(members: Sequence[RequestState]) -> tuple[SegmentShape, ...]:
+    """Return the shape of what shows the draft model the tokens that these requests emitted without it, if any.
+
+    It counts as a prefill of one prompt, since it packs the tokens of all requests; catch_up_passes cuts it.
+    """
+    behind = sum([state.behind for state in members])
+    if not behind:
+        return ()
+    context = sum([state.context_tokens for state in members]) / len(members)
+    return (SegmentShape(_PREFILL_DRAFT, 1, 0, behind, context),)
+
+
+def catch_up_passes(tokens: int) -> list[SegmentShape]:
+    """Return the passes in which the draft model catches up with this many tokens."""
+    sizes = [CATCH_UP_TOKENS] * (tokens // CATCH_UP_TOKENS) + [tokens % CATCH_UP_TOKENS]
+    return [SegmentShape.prefill(_PREFILL_DRAFT, 1, size) for size in sizes if size]
 
 
 def shapes_of(

@@ -94,6 +94,7 @@ def make_workload(
     rate: float | None = None,
     process: str | None = None,
     cv: float | None = None,
+    rate_steps: Sequence[float] = (),
     mean_think_s: float = 0.0,
     seed: int = 0,
     temperature: float = 0.0,
@@ -106,6 +107,8 @@ def make_workload(
     process, for an open loop only: "poisson" (default), "gamma" or "fixed" gaps.
     cv, for "gamma" only: coefficient of variation of the gaps, LEAST_CV to MOST_CV (default 1; above 1 is burstier
     than Poisson).
+    rate_steps, for an open loop only: factors on the rate. Each holds for an equal share of the requests, in order:
+    (1, 3) triples the rate half way.
     Raises InputError.
     """
     require_whole("count", count, 1, MOST_REQUESTS)
@@ -123,7 +126,7 @@ def make_workload(
     think: tuple[float, ...] = ()
     if concurrency is not None:
         require_whole("concurrency", concurrency, 1, MOST_REQUESTS)
-        for name, value in (("process", process), ("cv", cv)):
+        for name, value in (("process", process), ("cv", cv), ("rate_steps", list(rate_steps) or None)):
             if value is not None:
                 raise InputError(name, value, "this is for an open loop (with a rate) only; leave it out")
         think = _think_times(_uniform(seed, _Purpose.THINK, count), mean_think_s, concurrency)
@@ -132,8 +135,9 @@ def make_workload(
         if mean_think_s:
             raise InputError("mean_think_s", mean_think_s, "only the clients of a closed loop think")
         process, cv = process or "poisson", 1.0 if cv is None else cv
-        arrivals = _arrivals(_uniform(seed, _Purpose.ARRIVAL, count), rate, process, cv)
+        arrivals = _arrivals(_uniform(seed, _Purpose.ARRIVAL, count), rate, process, cv, rate_steps)
         info |= {"rate": rate, "process": process, "cv": {"poisson": 1.0, "gamma": cv, "fixed": 0.0}[process]}
+        info |= {"rate_steps": list(rate_steps)} if rate_steps else {}
     requests = tuple(
         Request(i, prompt, output, arrival, temperature=temperature, seed=seed, ignore_eos=ignore_eos)
         for i, (prompt, output, arrival) in enumerate(zip(prompts, outputs, arrivals, strict=True))
@@ -227,12 +231,18 @@ def _uniform(seed: int, purpose: _Purpose, count: int) -> np.ndarray:
     return np.random.default_rng([seed, purpose]).random(count)
 
 
-def _arrivals(uniform: np.ndarray, rate: float, process: str, cv: float) -> list[float | None]:
+def _arrivals(
+    uniform: np.ndarray, rate: float, process: str, cv: float, rate_steps: Sequence[float]
+) -> list[float | None]:
     """Return the arrivals in seconds after the start, the first at 0."""
     require_positive("rate", rate)
     if rate * LATEST_S < 1:
         raise InputError("rate", rate, f"use at least {1 / LATEST_S:g} requests per second")
     gaps = _gaps(uniform, rate, process, cv)
+    if rate_steps:
+        for factor in rate_steps:
+            require_positive("rate_steps", factor)
+        gaps /= np.asarray(rate_steps, float)[np.arange(len(gaps)) * len(rate_steps) // len(gaps)]
     gaps[0] = 0.0
     arrivals = np.cumsum(gaps)
     if arrivals[-1] > LATEST_S:

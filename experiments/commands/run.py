@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.errors import require_at_least
+from calibrate.profile import Profile
+from engines.errors import InputError, require_at_least
+from engines.policy.architecture import Architecture
+from engines.policy.draft_length import LoadAdaptiveDraftLength
 from engines.storage.locks import locked
 from experiments.commands import arguments as shared
 from experiments.commands.outcome import conclude
@@ -50,6 +53,9 @@ def run(
     slots: shared.SlotsOption = None,
     permits: shared.PermitsOption = None,
     hybrid: shared.HybridOption = None,
+    profile: Annotated[
+        Path | None, _live("Profile of this device and pair, which a draft length that follows the load weighs.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the record.")] = Path("runs/live"),
 ) -> None:
     """Serve a workload with a [bold]live[/bold] engine and save the record.
@@ -73,6 +79,7 @@ def run(
             require_at_least(name, value, least)
     check_room(workload, max_context)
     check_record("out", out)
+    weighed = _weighed(layout, profile)
     check_live(device, pair, target, draft)
 
     from engines.live.model.pairs import load_pair
@@ -88,7 +95,7 @@ def run(
         with console.status("loading the pair"):
             models = load_pair(target or pair, draft, device)
         with console.status("starting"):
-            engine = started(layout, models, [workload], max_context)
+            engine = started(layout, models, [workload], max_context, weighed)
         with engine:
             with console.status("warming up"):
                 warm_up(engine, [workload])
@@ -97,3 +104,14 @@ def run(
         record.info["name"] = out.name
         record.save(out)
     conclude(record, out)
+
+
+def _weighed(layout: Architecture, profile: Path | None) -> Profile | None:
+    """Return the profile that the draft length weighs. Raises InputError if it is missing, or not needed."""
+    follows = isinstance(layout.draft_length, LoadAdaptiveDraftLength)
+    if follows and profile is None:
+        remedy = f"draft length {layout.draft_length.label} weighs measured costs; give a folder from `pdv calibrate`"
+        raise InputError("profile", None, remedy)
+    if profile is not None and not follows:
+        raise InputError("profile", str(profile), "only a draft length that follows the load needs one; leave it out")
+    return None if profile is None else Profile.load(profile)

@@ -25,7 +25,7 @@ class Cell(NamedTuple):
     """The place of a run in the grid.
 
     load: "concurrency" (closed loop; level = clients), "rate" (open loop; level = requests per second) or "trace"
-    (level = number of requests). draft_length: "4", or "2-8" if adaptive.
+    (level = number of requests). draft_length: "4", "2-8" if adaptive by rule, or "load0-8" if it follows the load.
     """
 
     architecture: str
@@ -46,7 +46,7 @@ def cell_of(run: Run) -> Cell:
     architecture, workload = run.info.get("architecture", {}), run.info.get("workload", {})
     length = architecture.get("draft_length", FixedDraftLength().k)
     if isinstance(length, Mapping):
-        length = f"{length['minimum']}-{length['maximum']}"
+        length = f"{length.get('follows', '')}{length['minimum']}-{length['maximum']}"
     load, level = "trace", float(len(run.requests))
     for kind in ("concurrency", "rate"):
         if workload.get(kind) is not None:
@@ -56,9 +56,8 @@ def cell_of(run: Run) -> Cell:
 
 
 def draft_length_label(architecture: Architecture) -> str:
-    """Return "4" for a fixed draft length, "2-8" for an adaptive one."""
-    length = architecture.draft_length
-    return str(length.k) if isinstance(length, FixedDraftLength) else f"{length.minimum}-{length.maximum}"
+    """Return "4" for a fixed draft length, "2-8" for an adaptive one, "load0-8" for one that follows the load."""
+    return architecture.draft_length.label
 
 
 def at_once(workload: Workload) -> int:

@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from engines.errors import InputError, require_name
+from engines.pairs.permutation import PREFIX, parse_pair
+from engines.pairs.prompts import check_alpha
 from engines.policy.architecture import Step
 from engines.policy.changes import changed
+from engines.policy.draft_length import LoadAdaptiveDraftLength
 from engines.record.masks import SUFFIX as MASKS
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, NotNegative, Positive, Settings, Whole, checked
@@ -46,8 +49,9 @@ class WorkloadConfig(Settings):
     """The workload of each cell. Lengths are in tokens, as `engines.workload.lengths.parse_lengths` reads them.
 
     requests: minimum per cell, 32 by default (all of a trace). requests_per_client: minimum per client of a closed
-    loop, so that busy cells reach a steady state. process, cv: arrivals of an open loop. trace: file with arrivals
-    and lengths. Settings that do not apply to the load are refused.
+    loop, so that busy cells reach a steady state. process, cv, rate_steps: arrivals of an open loop
+    (engines.workload.workload.make_workload). trace: file with arrivals and lengths. alpha: acceptance of the
+    requests, of those that a permutation pair has. Settings that do not apply to the load are refused.
     """
 
     requests: Count | None = None
@@ -56,22 +60,24 @@ class WorkloadConfig(Settings):
     output_tokens: str = "64"
     process: Literal["poisson", "gamma", "fixed"] | None = None
     cv: Positive | None = None
+    rate_steps: list[Positive] = Field(default=[])
     temperature: NotNegative = 0.0
     trace: str | None = None
+    alpha: NotNegative | None = None
 
     def build(self, load: tuple[str, float] | None, seed: int) -> Workload:
         """Return the workload under one load, or of the trace if load is None. Raises InputError."""
         if self.trace is not None:
-            owned = ("requests_per_client", "prompt_tokens", "output_tokens", "process", "cv")
+            owned = ("requests_per_client", "prompt_tokens", "output_tokens", "process", "cv", "rate_steps")
             self._refuse(owned, "a trace has its own arrivals and lengths; leave one of the two out")
-            return with_sampling(read_rows(self.trace, self.requests), self.temperature, seed)
+            return self._with_alpha(with_sampling(read_rows(self.trace, self.requests), self.temperature, seed))
         kind, level = load or ("", 0)
         clients = int(level) if kind == "concurrency" else None
         if clients is None:
             self._refuse(("requests_per_client",), "an open loop has no clients; set requests instead")
         else:
-            self._refuse(("process", "cv"), "a closed loop has no arrival process; leave it out")
-        return make_workload(
+            self._refuse(("process", "cv", "rate_steps"), "a closed loop has no arrival process; leave it out")
+        made = make_workload(
             max(self.requests or 32, self.requests_per_client * (clients or 0)),
             parse_lengths("prompt_tokens", self.prompt_tokens),
             parse_lengths("output_tokens", self.output_tokens),
@@ -79,9 +85,16 @@ class WorkloadConfig(Settings):
             rate=level if clients is None else None,
             process=self.process,
             cv=self.cv,
+            rate_steps=self.rate_steps,
             seed=seed,
             temperature=self.temperature,
         )
+        return self._with_alpha(made)
+
+    def _with_alpha(self, workload: Workload) -> Workload:
+        if self.alpha is None:
+            return workload
+        return dataclasses.replace(workload, info={**workload.info, "alpha": self.alpha})
 
     def _refuse(self, names: tuple[str, ...], remedy: str) -> None:
         """Raise InputError for the first of these settings that is not the default."""
@@ -176,7 +189,7 @@ class Experiment(Settings):
                     remedy = 'nothing runs on a device if mode is "simulated"; leave it out, or use "both"'
                     raise InputError(name, "given" if name == "calibration" else self.device, remedy)
         if self.mode == "live":
-            for name in ("profile", "acceptance"):
+            for name in ("acceptance",) if self.weighs else ("profile", "acceptance"):
                 if getattr(self, name) is not None:
                     remedy = 'nothing is simulated if mode is "live"; leave it out, or use "both"'
                     raise InputError(name, getattr(self, name), remedy)
@@ -201,7 +214,18 @@ class Experiment(Settings):
         """Check plain values, including the cells. Raises InputError naming the first wrong field."""
         experiment = checked(Experiment, values)
         experiment.points()
+        experiment._check_times()
         return experiment
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a draft length weighs measured costs, so that a profile is needed before its cells are served."""
+        return any(isinstance(each.architecture.draft_length, LoadAdaptiveDraftLength) for each in self.layouts())
+
+    def _check_times(self) -> None:
+        if self.weighs and self.profile is None and self.calibration is None:
+            remedy = "a draft length that follows the load weighs costs; give a folder, or a [calibration] section"
+            raise InputError("profile", None, remedy)
 
     def resolved(self) -> dict[str, Any]:
         """Return plain values that from_dict reads back."""
@@ -231,9 +255,20 @@ class Experiment(Settings):
 
     def _workload_of(self, layout: Layout) -> WorkloadConfig:
         if not layout.workload:
+            self._check_alpha(self.workload.alpha)
             return self.workload
         values = {**self.workload.model_dump(exclude_unset=True), **layout.workload}
-        return checked(WorkloadConfig, values, "architectures workload")
+        chosen = checked(WorkloadConfig, values, "architectures workload")
+        self._check_alpha(chosen.alpha)
+        return chosen
+
+    def _check_alpha(self, alpha: float | None) -> None:
+        if alpha is None:
+            return
+        if self.pair is None or not self.pair.startswith(PREFIX):
+            remedy = f"acceptance is chosen for a permutation pair only; leave it out, or set pair = {PREFIX!r}..."
+            raise InputError("workload.alpha", alpha, remedy)
+        check_alpha(alpha, parse_pair(self.pair))
 
     def layouts(self) -> list[Layout]:
         """Return every architecture at every k. Raises InputError."""

@@ -103,6 +103,7 @@ class Runner:
         self.lives: dict[tuple[str, int], Run] = {}
         place = experiment.profile or (None if self.serves else folder / "profile")  # else it is measured
         self.given = Profile.load(Path(place)) if place is not None else None
+        self._weighed = self.given  # profile that draft lengths weigh, once there is one
         self.acceptance = parse_acceptance(experiment.acceptance) if experiment.acceptance is not None else None
         self.pair = experiment.pair or "embedded"
         self.models: dict[str, Any] = {}  # stays empty for unreadable folders: loading them reports the error
@@ -196,13 +197,16 @@ class Runner:
         """Serve one round of live cells per repeat, each followed by a part of the calibration.
 
         Machines drift, so what is compared is measured over the same period; every other round runs in reverse order.
+        A draft length that follows the load weighs the first part, which is then measured before all cells.
         Returns the number of cells that there was no time for, and the profile if it is complete.
         """
         parts: list[Profile] = []
         end_s = time.monotonic() + self.budget_s if self.budget_s is not None else float("inf")
         left = 0
         for repeat in self.rounds:
-            groups = _by_layout([point for point in self.points if repeat in point.repeats])
+            if self._calibrates and self.experiment.weighs and repeat in self.parts:
+                self._weighed = self._weighed or self._calibration(repeat, end_s)
+            groups = _by_engine([point for point in self.points if repeat in point.repeats])
             for points in groups if repeat % 2 else [group[::-1] for group in reversed(groups)]:
                 left += self._serve(points, repeat, end_s)
             if self._calibrates and repeat in self.parts and (found := self._calibration(repeat, end_s)) is not None:
@@ -213,7 +217,7 @@ class Runner:
         return left, Profile.load(self.folder / "profile")
 
     def _serve(self, points: list[Point], repeat: int, end_s: float) -> int:
-        """Serve one repeat of a layout's cells with one engine, or a new one if it fails.
+        """Serve one repeat of cells with one engine, or a new one if it fails.
 
         Returns the number of cells left.
         """
@@ -221,7 +225,7 @@ class Runner:
         while missing and time.monotonic() < end_s:
             point = missing.popleft()
             try:
-                with self.backend.engine(point.layout, _workloads(points)) as serve:
+                with self.backend.engine(point.layout, _workloads(points), self._weighed) as serve:
                     self._live(point, repeat, serve)
                     while missing and time.monotonic() < end_s:
                         point = missing.popleft()
@@ -236,6 +240,7 @@ class Runner:
         key = point.name, repeat, "live"
         with bar(f"{point.name}, repeat {repeat}") as progress:
             run = serve(point.workloads[repeat - 1], progress)
+        run.info["architecture"]["name"] = point.layout.architecture.name
         try:
             check_finished(run)
         except InputError as error:
@@ -376,6 +381,17 @@ class Runner:
 
 def _by_layout(points: list[Point]) -> list[list[Point]]:
     return [list(group) for _, group in groupby(points, key=lambda point: id(point.layout))]
+
+
+def _by_engine(points: list[Point]) -> list[list[Point]]:
+    """Return the points that one engine can serve together: those of a layout, and of others with the same settings
+    but another name or load, if they name their slots."""
+    groups: dict[object, list[Point]] = {}
+    for point in points:
+        layout = point.layout
+        same = fingerprint({**layout.architecture.to_dict(), "name": ""}) if layout.slots_named else id(layout)
+        groups.setdefault(same, []).append(point)
+    return list(groups.values())
 
 
 def _workloads(points: list[Point]) -> list[Workload]:

@@ -12,12 +12,16 @@ from calibrate.profile import Profile
 from engines.errors import InputError
 from engines.pairs.permutation import PREFIX, expected_output, parse_pair
 from engines.policy.architecture import Architecture
-from engines.policy.captured_sizes import prefill_tokens_of
+from engines.policy.captured_sizes import capture_plans, prefill_tokens_of
+from engines.policy.draft_length import LoadAdaptiveDraftLength
+from engines.policy.load_adaptive import StepTimes
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.program.progress import Bar, Report, console
 from experiments.runner.cells import at_once, check_room, fingerprint
 from experiments.runner.layouts import Layout
+from sim.costs import CostModel
+from sim.step_times import step_times
 
 if TYPE_CHECKING:
     from engines.live.model.pairs import Pair
@@ -36,8 +40,10 @@ class LiveBackend(Protocol):
         Returns the name of the device. Raises InputError.
         """
 
-    def engine(self, layout: Layout, workloads: Sequence[Workload]) -> AbstractContextManager[Serve]:
-        """Return an engine that is warmed up and ready for these workloads."""
+    def engine(
+        self, layout: Layout, workloads: Sequence[Workload], profile: Profile | None
+    ) -> AbstractContextManager[Serve]:
+        """Return an engine that is warmed up and ready for these workloads. profile: see `started`."""
 
     def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
         """Return a profile over these points (see experiments.runner.preflight.grid_of)."""
@@ -72,12 +78,12 @@ class PairBackend:
         return device_name(find_device(self.device))
 
     @contextmanager
-    def engine(self, layout: Layout, workloads: Sequence[Workload]) -> Iterator[Serve]:
+    def engine(self, layout: Layout, workloads: Sequence[Workload], profile: Profile | None) -> Iterator[Serve]:
         architecture = self._resolved[_key(layout.architecture)]
         free_memory()
         pair = self._loaded()
         with console.status(f"{architecture.name}: starting"):
-            engine = started(architecture, pair, workloads, self.max_context)
+            engine = started(architecture, pair, workloads, self.max_context, profile)
         with engine:
             with console.status(f"{architecture.name}: warming up"):
                 warm_up(engine, workloads)
@@ -102,20 +108,30 @@ def _key(architecture: Architecture) -> str:
 
 
 def started(
-    architecture: Architecture, pair: Pair, workloads: Sequence[Workload], max_context: int | None
-) -> LiveEngine:
+    architecture: Architecture, pair: Pair, workloads: Sequence[Workload], max_context: int | None,
+    profile: Profile | None = None,
+) -> LiveEngine:  # fmt: skip
     """Return an engine for these workloads, not yet entered.
 
     It sets no memory aside: the plan made before the pair was loaded (experiments.runner.preflight) has a reserve.
+    profile: what a draft length that follows the load weighs. Raises InputError if it is needed and missing.
     """
     from engines.live.serving.engine import LiveEngine
 
     requests = [request for workload in workloads for request in workload.requests]
+    prefill_tokens = prefill_tokens_of(architecture, max(request.prompt_tokens for request in requests))
     return LiveEngine(
         architecture, pair, max_context, sampling=any(request.temperature != 0 for request in requests),
-        prefill_tokens=prefill_tokens_of(architecture, max(request.prompt_tokens for request in requests)),
-        reserve=0,
+        prefill_tokens=prefill_tokens, reserve=0, times=_times(architecture, profile, prefill_tokens),
     )  # fmt: skip
+
+
+def _times(architecture: Architecture, profile: Profile | None, prefill_tokens: int) -> StepTimes | None:
+    """Return what the architecture's draft length weighs, if anything."""
+    if profile is None or not isinstance(architecture.draft_length, LoadAdaptiveDraftLength):
+        return None
+    costs = CostModel(profile, extrapolate=True)
+    return step_times(costs, architecture, capture_plans(architecture, prefill_tokens, costs.captured))
 
 
 def serve(engine: LiveEngine, workload: Workload, pair: str, progress: Report | None = None) -> Run:

@@ -21,6 +21,7 @@ from calibrate.contention import NoContention
 from calibrate.profile import COLUMNS, Profile
 from engines.errors import InputError, require_whole
 from engines.pairs.permutation import PREFIX, expected_tape, parse_pair
+from engines.pairs.prompts import permutation_prompts
 from engines.policy.architecture import Architecture
 from engines.policy.context import context_of
 from engines.policy.request import MOST_TOKENS
@@ -28,7 +29,7 @@ from engines.record.masks import SUFFIX as MASKS
 from engines.record.masks import read_masks
 from engines.record.run import Run
 from engines.record.totals import Totals
-from engines.workload.workload import Workload, with_random_prompts
+from engines.workload.workload import Workload
 from experiments.compare.comparable import check_kind
 from experiments.compare.identity import identity
 from experiments.program.progress import Report
@@ -329,7 +330,7 @@ def closed_form(pair: str, workload: Workload) -> sources.Tapes:
     """Return the tape of each request, for the prompts that a live run of a permutation pair would have."""
     spec = parse_pair(pair)
     seed = int(workload.info.get("seed", 0))
-    prompted = with_random_prompts(workload, spec.target_shape.vocabulary, seed)
+    prompted = permutation_prompts(workload, spec, seed)
     return sources.Tapes({r.id: expected_tape(spec, r.prompt or (), r.max_tokens) for r in prompted.requests})
 
 

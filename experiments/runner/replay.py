@@ -52,7 +52,8 @@ def planned_workload(run: Run) -> Workload:
     process = made.get("process")
     workload = make_workload(
         made["count"], prompts, outputs, concurrency=made.get("concurrency"), rate=made.get("rate"), process=process,
-        cv=made.get("cv") if process == "gamma" else None, mean_think_s=made.get("mean_think_s", 0.0),
+        cv=made.get("cv") if process == "gamma" else None, rate_steps=made.get("rate_steps", ()),
+        mean_think_s=made.get("mean_think_s", 0.0),
         seed=made.get("seed", 0), temperature=made.get("temperature", 0.0),
         ignore_eos=made.get("ignore_eos", True),
     )  # fmt: skip

@@ -47,7 +47,7 @@ class Backend:
         return str(synthetic.INFO["device"])
 
     @contextmanager
-    def engine(self, layout: Layout, workloads: Sequence[Workload]) -> Iterator[Serve]:
+    def engine(self, layout: Layout, workloads: Sequence[Workload], profile: Profile | None) -> Iterator[Serve]:
         architecture = self.resolved[layout.architecture.name]
         self.opened.append(architecture.name)
 

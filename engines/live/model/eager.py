@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -10,6 +10,30 @@ from engines.live.device.host import to_device, to_host
 from engines.live.model.attention import Layout
 from engines.live.model.stages import Stages
 from engines.policy.architecture import Segment
+from engines.policy.segment_shape import CATCH_UP_TOKENS
+
+
+def _cut(
+    slots: Sequence[int], lengths: Sequence[int], behind: Sequence[int]
+) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Yield slots, first positions and counts of passes of at most CATCH_UP_TOKENS tokens, in order of the slots."""
+    members: list[int] = []
+    firsts: list[int] = []
+    counts: list[int] = []
+    room = CATCH_UP_TOKENS
+    for slot, length, missing in zip(slots, lengths, behind, strict=True):
+        first = length - 2 - missing
+        while missing:
+            count = min(missing, room)
+            members.append(slot)
+            firsts.append(first)
+            counts.append(count)
+            first, missing, room = first + count, missing - count, room - count
+            if not room:
+                yield members, firsts, counts
+                members, firsts, counts, room = [], [], [], CATCH_UP_TOKENS
+    if members:
+        yield members, firsts, counts
 
 
 class EagerRunner:
@@ -28,6 +52,26 @@ class EagerRunner:
         stream has passed this point, or None if the stage has no result.
         """
         return lambda: self._run(segment, slots, counts, k, sampling)
+
+    def ready_to_catch_up(
+        self, slots: Sequence[int], lengths: Sequence[int], behind: Sequence[int]
+    ) -> Callable[[], None]:
+        """Prepare the passes in which the draft model catches up before it drafts, and return the rest as a function.
+
+        slots: the members' slots. lengths: tokens of their sequences. behind: output tokens that the draft model has
+        not seen, beyond the last two, which every draft feeds.
+        """
+        device = self.stages.device
+        passes = [
+            (to_device(members, device), to_device(first, device), Layout.of(counts, device))
+            for members, first, counts in _cut(slots, lengths, behind)
+        ]
+
+        def run() -> None:
+            for each in passes:
+                self.stages.catch_up(*each)
+
+        return run
 
     def _run(
         self, segment: Segment, slots: Sequence[int], counts: Sequence[int], k: int, sampling: bool

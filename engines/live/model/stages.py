@@ -2,7 +2,8 @@
 
 All state is in tables indexed by slot, so lanes pass only slot numbers to one another. Of a sequence of `length`
 known tokens (prompt and output), the target's pool holds the first length - 1, and the draft's pool at least the
-first length - 2.
+first length - 2. After a verify without drafts, the draft's pool lacks the tokens emitted since it was last complete,
+until `catch_up` fills them in.
 """
 
 from __future__ import annotations
@@ -83,6 +84,15 @@ class Stages:
         batch, tokens = self._prompts(self.draft_pool, slots, layout)
         self.pair.draft_forward(tokens, batch, batch.last[:1])
 
+    def catch_up(self, slots: Tensor, first: Tensor, layout: Layout) -> None:
+        """Fill the draft's pool with tokens that were emitted without drafts.
+
+        slots: [batch] int64. first: [batch] int64, position of each sequence's first token that the pool lacks.
+        layout: how the missing tokens are packed.
+        """
+        batch, tokens = self._prompts(self.draft_pool, slots, layout, first)
+        self.pair.draft_forward(tokens, batch, batch.last[:1])
+
     def prefill_target(self, slots: Tensor, layout: Layout, sampling: bool = False) -> Tensor:
         """Fill the target's pool from the prompts, and return the first output tokens, [batch] int64."""
         batch, tokens = self._prompts(self.target_pool, slots, layout)
@@ -140,8 +150,11 @@ class Stages:
         self._reset_scratch()
         return int(picked) == tokens[-1]
 
-    def _prompts(self, pool: SlotPool, slots: Tensor, layout: Layout) -> tuple[PackedBatch, Tensor]:
-        batch = PackedBatch(pool, slots, torch.zeros_like(slots), layout)
+    def _prompts(
+        self, pool: SlotPool, slots: Tensor, layout: Layout, first: Tensor | None = None
+    ) -> tuple[PackedBatch, Tensor]:
+        """Return the batch of packed known tokens, and the tokens. first: position of each sequence's first one."""
+        batch = PackedBatch(pool, slots, torch.zeros_like(slots) if first is None else first, layout)
         return batch, self.tokens.view(-1)[batch.rows]
 
     def _feed(

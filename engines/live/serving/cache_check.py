@@ -98,15 +98,15 @@ class CacheReport:
 @torch.inference_mode()
 def check_slot(
     stages: Stages, slot: int, tokens: Sequence[int], prompt_tokens: int, *, greedy: bool = True,
-    reference: Pair | None = None, tolerance: Tolerance | None = None,
+    reference: Pair | None = None, tolerance: Tolerance | None = None, behind: int = 0,
 ) -> list[CacheReport]:  # fmt: skip
     """Compare a slot with a recomputation. Returns one report for the target and, if anything can be drafted, one
     for the draft.
 
     tokens: prompt and output so far; the last token has been picked, but no pass has read it yet. Nothing may run on
     the device meanwhile. reference: pair to recompute with; by default the engine's own transformers models, with
-    ordinary attention. The logits come from a pass of the engine, which writes the same rows and values as the next
-    step will.
+    ordinary attention. behind: output tokens that the draft model has not seen. The logits come from a pass of the
+    engine, which writes the same rows and values as the next step will.
     """
     pair = reference or stages.pair
     tolerance = tolerance or TOLERANCES[stages.pair.dtype]
@@ -116,7 +116,7 @@ def check_slot(
     reports = []
     models = (
         ("target", stages.pair.target_forward, pair.target, stages.target_pool, 1),
-        ("draft", stages.pair.draft_forward, pair.draft, stages.draft_pool, min(2, length - 1)),
+        ("draft", stages.pair.draft_forward, pair.draft, stages.draft_pool, min(2 + behind, length - 1)),
     )
     for role, forward, plain, pool, unread in models if stages.max_draft_length else models[:1]:
         keys, values, logits = _recompute(plain, sequence)
@@ -155,7 +155,7 @@ def check_engine(
             request, tokens = state.request, engine.sequence(state.id)
             reports += check_slot(
                 engine.stages, state.slot, tokens, request.prompt_tokens,
-                greedy=request.temperature == 0, reference=reference,
+                greedy=request.temperature == 0, reference=reference, behind=state.behind,
             )  # fmt: skip
         return reports
 

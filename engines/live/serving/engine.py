@@ -27,6 +27,7 @@ from engines.live.serving.tape import TapeBuilder
 from engines.policy.architecture import Architecture
 from engines.policy.batch import Batch
 from engines.policy.captured_sizes import capture_plans, prefill_tokens_of
+from engines.policy.load_adaptive import StepTimes
 from engines.policy.request import Emission, Request, RequestState, Settlement, Status
 from engines.policy.scheduler import Scheduler
 from engines.record.run import Recorder, SegmentTime
@@ -81,7 +82,8 @@ class LiveEngine:
     tokens of all its prompts; by default prefill_tokens_of(architecture, max_context) in
     engines.policy.captured_sizes. progress: called with (captured, total) graphs. reserve: bytes of memory to leave
     unused, as in engines.live.serving.memory.plan_slots. Pass 0 if the memory was planned before the pair was loaded:
-    loading itself may have used part of the reserve.
+    loading itself may have used part of the reserve. times: of the architecture's steps, for a load-adaptive draft
+    length (sim.step_times makes them of a profile).
 
     There is one thread per worker. The thread that reports a completed batch also dispatches the next ones.
     """
@@ -90,6 +92,7 @@ class LiveEngine:
         self, architecture: Architecture, pair: Pair, max_context: int | None = None, graphs: bool | None = None,
         sampling: bool = False, prefill_tokens: int | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None, reserve: int | None = None,
+        times: StepTimes | None = None,
     ) -> None:  # fmt: skip
         configs, device = (pair.target.config, pair.draft.config), pair.device
         plan = plan_slots(architecture, configs, device, pair.dtype, max_context, reserve=reserve, loaded=True)
@@ -97,7 +100,8 @@ class LiveEngine:
         self.architecture, self.pair = architecture, pair
         self.stages = Stages(pair, architecture.slots, architecture.draft_length.maximum, max_context)
         self.max_context = self.stages.max_context
-        self.scheduler = Scheduler(architecture)
+        self._times = times
+        self.scheduler = Scheduler(architecture, times=times)
         self.lock = threading.RLock()
         self.news = threading.Condition(self.lock)
         self._handles: dict[int, Handle] = {}
@@ -171,7 +175,7 @@ class LiveEngine:
                 raise RuntimeError("requests are still being served")
             for executor in self._executors.values():
                 executor.stream.anchor()
-            self.scheduler = Scheduler(self.architecture)
+            self.scheduler = Scheduler(self.architecture, times=self._times)
             self.recorder, self.on_end, self._origin_s = Recorder(), on_end, time.perf_counter()
             return self.recorder
 

@@ -63,6 +63,11 @@ class Executor:
         def ready() -> list[Callable[[], Tensor | None]]:
             if Segment.PREFILL_TARGET in segments:
                 self._load(members)
+            elif Segment.PREFILL_DRAFT in segments:
+                lengths, behind = [state.context_tokens for state in members], [state.behind for state in members]
+                catch_up = self.runner.ready_to_catch_up(slots, lengths, behind)
+                rest = [self.runner.ready(segment, slots, counts, k, sampling) for segment in segments[1:]]
+                return [catch_up, *rest]
             return [self.runner.ready(segment, slots, counts, k, sampling) for segment in segments]
 
         results, times = timed(self.stream, ready)

@@ -12,6 +12,7 @@ from engines.live.device.host_memory import all_host_bytes, free_host_bytes
 from engines.live.model.kv_cache import bytes_per_token, count_of, layer_shape, positions_of
 from engines.policy.architecture import Architecture, Step
 from engines.policy.context import context_of
+from engines.policy.segment_shape import CATCH_UP_TOKENS
 
 GIB = 1 << 30
 RESERVE_SHARE, RESERVE_LIMIT = 0.1, 4 * GIB
@@ -133,13 +134,15 @@ def _workspace(
     architecture: Architecture, configs: Configs, device: torch.device, dtype: torch.dtype, row_length: int
 ) -> int:
     """Return the bytes that the largest steps of all workers need together."""
-    k = architecture.draft_length.maximum
+    k, catches_up = architecture.draft_length.maximum, architecture.draft_length.minimum == 0 and architecture.drafts
     total = 0
     for lane in architecture.lanes:
         for config in configs:
             widest = 0
             for step, batch in lane.steps.items():
                 tokens, rows = (batch * row_length, batch) if step is Step.PREFILL else (batch * (k + 1),) * 2
+                if step is not Step.PREFILL and catches_up:
+                    tokens = max(tokens, CATCH_UP_TOKENS)
                 gathered = batch * row_length if device.type == "cpu" else 0
                 widest = max(widest, _pass_bytes(config, dtype, tokens, rows, gathered))
             total += lane.workers * widest

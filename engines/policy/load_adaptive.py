@@ -1,0 +1,128 @@
+"""A draft length that follows the load: for each draft batch, the k with the most expected tokens per second.
+
+Drafting k tokens emits 1 + a + a^2 + ... + a^k tokens per request and step, if each draft is accepted with
+probability a. What it costs depends on the load: a verify of few requests reads the weights once whatever k is, and
+one of many is bound by arithmetic, so that every rejected draft costs time. The controller weighs the two with
+measured times, as goodput-driven systems do (SmartSpec, TurboSpec: Liu et al., 2024; Nightjar, 2025).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple, Protocol
+
+from engines.policy.draft_length import LoadAdaptiveDraftLength
+
+
+class StepTimes(Protocol):
+    """The mean seconds of steps of an architecture, host time included, when nothing else runs.
+
+    batch: requests. k: draft length. context_tokens: mean context per request. Raises InputError for what was not
+    measured.
+    """
+
+    def together_s(self, batch: int, k: int, context_tokens: float) -> float:
+        """Return the seconds of draft and verify as one step; of the verify alone if k is 0."""
+
+    def draft_s(self, batch: int, k: int, context_tokens: float) -> float:
+        """Return the seconds of a draft that is a step of its own."""
+
+    def verify_s(self, batch: int, k: int, context_tokens: float) -> float:
+        """Return the seconds of a verify that is a step of its own."""
+
+    def rates(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
+        """Return the speeds of a draft and a verify that run at the same time, as fractions of their solo speeds."""
+
+    def catch_up_s(self, tokens: int) -> float:
+        """Return the seconds that the draft model takes for this many tokens that it has not seen."""
+
+
+class Load(NamedTuple):
+    """What a draft batch would meet.
+
+    batch: its requests. beside: other requests that are being decoded. context_tokens: mean context of the batch.
+    behind: tokens of the batch that the draft model has not seen. apart: draft and verify are steps of two lanes that
+    can run at the same time. whole: draft and verify are one step.
+    """
+
+    batch: int
+    beside: int
+    context_tokens: float
+    behind: int
+    whole: bool
+    apart: bool
+
+
+class LoadAdaptiveController:
+    """Chooses k for each draft batch. One controller serves a whole engine.
+
+    k: the last choice.
+    """
+
+    def __init__(self, rule: LoadAdaptiveDraftLength, times: StepTimes, verify_limit: int) -> None:
+        """verify_limit: the largest verify batch, in requests."""
+        self.rule = rule
+        self.k = rule.start
+        self._times, self._verify_limit = times, verify_limit
+        self._recent: deque[tuple[int, int]] = deque()
+        self._accepted, self._judged = rule.prior * rule.prior_drafts, float(rule.prior_drafts)
+        self._without = 0  # batches in a row without drafts
+
+    @property
+    def acceptance(self) -> float:
+        """The estimated probability that a draft is accepted, given that all before it in its step were."""
+        return self._accepted / self._judged
+
+    def observe(self, drafted: int, accepted: int, verify_queue: int) -> None:
+        """Take note of one request's verification. drafted: drafts that were accepted or rejected."""
+        if not drafted:
+            return
+        judged = accepted + (accepted < drafted)  # drafts behind a rejected one say nothing
+        recent = self._recent
+        recent.append((accepted, judged))
+        self._accepted += accepted
+        self._judged += judged
+        if len(recent) > self.rule.window:
+            old_accepted, old_judged = recent.popleft()
+            self._accepted -= old_accepted
+            self._judged -= old_judged
+
+    def choose(self, load: Load, least: int = 0) -> int:
+        """Return the k to draft a batch with, `least` or more. Changes nothing; report what was done to `chose`."""
+        rule = self.rule
+        low, high = max(rule.minimum, least), rule.maximum
+        if low == 0 and rule.probe_every and self._without >= rule.probe_every:
+            low = min(1, high)
+        rates = {k: self.rate(load, k) for k in range(low, high + 1)}
+        best = max(rates, key=lambda k: rates[k])
+        kept = rates.get(self.k)
+        return best if kept is None or rates[best] > kept * (1 + rule.margin) else self.k
+
+    def chose(self, k: int) -> None:
+        """Take note of the k that a batch was started with."""
+        self.k = k
+        self._without = 0 if k else self._without + 1
+
+    def rate(self, load: Load, k: int) -> float:
+        """Return the expected tokens per second with draft length k."""
+        a, times, context = self.acceptance, self._times, load.context_tokens
+        emitted = k + 1 if a >= 1.0 else (1.0 - a ** (k + 1)) / (1.0 - a)
+        behind_s = times.catch_up_s(load.behind) / self.rule.payback if k and load.behind else 0.0
+        n, m = load.batch, load.beside
+        if load.whole:
+            return n * emitted / (times.together_s(n, k, context) + behind_s)
+        if not k:
+            together = min(n + m, self._verify_limit) if load.apart else n
+            return together / times.verify_s(together, 0, context)
+        draft_s, verify_s = times.draft_s(n, k, context) + behind_s, times.verify_s(n, k, context)
+        if not (load.apart and m):
+            return n * emitted / (draft_s + verify_s)
+        drafts_s, verifies_s = draft_s + times.draft_s(m, k, context), verify_s + times.verify_s(m, k, context)
+        round_s = _side_by_side_s(drafts_s, verifies_s, *times.rates(n, m, k, context))
+        return (n + m) * emitted / max(round_s, draft_s + verify_s)
+
+
+def _side_by_side_s(one_s: float, other_s: float, one_rate: float, other_rate: float) -> float:
+    """Return how long two lanes take for work of these solo seconds, if both run until one has nothing left."""
+    both_s = min(one_s / one_rate, other_s / other_rate)
+    return both_s + max(one_s - both_s * one_rate, other_s - both_s * other_rate)

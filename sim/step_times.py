@@ -1,0 +1,84 @@
+"""What a load-adaptive draft length weighs: the mean seconds of an architecture's steps, from measured costs.
+
+The live engine and the simulator give their scheduler the same object, made of the same profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from calibrate.contention import RunningSegment
+from engines.policy.architecture import Architecture, Stage, Step
+from engines.policy.captured_sizes import CapturePlan
+from engines.policy.draft_length import LoadAdaptiveDraftLength
+from engines.policy.segment_shape import SegmentShape, catch_up_passes
+from sim.costs import Costs
+
+CONTEXT_STEP = 32  # contexts are rounded to it: times change little within, and are looked up for every batch
+
+
+class MeasuredStepTimes:
+    """The times of an architecture's steps; engines.policy.load_adaptive.StepTimes explains the methods.
+
+    plans: what each stream captures, since a batch takes as long as the captured size that runs it. Raises InputError
+    if the draft lengths that may be chosen were not measured.
+    """
+
+    def __init__(self, costs: Costs, architecture: Architecture, plans: Mapping[int, CapturePlan]) -> None:
+        self._costs = costs
+        draft_lane, step = architecture.lane_for(Stage.DRAFT)
+        verify_lane = draft_lane if step is Step.DRAFT_VERIFY else architecture.lane_for(Stage.VERIFY)[0]
+        self._draft_plan, self._verify_plan = (plans.get(lane.stream) for lane in (draft_lane, verify_lane))
+        self._known: dict[tuple[object, ...], float] = {}
+        for k in (architecture.draft_length.minimum, architecture.draft_length.maximum):
+            self.together_s(1, k, 2.0)
+
+    def together_s(self, batch: int, k: int, context_tokens: float) -> float:
+        segments_s = self._segment_s(batch, k, context_tokens)
+        if k:
+            segments_s += self._segment_s(batch, k, context_tokens, draft=True)
+        return segments_s + self._host_s(Step.DRAFT_VERIFY, batch)
+
+    def draft_s(self, batch: int, k: int, context_tokens: float) -> float:
+        return self._segment_s(batch, k, context_tokens, draft=True) + self._host_s(Step.DRAFT, batch)
+
+    def verify_s(self, batch: int, k: int, context_tokens: float) -> float:
+        return self._segment_s(batch, k, context_tokens) + self._host_s(Step.VERIFY, batch)
+
+    def rates(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
+        running = []
+        for batch, draft in ((drafting, True), (verifying, False)):
+            shape = self._shape(batch, k, context_tokens, draft)
+            kernel_ms = self._costs.cost(shape, None).kernel_ms
+            running.append(RunningSegment(shape.segment, shape.rows, kernel_ms))
+        draft_rate, verify_rate = self._costs.contention.rates(running)
+        return draft_rate, verify_rate
+
+    def catch_up_s(self, tokens: int) -> float:
+        return sum(self._costs.cost(shape, None).duration_s for shape in catch_up_passes(tokens))
+
+    def _segment_s(self, batch: int, k: int, context_tokens: float, draft: bool = False) -> float:
+        """Return the seconds on the device of a draft or a verify."""
+        step = round(context_tokens / CONTEXT_STEP)
+        key = batch, k, step, draft
+        found = self._known.get(key)
+        if found is None:
+            shape = self._shape(batch, k, max(2.0, float(step * CONTEXT_STEP)), draft)
+            found = self._known[key] = self._costs.cost(shape, None).duration_s
+        return found
+
+    def _shape(self, batch: int, k: int, context_tokens: float, draft: bool) -> SegmentShape:
+        shape = (SegmentShape.draft if draft else SegmentShape.verify)(batch, k, context_tokens)
+        plan = self._draft_plan if draft else self._verify_plan
+        return shape if plan is None else plan.padded(shape)
+
+    def _host_s(self, step: Step, batch: int) -> float:
+        return sum(self._costs.host_s(step, batch, True, 0))
+
+
+def step_times(
+    costs: Costs, architecture: Architecture, plans: Mapping[int, CapturePlan]
+) -> MeasuredStepTimes | None:
+    """Return the times that an architecture's draft length weighs, or None if it weighs none. Raises InputError."""
+    weighs = isinstance(architecture.draft_length, LoadAdaptiveDraftLength)
+    return MeasuredStepTimes(costs, architecture, plans) if weighs else None
