@@ -28,16 +28,17 @@ def print_fleet(metrics: pd.DataFrame) -> None:
 
 
 def fleet_table(metrics: pd.DataFrame) -> Table:
-    """Return a row per replica and one for the fleet."""
+    """Return a row for the fleet and, if there are several, one per replica."""
     table = cells_table("replicas of the fleet", "replica", "requests")
     for heading, _, _ in list(_SHOWN.values())[1:]:
         table.add_column(heading, justify="right")
     table.columns[1].justify = "right"
     rows = metrics.to_dict("index")
     fleet = rows.pop("fleet")
-    for name, row in rows.items():
-        table.add_row(str(name), *_shown(row))
-    table.add_section()
+    if len(rows) > 1:
+        for name, row in rows.items():
+            table.add_row(str(name), *_shown(row))
+        table.add_section()
     table.add_row("fleet", *_shown(fleet), style="bold")
     table.caption = littles_law(fleet)
     return table
