@@ -14,7 +14,7 @@ import jinja2
 from engines.storage.files import replaced
 from experiments.program.provenance import git_commit
 from experiments.report.provenance import date_text
-from experiments.report.sections import Picture, Section
+from experiments.report.section import Picture, Section
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 SCALE = 1400 / 900  # of our PNG files: a figure of a page's width has 900 CSS pixels, so that its letters can be read

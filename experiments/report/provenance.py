@@ -46,6 +46,9 @@ class Provenance:
         """Add the configuration of a result."""
         if values:
             self.configuration[name] = LIST.sub(_one_line, tomli_w.dumps(values))
+
+    def add_calls(self) -> None:
+        """Add the calls that made the results."""
         for call in calls(self.sources.folder):
             self.add_measurement(f"Call of {date_text(call.get('date', NOT_RECORDED))}", call)
 
@@ -97,11 +100,15 @@ def path_text(folder: Path) -> str:
 
 
 def seeds_text(used: Iterable[int]) -> str:
-    """Return different seeds as text: "1 to 4", or "1, 5, 9"."""
-    found = sorted(set(used))
-    if len(found) > 1 and found[-1] - found[0] == len(found) - 1:
-        return f"{found[0]} to {found[-1]}"
-    return ", ".join(map(str, found[:MANY])) + (f" and {len(found) - MANY} others" if len(found) > MANY else "")
+    """Return different seeds as text, such as "1 to 4, 9"."""
+    ranges: list[list[int]] = []
+    for seed in sorted(set(used)):
+        if ranges and seed == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [seed]
+        else:
+            ranges.append([seed])
+    shown = [" to ".join(map(str, ends)) for ends in ranges[:MANY]]
+    return ", ".join([*shown, *([f"and {len(ranges) - MANY} others"] if len(ranges) > MANY else [])])
 
 
 def _records(folder: Path) -> list[Path]:

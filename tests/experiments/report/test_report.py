@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,7 +14,10 @@ import pytest
 
 from experiments.cli import main
 from experiments.report.tables import of_frame, of_printed, text
-from tests.experiments.report.conftest import FIDELITY
+from experiments.search.config import Search
+from experiments.search.search import run_search
+from tests.experiments import synthetic
+from tests.experiments.report.conftest import FIDELITY, SWEEP
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,7 +35,7 @@ class Page(HTMLParser):
         self._open: list[str] = []
         self.html = path.read_text()
         self.feed(self.html)
-        self.text = " ".join(re.sub("<[^>]*>", " ", self.html.partition("</style>")[2]).split())
+        self.text = " ".join(html.unescape(re.sub("<[^>]*>", " ", self.html.partition("</style>")[2])).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
@@ -140,7 +144,9 @@ def test_older_comparisons_and_benches_are_shown_too(tmp_path: Path) -> None:
     assert main(["report", *map(str, folders), "--out", str(tmp_path / "r.html")]) == 0
     found = Page(tmp_path / "r.html")
     assert found.table("Throughput and TPOT")[1][:4] == ["baseline", "1 client", "279.6", "261.5"]
-    assert found.table("Stages alone")[1][0] == "draft"
+    assert found.table("Stages alone")[1][:2] == ["draft", "1"]
+    engines = found.table("Engines in closed loops")
+    assert dict(zip(engines[0], engines[1], strict=True))["TTFT median (ms)"] == "8.398"
     assert "pdv bench --pair" in found.text
 
 
@@ -178,3 +184,41 @@ def test_a_printed_table_keeps_its_groups_and_its_totals() -> None:
     assert [(line.total, line.starts) for line in page_table.lines] == [(False, False), (True, True)]
     assert [heading.number for heading in page_table.headings] == [False, True]
     assert of_frame(pd.DataFrame({"n": [1.5]}), "c", form="{:+.1f}".format).lines[0].cells == ["+1.5"]
+
+
+def test_a_search_shows_the_chosen_candidate_and_why_others_are_not(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    synthetic.profile().save(tmp_path / "profile")
+    search = Search.from_dict({
+        "name": "small", "profile": str(tmp_path / "profile"), "architectures": ["pd"], "concurrency": 4,
+        "acceptance": "0.7", "trials": 4, "repeats": 1, "finalists": 2, "final_repeats": 2,
+        "workload": SWEEP["workload"], "space": {"decode_limit": {"choice": [1, 2, 4]}},
+    })  # fmt: skip
+    candidates = run_search(search, tmp_path / "search", jobs=1).candidates
+    assert main(["report", str(tmp_path / "search"), "--out", str(tmp_path / "r.html")]) == 0
+    found = Page(tmp_path / "r.html")
+    best = candidates[candidates["status"] == "chosen"].iloc[0]
+    assert (
+        f"Chosen: pd, decode limit {best['decode_limit']}. On other seeds: {best['final_objective']:,.4g}"
+        in found.text
+    )
+    rows = found.table("Every candidate")
+    assert [row[-1] for row in rows[1:]] == candidates["reason"].tolist()
+    assert [image["alt"] for image in found.images] == [
+        "Candidates, and the Pareto front of the objective against P95 TPOT"
+    ]
+
+
+def test_failed_cells_are_named(tmp_path: Path) -> None:
+    synthetic.profile().save(tmp_path / "profile")
+    (tmp_path / "mine.toml").write_text(
+        'mode = "simulated"\nprofile = "profile"\narchitectures = ["pd"]\nconcurrencies = [2]\nk = ["4", "7"]\n'
+        '[workload]\nrequests = 4\nprompt_tokens = "16"\noutput_tokens = "8"\n'
+    )
+    main(["experiment", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out"), "--jobs", "1"])
+    cells = pd.read_csv(tmp_path / "out" / "cells.csv")
+    assert main(["report", str(tmp_path / "out"), "--out", str(tmp_path / "r.html")]) == 0
+    found = Page(tmp_path / "r.html")
+    failed = cells[cells["status"] == "failed"]
+    assert len(failed)
+    assert all(" ".join(error.split()) in found.text for error in failed["error"])
