@@ -184,11 +184,12 @@ class Scheduler:
         if not batch.lane.run_to_completion:
             heapq.heappush(self._idle[batch.lane.name], batch.worker)
         ended = []
+        lane, settle_, advance, requeue = batch.lane, batch.settlements.append, self._advance, self._requeue
         for state, outcome in zip(batch.members, outcomes, strict=True):
             state.status = _WAITING
-            batch.settlements.append(self._advance(state, batch, outcome, now))
+            settle_(advance(state, batch, outcome, now))
             if state.finish_s is None:
-                self._requeue(state, batch.lane, now)
+                requeue(state, lane, now)
             else:
                 ended.append(state)
         return ended
@@ -402,7 +403,7 @@ class Scheduler:
         state.ready_s = now
         state.ready_order = next(self._order)
         state.ready_missing_s = queue.missing_s(now)
-        if queue.lane is not lane:
+        if state.worker is not None and queue.lane is not lane:
             self._put_down(state)
         if state.worker is None:
             queue.waiting.append(state)

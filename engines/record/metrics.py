@@ -63,9 +63,12 @@ def request_summary(run: Run, emitted: Callable[[float, float], int]) -> dict[st
     out: dict[str, float] = {}
     times = request_times(run)
     for column in times:
-        values = times[column].dropna()
-        out[f"{column}.mean"] = float(values.mean())  # nan if there are none, as are the quantiles
-        quantiles = values.quantile(list(QUANTILES.values())).tolist()
+        values = times[column].to_numpy()
+        values = values[~np.isnan(values)]
+        if not len(values):
+            values = np.array([np.nan])
+        out[f"{column}.mean"] = float(values.mean())
+        quantiles = np.quantile(values, list(QUANTILES.values())).tolist()
         out |= {f"{column}.{name}": value for name, value in zip(QUANTILES, quantiles, strict=True)}
     finished, duration_s = run.finished, run.duration_s
     out["throughput_tokens_per_s"] = per_second(float(finished["output_tokens"].sum()), duration_s)
