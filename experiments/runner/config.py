@@ -60,7 +60,7 @@ class WorkloadConfig(Settings):
     output_tokens: str = "64"
     process: Literal["poisson", "gamma", "fixed"] | None = None
     cv: Positive | None = None
-    rate_steps: list[Positive] = Field(default=[])
+    rate_steps: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
     temperature: NotNegative = 0.0
     trace: str | None = None
     alpha: NotNegative | None = None
@@ -85,7 +85,7 @@ class WorkloadConfig(Settings):
             rate=level if clients is None else None,
             process=self.process,
             cv=self.cv,
-            rate_steps=self.rate_steps,
+            rate_steps=self.rate_steps or (),
             seed=seed,
             temperature=self.temperature,
         )

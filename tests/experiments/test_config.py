@@ -13,10 +13,11 @@ from engines.errors import InputError
 from engines.policy.architecture import ARCHITECTURES, Stage, Step
 from engines.policy.changes import changed, parse_batch_limits
 from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength, parse_draft_length
+from engines.storage.validation import checked
 from engines.workload.lengths import parse_lengths
 from engines.workload.workload import FixedLength, LogNormalLength, UniformLength
 from experiments.commands.arguments import parse_numbers
-from experiments.runner.config import CONFIGS, Experiment
+from experiments.runner.config import CONFIGS, Experiment, WorkloadConfig
 from experiments.runner.predict import AcceptanceChoice, parse_acceptance
 
 OPEN: dict[str, Any] = {"concurrencies": [], "rates": [2.0]}
@@ -295,3 +296,9 @@ def test_acceptance_texts() -> None:
 def test_cells_of_one_name_are_refused_whatever_is_there_twice(twice: dict[str, list[object]]) -> None:
     with pytest.raises(InputError, match="cells = 'pdv-c2-k4': two cells have this name"):
         Experiment.from_dict({**GOOD, "architectures": ["pdv"], "concurrencies": [2], **twice})
+
+
+def test_workloads_can_be_keys_of_caches() -> None:
+    steps = checked(WorkloadConfig, {"rate_steps": [1.0, 2.0]}, "workload")
+    assert hash(steps) != hash(WorkloadConfig())
+    assert WorkloadConfig().model_dump(exclude_none=True).keys().isdisjoint({"rate_steps", "cv"})

@@ -139,7 +139,7 @@ def test_an_objective_that_nothing_meets_ends_with_exit_code_1(
         ({"concurrency": None, "rates": [2.0, 1.0], **SLO}, "rates = [2.0, 1.0]: give the lowest and the highest"),
         ({"concurrency": None, "rates": [1.0, 2.0]}, "slo_ttft_s, slo_tpot_s = None: the highest rate needs an SLO"),
         ({"space": {"rate": {"uniform": [1, 2]}}}, "space = 'rate': it cannot be searched; use k, batch_limit"),
-        ({"space": {"k": {"uniform": [0, 2]}}}, "draft_length = '0'"),
+        ({"space": {"k": {"choice": ["none"]}}}, "draft_length = 'none'"),
         ({"space": {"k": {"choice": []}}}, "space.k.choice = []"),
         ({"architectures": ["pd", "pd"]}, "architectures = 'pd': two of them have this name"),
         ({"workload": {"trace": "t.csv"}}, "workload.trace = 't.csv'"),
