@@ -6,6 +6,7 @@ import csv
 import gzip
 import itertools
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,8 @@ from engines.storage.reading import require_file
 LONGEST_LINE = 1_000_000  # characters; lines of the known traces have a few hundred
 GZIP = b"\x1f\x8b"  # first bytes of a gzip file
 
+NOT_TEXT = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as they are decoded here
+
 Row = tuple[int, Mapping[str, Any]]
 """Number of a row's last line, from 1, and its values by column (text if the file is CSV)."""
 
@@ -25,8 +28,12 @@ Row = tuple[int, Mapping[str, Any]]
 def trace_rows(path: Path) -> Iterator[Row]:
     """Read a file row by row. Every row of a CSV file has all columns.
 
-    Raises InputError, with the line where known, if the path is not a regular file, if the file is not text or cannot
-    be decompressed, for lines that are not valid CSV or JSON, and for duplicate columns or keys.
+    Before the rows comes one that names the columns: the header of a CSV file (without values), or the first row of a
+    JSON-lines file.
+
+    Raises InputError if the path is not a regular file, and if the file cannot be read or is empty. Raises it with
+    the line for what is not text or cannot be decompressed, for lines that are not valid CSV or JSON, and for
+    duplicate columns or keys.
     """
     field = "trace"
     require_file(field, path)  # reading a device may never end, and a pipe blocks
@@ -42,10 +49,6 @@ def trace_rows(path: Path) -> Iterator[Row]:
                 raise InputError(field, str(path), "the file is empty; give a trace with at least one request")
             rows = _json_rows if line.lstrip().startswith(("{", "[")) else _csv_rows
             yield from rows(path, itertools.chain([line], lines), blank)
-    except UnicodeDecodeError as error:
-        raise InputError(field, str(path), "not a text file; give a CSV or JSON-lines trace") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(field, str(path), f"cannot decompress the file ({error}); compress it again") from error
     except OSError as error:
         raise InputError(field, str(path), f"cannot read the file ({error.strerror}); give another file") from error
 
@@ -53,24 +56,34 @@ def trace_rows(path: Path) -> Iterator[Row]:
 def _open(path: Path) -> TextIO:
     with path.open("rb") as file:
         compressed = file.read(len(GZIP)) == GZIP
-    return gzip.open(path, "rt", encoding="utf-8-sig") if compressed else path.open(encoding="utf-8-sig")
+    how: Any = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
+    return gzip.open(path, "rt", **how) if compressed else path.open(**how)
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
     for number in itertools.count(1):
-        line = file.readline(LONGEST_LINE + 1)
+        where = f"trace {path.name}, line {number}"
+        try:
+            line = file.readline(LONGEST_LINE + 1)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            remedy = f"cannot decompress the file further ({error}); compress it again"
+            raise InputError(where, "unreadable", remedy) from error
         if not line:
             return
+        wrong = ""
         if len(line) > LONGEST_LINE:
-            remedy = f"the line is longer than {LONGEST_LINE} characters; give a CSV or JSON-lines trace"
-            raise InputError(f"trace {path.name}, line {number}", shortened(line), remedy)
-        if "\0" in line:
-            remedy = "the line contains a NUL, so it is not text; give a CSV or JSON-lines trace"
-            raise InputError(f"trace {path.name}, line {number}", shortened(line), remedy)
+            wrong = f"the line is longer than {LONGEST_LINE} characters"
+        elif "\0" in line:
+            wrong = "the line contains a NUL, so it is not text"
+        elif not line.isascii() and NOT_TEXT.search(line):
+            wrong = "the line is not text in UTF-8"
+        if wrong:
+            raise InputError(where, shortened(line), f"{wrong}; give a CSV or JSON-lines trace")
         yield line
 
 
 def _json_rows(path: Path, lines: Iterable[str], before: int) -> Iterator[Row]:
+    first = True
     for number, line in enumerate(lines, before + 1):
         if not line.strip():
             continue
@@ -84,6 +97,9 @@ def _json_rows(path: Path, lines: Iterable[str], before: int) -> Iterator[Row]:
             raise InputError(where, shortened(line), f"not valid JSON ({reason}); repair the line") from error
         if not isinstance(row, dict):
             raise InputError(where, shortened(line), "write one JSON object per line")
+        if first:
+            yield number, row
+            first = False
         yield number, row
 
 
@@ -103,7 +119,8 @@ def _csv_rows(path: Path, lines: Iterable[str], before: int) -> Iterator[Row]:
             number = before + reader.line_num
             if not columns:
                 columns = cells
-                _check_columns(path, columns)
+                _check_columns(f"trace {path.name}, line {number}", columns)
+                yield number, dict.fromkeys(columns)
             elif len(cells) > 1 or any(cell.strip() for cell in cells):
                 _check_cells(f"trace {path.name}, line {number}", columns, cells)
                 yield number, dict(zip(columns, cells, strict=True))
@@ -112,10 +129,10 @@ def _csv_rows(path: Path, lines: Iterable[str], before: int) -> Iterator[Row]:
         raise InputError(where, "unreadable", f"not valid CSV ({error}); repair the line") from error
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
+def _check_columns(where: str, columns: list[str]) -> None:
     named = [column for column in columns if column]
     if len(set(named)) < len(named):
-        raise InputError("trace", str(path), f"duplicate column {_twice(named)}; remove one")
+        raise InputError(where, shortened(", ".join(columns)), f"duplicate column {_twice(named)}; remove one")
 
 
 def _check_cells(where: str, columns: list[str], cells: list[str]) -> None:

@@ -77,11 +77,11 @@ def read_trace(
     head = next(rows, None)
     if head is None:
         raise _nothing_in(path)
-    kind, failed = _detect(path, head[1]), 0
+    kind, failed = _detect(f"trace {path.name}, line {head[0]}", head[1]), 0
 
     def usable() -> Iterator[tuple[float, int, int]]:
         nonlocal failed
-        for line, row in itertools.chain([head], rows):
+        for line, row in rows:
             at, prompt, output = _read_row(kind, row, f"trace {path.name}, line {line}")
             if output == 0:
                 failed += 1
@@ -124,17 +124,17 @@ def _earliest(
     return kept
 
 
-def _detect(path: Path, row: Mapping[str, Any]) -> _Format:
-    """Return the format that shares the most columns with the file. Raises InputError if it lacks one of them."""
+def _detect(where: str, row: Mapping[str, Any]) -> _Format:
+    """Return the format that shares the most columns with a row. Raises InputError if the row lacks one of them."""
     shared = [sum(column in row for column in kind.columns) for kind in FORMATS]
+    found = shortened(", ".join(row))
     if max(shared) == 0 or shared.count(max(shared)) > 1:
-        found = shortened(", ".join(row))
-        raise InputError("trace", str(path), f"unknown format with columns {found}; known: {KNOWN}")
+        raise InputError(where, found, f"unknown format; known: {KNOWN}")
     kind = FORMATS[shared.index(max(shared))]
     for column in kind.columns:
         if column not in row:
             remedy = f"column {column} is missing; the {kind.name} format needs {', '.join(kind.columns)}"
-            raise InputError("trace", str(path), remedy)
+            raise InputError(where, found, remedy)
     return kind
 
 
