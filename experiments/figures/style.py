@@ -27,7 +27,7 @@ COLUMN, PAGE = 3.4, 7.0
 MOST_TICKS = 7
 LEGEND_KEY, LEGEND_LETTER = 0.5, 0.058
 """Widths of a legend's key and of each letter, in inches."""
-SOURCE_LETTERS = 23
+SOURCE_LETTERS = 22
 """Letters per inch of the source line."""
 LOG_FROM = 8.0
 """Loads are drawn on a logarithmic axis if the largest is at least this many times the smallest."""

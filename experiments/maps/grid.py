@@ -119,13 +119,15 @@ def _metrics(cell: Cell, option: Option, costs: Costs, seed: int) -> dict[str, f
     return {name: found[name] * (option.replicas if name == THROUGHPUT else 1) for name in METRICS}
 
 
-def verdicts(cells: Sequence[Cell], rows: pd.DataFrame, reference: str, metric: str = THROUGHPUT) -> pd.DataFrame:
+def verdicts(
+    cells: Sequence[Cell], rows: pd.DataFrame, reference: str, metric: str = THROUGHPUT, rival: str | None = None
+) -> pd.DataFrame:
     """Return one row per cell: what wins, by how much, and whether that is open.
 
     winner: the side whose best option (by its mean over replicates) is best; option: that option. agreement: share of
-    the replicates in which it beats the best option of every other side. rival: the best of the sides other than
-    `reference`. reference_value: the metric of the reference's best option. gain: rival over reference (for times,
-    reference over rival), so that above 1 is better; gain_low, gain_high: its smallest and largest value over
+    the replicates in which it beats the best option of every other side. rival: that side, by default the best other
+    than `reference`. reference_value: the metric of the reference's best option. gain: rival over reference (for
+    times, reference over rival), so that above 1 is better; gain_low, gain_high: its smallest and largest value over
     replicates; gain_agreement: share of the replicates that lie on one side of 1. open, gain_open: whether the
     agreement is below AGREEMENT, as it is if both are always equal.
     """
@@ -141,14 +143,14 @@ def verdicts(cells: Sequence[Cell], rows: pd.DataFrame, reference: str, metric: 
                 best[option.side] = place
         order = sorted(best, key=lambda side: -means[best[side]])
         winner = order[0]
-        rival = next(side for side in order if side != reference)
+        against = rival or next(side for side in order if side != reference)
         agreement = (better[[best[side] for side in order[1:]]].max(axis=1) < better[best[winner]]).mean()
-        gain = better[best[rival]] / better[best[reference]]
+        gain = better[best[against]] / better[best[reference]]
         same_side = max((gain > 1).mean(), (gain < 1).mean())
         found.append({
             "x": cell.x, "y": cell.y, "winner": winner, "option": cell.options[best[winner]].name,
             metric: table[best[winner]].mean(), "agreement": agreement, "open": agreement < AGREEMENT,
-            "rival": rival, "rival_option": cell.options[best[rival]].name,
+            "rival": against, "rival_option": cell.options[best[against]].name,
             "reference_value": table[best[reference]].mean(), "gain": gain.mean(),
             "gain_low": gain.min(), "gain_high": gain.max(), "gain_agreement": same_side,
             "gain_open": same_side < AGREEMENT,

@@ -20,7 +20,7 @@ FEW_ALPHAS = (0.3, 0.5, 0.7, 0.9)
 DRAFT_COSTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TOKENS = 256  # of prompt and output together
 PROMPT_SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)
-ALPHA, SHARE = "acceptance of a draft (alpha)", f"prompt's share of {TOKENS} tokens"
+ALPHA, SHARE = "acceptance (alpha)", f"prompt's share of {TOKENS} tokens"
 TWO_PD = "two PDs"
 FCFS, PREFILL_FIRST, PREFILL_LAST = "FCFS", "prefill first", "prefill last"
 ORDERS: dict[str, tuple[Stage, ...]] = {
@@ -33,17 +33,19 @@ ORDERS: dict[str, tuple[Stage, ...]] = {
 class Panel(NamedTuple):
     """A figure of a map. shows: the column that colours the cells, "winner" or "gain"; both are written in them.
 
-    x, y: labels of the axes. reference: the side that gains are relative to. ratio: what a gain is, in words.
+    x, y: labels of the axes. reference: the side that gains are relative to. rival: the side that gains are of, by
+    default the best other one. title: what the cells show.
     """
 
     name: str
     cells: tuple[Cell, ...]
     shows: str
     reference: str
-    ratio: str
+    title: str
     x: str = "clients"
     y: str = ALPHA
     metric: str = THROUGHPUT
+    rival: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ def speculation() -> Map:
     return Map(
         "speculation",
         (
-            Panel("best-k", cells, "winner", "0", "best draft length k"),
-            Panel("gain", cells, "gain", "0", "best k above 0, over target-only"),
+            Panel("best-k", cells, "winner", "0", "draft length k with the highest throughput"),
+            Panel("gain", cells, "gain", "0", "throughput, best k above 0 / target-only"),
         ),
     )
 
@@ -81,18 +83,20 @@ def third_lane() -> Map:
     apart = tuple(dataclasses.replace(cell, contention=False) for cell in alone)
     two = tuple(Cell(n, a, _two_devices(n), clients=n, alpha=a) for n, a in by_alpha)
 
-    def panel(name: str, cells: tuple[Cell, ...], y: str = ALPHA, reference: str = "PD") -> Panel:
-        return Panel(name, cells, "gain", reference, f"throughput of PDV over {reference}", y=y)
+    def panel(
+        name: str, cells: tuple[Cell, ...], y: str = ALPHA, where: str = "best limits", reference: str = "PD"
+    ) -> Panel:
+        return Panel(name, cells, "gain", reference, f"throughput, PDV / {reference}, {where}", y=y)
 
     return Map(
         "third-lane",
         (
             panel("alpha", alone),
-            panel("draft-cost", costs, "time of the draft model (measured: 1)"),
+            panel("draft-cost", costs, "draft model's time (measured: 1)"),
             panel("prompt-share", _by_prompt_share(_lanes), SHARE),
-            panel("equal-limits", equal, "batch limit of both"),
-            panel("no-contention", apart),
-            panel("two-devices", two, reference=TWO_PD),
+            panel("equal-limits", equal, "batch limit", where="equal limits"),
+            panel("no-contention", apart, where="no contention"),
+            panel("two-devices", two, where="two devices", reference=TWO_PD),
         ),
     )
 
@@ -107,20 +111,19 @@ def priority() -> Map:
         )
         return _by_prompt_share(lambda clients: options)
 
-    def panel(name: str, cells: tuple[Cell, ...], metric: str = THROUGHPUT) -> Panel:
-        ratio = (
-            "throughput of the best order over FCFS" if metric == THROUGHPUT else "P95 latency, FCFS over best order"
-        )
-        return Panel(name, cells, "gain", FCFS, ratio, y=SHARE, metric=metric)
+    def panel(name: str, title: str, cells: tuple[Cell, ...], **more: str) -> Panel:
+        return Panel(name, cells, "gain", FCFS, title, y=SHARE, **more)
 
-    two = cells(_pdv(SLOTS).replace(permits=2))
+    one, two = (cells(_pdv(SLOTS).replace(permits=permits)) for permits in (1, 2))
+    best = "throughput, best order / FCFS"
     return Map(
         "priority",
         (
-            panel("pd-one-permit", cells(_pd(SLOTS).replace(permits=1))),
-            panel("pdv-one-permit", cells(_pdv(SLOTS).replace(permits=1))),
-            panel("pdv-two-permits", two),
-            panel("pdv-two-permits-p95", two, LATENCY_P95),
+            panel("pd-one-permit", f"PD, 1 permit: {best}", cells(_pd(SLOTS).replace(permits=1))),
+            panel("pdv-one-permit", f"PDV, 1 permit: {best}", one),
+            panel("pdv-prefill-last", f"PDV, 1 permit: throughput, {PREFILL_LAST} / FCFS", one, rival=PREFILL_LAST),
+            panel("pdv-two-permits", f"PDV, 2 permits: {best}", two),
+            panel("pdv-two-permits-p95", "PDV, 2 permits: P95 latency, FCFS / best order", two, metric=LATENCY_P95),
         ),
     )
 

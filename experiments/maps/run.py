@@ -38,7 +38,9 @@ def run_map(
     for panel in chosen.panels:
         start = first[id(panel.cells)]
         own = rows[rows["cell"].between(start, start + len(panel.cells) - 1)]
-        found = verdicts(panel.cells, own.assign(cell=own["cell"] - start), panel.reference, panel.metric)
+        found = verdicts(
+            panel.cells, own.assign(cell=own["cell"] - start), panel.reference, panel.metric, panel.rival
+        )
         tables[panel.name] = found = _with_notes(panel, found, profile)
         name = f"{chosen.name}-{panel.name}"
         folder.mkdir(parents=True, exist_ok=True)

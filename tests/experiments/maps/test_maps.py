@@ -52,6 +52,13 @@ def test_a_gain_below_1_says_by_how_much_the_rival_loses() -> None:
     assert (found["winner"], found["rival"], found["gain"]) == ("a", "b", pytest.approx(0.85))
 
 
+def test_a_given_rival_is_compared_even_if_another_is_better() -> None:
+    options = (*OPTIONS[:2], Option("c", "c2", SMALL))
+    cell = dataclasses.replace(CELLS[0], options=options)
+    found = verdicts((cell,), rows((10.0, 10.0), (5.0, 5.0), (20.0, 20.0)), "a", rival="b").iloc[0]
+    assert (found["winner"], found["rival"], found["gain"]) == ("c", "b", 0.5)
+
+
 def test_of_times_less_is_better() -> None:
     found = verdicts(CELLS[:1], rows((2.0, 2.0), (1.0, 1.0), (4.0, 4.0), metric=LATENCY_P95), "a", LATENCY_P95).iloc[
         0
@@ -91,12 +98,12 @@ def test_replicas_share_the_clients_and_add_up() -> None:
 
 def test_a_resampled_calibration_stays_within_its_standard_errors() -> None:
     profile = synthetic.profile()
-    draws = [resampled(profile, seed) for seed in range(200)]
+    draws = [resampled(profile, seed) for seed in range(50)]
     factors = np.array([d.stage_costs["mean_ms"] / profile.stage_costs["mean_ms"] for d in draws])
     costs = profile.stage_costs.iloc[0]
     expected = (costs["p95_ms"] - costs["p05_ms"]) / 3.29 / costs["mean_ms"] / costs["repeats"] ** 0.5
-    assert factors.std() == pytest.approx(expected, rel=0.05)
-    assert factors.mean() == pytest.approx(1, abs=0.001)
+    assert factors.std() == pytest.approx(expected, rel=0.1)
+    assert factors.mean() == pytest.approx(1, abs=0.002)
     quantiles = draws[3].stage_costs["p50_ms"] / profile.stage_costs["p50_ms"]
     assert quantiles.to_numpy() == pytest.approx(factors[3])
     rates = np.array([d.contention["rate"] / profile.contention["rate"] for d in draws])
