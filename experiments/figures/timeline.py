@@ -17,6 +17,8 @@ from experiments.runner.cells import cell_of
 BATCHES_SHOWN = 36
 """Roughly how many batches fit on a page with readable batch sizes."""
 
+PLACE = ["device", "lane", "worker"]
+
 MOST_INCHES = 120.0
 """Maximum height of the figure: larger images cannot be saved."""
 
@@ -59,24 +61,27 @@ def _is_steady(run: Run) -> bool:
 
 
 def _rows(spans: pd.DataFrame) -> list[str]:
-    """Return the row labels, with lanes in order of streams. Workers are numbered if a lane has several."""
-    workers = spans.groupby("lane")["worker"].max()
-    order = spans.sort_values(["device", "stream", "lane", "worker"])[["lane", "worker"]].drop_duplicates()
-    return [_label(lane, worker, workers) for lane, worker in order.itertuples(index=False)]
+    """Return the row labels, with lanes in order of streams."""
+    order = spans.sort_values(["device", "stream", "lane", "worker"])[PLACE].drop_duplicates()
+    return _labels(order).tolist()
 
 
-def _label(lane: str, worker: int, workers: pd.Series) -> str:
-    return f"{lane} {worker}" if workers[lane] > 0 else lane
+def _labels(spans: pd.DataFrame) -> pd.Series:
+    """Return the row label of each span. Workers are numbered if a lane has several, devices if it has several."""
+    lanes = spans.groupby("lane")
+    workers, devices = lanes["worker"].transform("max"), lanes["device"].transform("nunique")
+    labels = spans["lane"].where(workers == 0, spans["lane"] + " " + spans["worker"].astype(str))
+    return labels.where(devices == 1, "device " + spans["device"].astype(str) + ", " + labels)
 
 
 def _draw(panel: Axes, run: Run, rows: list[str], start_s: float, length_s: float, zero_s: float) -> None:
     """Draw the window [start_s, start_s + length_s] of a run, on an axis whose 0 is at `zero_s`."""
     spans, end_s = run.spans, start_s + length_s
     shown = spans[(spans["end_s"] > start_s) & (spans["start_s"] < end_s)]
-    workers = spans.groupby("lane")["worker"].max()
+    labels = _labels(spans).loc[shown.index]
     readable_s = length_s / 70  # a two-figure number is about this wide
-    for span in shown.to_dict("records"):
-        row = rows.index(_label(span["lane"], span["worker"], workers))
+    for span, label in zip(shown.to_dict("records"), labels, strict=True):
+        row = rows.index(label)
         left, right = max(span["start_s"], start_s) - zero_s, min(span["end_s"], end_s) - zero_s
         colour = style.SEGMENT_COLOURS[span["segment"]]
         panel.broken_barh(

@@ -12,8 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from engines.errors import InputError
-from engines.policy.architecture import Segment
+from engines.policy.architecture import BASELINE, Segment
 from engines.record.metrics import PARTS, steady_window
+from engines.workload.workload import FixedLength, make_workload
 from experiments.compare.explain import explanations
 from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
 from experiments.figures.draw import (
@@ -35,6 +36,7 @@ from experiments.runner.predictions import predictions
 from sim.acceptance import Independent, PerPosition, PerRequestSpread, Tapes
 from sim.costs import CostModel
 from sim.engine import simulate
+from sim.routers import Fleet
 from tests.experiments import synthetic
 
 
@@ -187,6 +189,18 @@ def test_a_timeline_of_many_workers_is_no_larger_than_a_picture_can_be(
     live.spans = live.spans.loc[np.zeros(900, dtype=int)].assign(worker=np.arange(900)).reset_index(drop=True)
     timeline([live], tmp_path)
     assert figures[0].get_figheight() * 200 < 2**16
+
+
+def test_a_timeline_of_a_fleet_has_rows_for_every_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("experiments.figures.style.save", lambda figure, *_: figures.append(figure))
+    load = make_workload(12, FixedLength(32), FixedLength(12), concurrency=8)
+    run = simulate(BASELINE, load, synthetic.profile(), Independent(0.7), fleet=Fleet(2))
+    timeline([run], tmp_path, start_s=0, length_s=run.duration_s)
+    (panel,) = figures[0].axes
+    labels = [label.get_text() for label in panel.get_yticklabels()]
+    assert labels == [f"device {replica}, worker {worker}" for replica in (0, 1) for worker in range(4)]
+    assert len(panel.collections) == len(run.spans)
 
 
 def test_errors_are_drawn_for_replays_and_blind_simulations(tmp_path: Path) -> None:
