@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import Field
 
+from engines.storage.validation import Positive, Record, checked
 from experiments.compare.compare import METRIC_COLUMNS, PAIRED_COLUMNS, Comparison, paired_path
 from experiments.compare.explain import explained_path
 from experiments.compare.fidelity import METRICS, Fidelity, fidelity_path
@@ -15,7 +17,7 @@ from experiments.compare.fidelity_report import fidelity_tables
 from experiments.compare.report import cells_report, comparison_tables, measured_rows, percent, verdict
 from experiments.report.provenance import Provenance
 from experiments.report.section import Section, pictures
-from experiments.report.sources import Sources
+from experiments.report.sources import REMEDY, Sources
 from experiments.report.tables import PageTable, of_frame, of_printed, sentence, text
 from experiments.runner.cells import CELL_COLUMNS, Cell, load_runs
 from experiments.runner.folder import CELLS, SETTINGS, profile_of
@@ -51,6 +53,15 @@ BENCHED: dict[str, tuple[str, dict[str, str]]] = {
     }),
 }  # fmt: skip
 """Tables of a bench: caption, and heading -> column, by its name now and those that it had before."""
+
+
+class BenchInfo(Record):
+    """What the page takes from bench.toml."""
+
+    ceilings: dict[str, Positive] = Field(default={})
+    failures: list[str] = Field(default=[])
+    expected: str = "the reference"
+    settings: dict[str, Any] = Field(default={})
 
 
 def experiment(folder: Path) -> Section:
@@ -133,20 +144,20 @@ def bench(folder: Path) -> Section:
     """Return the section of a bench."""
     sources = Sources(folder)
     info = sources.toml(BENCH)
+    known = checked(BenchInfo, info, f"report {folder / BENCH}", REMEDY)
     section = Section("bench", folder.name, folder, Provenance(sources))
-    ceilings: Mapping[str, Any] = info.get("ceilings", {})
     said = {"copy_bytes_per_s": "copies {} TB/s", "matrix_operations_per_s": "matrix products {} TFLOP/s"}
-    found = [form.format(text(float(ceilings[name]) / 1e12)) for name, form in said.items() if name in ceilings]
+    found = [form.format(text(known.ceilings[name] / 1e12)) for name, form in said.items() if name in known.ceilings]
     section.findings += [f"Measured ceilings of the device: {', '.join(found)}."] if found else []
-    section.problems += [str(failure) for failure in info.get("failures", [])]
+    section.problems += known.failures
     for name, (caption, columns) in BENCHED.items():
         table = sources.csv(f"{name}.csv", [])
         if table is not None:
             section.tables.append(of_frame(_chosen(table, columns), caption, f"{name}.csv"))
         if table is not None and name == "engines" and {"checked", "equal"} <= set(table):
             counts = f"{table['equal'].sum():,} of {table['checked'].sum():,}"
-            section.findings.append(f"{counts} checked outputs equal {info.get('expected', 'the reference')}.")
-    section.provenance.add_settings(BENCH, {"settings": info["settings"]} if "settings" in info else info)
+            section.findings.append(f"{counts} checked outputs equal {known.expected}.")
+    section.provenance.add_settings(BENCH, {"settings": known.settings} if known.settings else info)
     section.provenance.add_measurement("Bench", info)
     return section
 

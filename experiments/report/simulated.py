@@ -20,6 +20,10 @@ from experiments.search.config import Search
 from experiments.sweep import report as sweep_report
 from experiments.sweep import store
 from experiments.sweep.config import Sweep
+from experiments.sweep.table import DECIMAL, NAMES, PLACE, STATUS, WHOLE
+
+TEXTS = ["fingerprint", *STATUS, *(name for name in NAMES if name not in (*WHOLE, *DECIMAL))]
+RESULTS = ["final_attainment", "probability_best", "front", "slo_attainment", "ttft_s.p95", "tpot_s.p95"]
 
 
 def sweep(folder: Path) -> Section:
@@ -27,8 +31,9 @@ def sweep(folder: Path) -> Section:
     sources = Sources(folder)
     settings = sources.toml(store.SETTINGS)
     config = Sweep.load(folder / store.SETTINGS)
-    rows = sources.parquet(store.ROWS, ["cell", "repeat", "seed", "status", "error"])
-    summary = sources.parquet(store.SUMMARY, ["cell", "failed_repeats", "error"])
+    axes = config.varying()
+    rows = sources.parquet(store.ROWS, [*PLACE, *STATUS, "architecture", *axes], TEXTS)
+    summary = sources.parquet(store.SUMMARY, ["cell", "failed_repeats", "error", "architecture", *axes], TEXTS)
     section = Section("sweep", config.name, folder, Provenance(sources))
     section.findings.append(f"{len(summary):,} cells with {config.repeats} repeats each: {len(rows):,} runs.")
     section.findings += [*_objective(config), *(f"{note}." for note in sweep_report.notes(rows))]
@@ -52,8 +57,9 @@ def search(folder: Path) -> Section:
     config = Search.load(folder / searching.SETTINGS)
     unit = "requests/s" if config.rates else "tokens/s"
     columns = ["architecture", *config.space, "objective", "final_objective", "status", "reason"]
-    candidates = sources.parquet(searching.CANDIDATES, columns)
-    rows = sources.parquet(store.ROWS, ["seed"])
+    texts = [*TEXTS, "reason", *config.space]
+    candidates = sources.parquet(searching.CANDIDATES, [*columns, *RESULTS], texts)
+    rows = sources.parquet(store.ROWS, PLACE, TEXTS)
     section = Section("search", config.name, folder, Provenance(sources))
     best = candidates[candidates["status"] == searching.CHOSEN]
     for row in best.to_dict("records"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow
 
@@ -21,6 +23,7 @@ REMEDY = "make the results again, or leave the folder out"
 TEXTS = ("cell", "architecture", "draft_length", "load", "metric", "run", "cause", "segment", "quantity", "kind",
          "status", "error", "differs", "limits", "first_difference", "system", "note", "mode", "group")  # fmt: skip
 """Columns of CSV tables that hold text. `error` is text in the table of cells, and a number in a comparison."""
+LOADS = ("concurrency", "rate", "trace")
 
 
 class Sources:
@@ -41,28 +44,34 @@ class Sources:
             return None
         frame = read_csv(path, "report", REMEDY)
         _require(path, frame, columns)
+        texts = set(TEXTS) - set(numbers)
         for column in frame:
-            if column in TEXTS and column not in numbers:
+            if column in texts:
                 frame[column] = frame[column].fillna("").astype(str)
             else:
-                try:
+                with suppress(ValueError, TypeError):
                     frame[column] = pd.to_numeric(frame[column])
-                except (ValueError, TypeError) as error:
-                    raise InputError(
-                        f"report {path} column {column}", str(error), f"needs numbers; {REMEDY}"
-                    ) from error
+        _require_numbers(path, frame, texts)
+        if "load" in columns:
+            other = frame[~frame["load"].isin(LOADS) & (frame["architecture"] != "")]
+            if len(other):
+                raise InputError(f"report {path} column load", other["load"].iloc[0], f"no such load; {REMEDY}")
         self._note(name, len(frame))
         return frame
 
-    def parquet(self, name: str, columns: Collection[str]) -> pd.DataFrame:
-        """Return a Parquet table. Raises InputError if it is missing, damaged or lacks one of the columns."""
+    def parquet(self, name: str, columns: Collection[str], texts: Collection[str]) -> pd.DataFrame:
+        """Return a Parquet table. texts: columns that may hold texts.
+
+        Raises InputError if it is missing, damaged or lacks one of the columns.
+        """
         path = self.folder / name
         try:
             frame = pd.read_parquet(path)
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
+        except (OSError, ValueError, TypeError, LookupError, pyarrow.ArrowException) as error:
             remedy = f"missing or damaged ({type(error).__name__}); {REMEDY}"
             raise InputError("report", str(path), remedy) from error
         _require(path, frame, columns)
+        _require_numbers(path, frame, texts)
         self._note(name, len(frame))
         return frame
 
@@ -96,3 +105,11 @@ def _require(path: Path, frame: pd.DataFrame, columns: Collection[str]) -> None:
     if missing:
         remedy = f"the table has no column {missing[0]}; {REMEDY}"
         raise InputError("report", str(path), remedy)
+
+
+def _require_numbers(path: Path, frame: pd.DataFrame, texts: Collection[str]) -> None:
+    """Raise InputError for a column that holds anything but finite numbers and nothing, apart from texts."""
+    for name in frame:
+        numeric = pd.api.types.is_numeric_dtype(frame[name]) or frame[name].isna().all()
+        if name not in texts and not (numeric and np.isfinite(frame[name].dropna().astype(float)).all()):
+            raise InputError(f"report {path} column", str(name), f"needs numbers; {REMEDY}")

@@ -21,7 +21,10 @@ from matplotlib.figure import Figure
 
 from engines.policy.architecture import PD
 from experiments.cli import main
+from experiments.compare.compare import compare
 from experiments.figures import style
+from experiments.sweep.config import Sweep
+from experiments.sweep.sweep import run_sweep
 from tests.experiments import synthetic
 from tests.experiments.damage import copied, damage, picture
 
@@ -42,6 +45,7 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [  # each with the files and folde
     ("experiment grid.toml --jobs 1 --out out/grid", ("grid.toml",)),
     ("experiment grid.toml --jobs 1 --out out/grid", ("grid.toml", "profile")),
 ]
+REPORT = ("report errors swept bench --out out/report.html", ("errors", "swept", "bench"))
 FIGURES = ("figures live simulated --profile profile --out out/figures", ("live", "simulated", "profile"))
 
 
@@ -77,6 +81,22 @@ def make_sound(folder: Path) -> Path:
     (folder / "trace.jsonl").write_text("".join(lines))
     cells = "".join(f"{t},{p},{o}\n" for t, p, o in rows)
     (folder / "trace.csv").write_text("timestamp,prompt_tokens,output_tokens\n" + cells)
+    found = compare([live], [synthetic.simulated("pdv", count=5)])
+    found.save(folder / "errors" / "comparison.csv")
+    sweep = {"name": "swept", "profile": str(folder / "profile"), "architectures": ["pd"], "concurrencies": [1, 2],
+             "repeats": 2, "acceptance": "0.8", "workload": grid["workload"]}  # fmt: skip
+    run_sweep(Sweep.from_dict(sweep), folder / "swept", jobs=1)
+    ceilings = {"copy_bytes_per_s": 1e12, "matrix_operations_per_s": 1e14}
+    info = {
+        "device": "none",
+        "versions": {"torch": "2"},
+        "ceilings": ceilings,
+        "failures": [],
+        "settings": {"seed": 0},
+    }
+    (folder / "bench").mkdir()
+    (folder / "bench" / "bench.toml").write_text(tomli_w.dumps(info))
+    (folder / "bench" / "engines.csv").write_text("architecture,clients,ttft_s.p95,checked,equal\npd,1,0.5,3,3\n")
     return folder
 
 
@@ -134,14 +154,14 @@ def check(code: int, errors: str, done: list[str]) -> None:
 @settings(
     max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
-@given(command=st.sampled_from([*COMMANDS * 3, FIGURES]), random=st.randoms(use_true_random=False))
+@given(command=st.sampled_from([*COMMANDS * 3, REPORT, FIGURES]), random=st.randoms(use_true_random=False))
 def test_damaged_files_get_one_line_or_do_not_matter(
     sound: Path, command: tuple[str, tuple[str, ...]], random: Random
 ) -> None:
     check(*outcome(sound, command, random))
 
 
-@pytest.mark.parametrize("command", [command for command, _ in COMMANDS])
+@pytest.mark.parametrize("command", [command for command, _ in (*COMMANDS, REPORT)])
 def test_sound_files_are_read(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.chdir(copied(sound, tmp_path / "work"))
     assert main(command.split()) == 0
