@@ -15,6 +15,7 @@ This module needs no torch; `engines.live.model.permutation` builds the models.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -87,6 +88,11 @@ class PermutationSpec:
         if self.layers is not None:
             text += f":layers={self.layers}"
         return text + (f":seed={self.seed}" if self.seed else "")
+
+
+def without_alpha(pair: str) -> str:
+    """Return the name of a pair without its alphas, on which no stage's cost depends. Other names stay the same."""
+    return re.sub(":alpha=[^:]*", "", pair) if pair.startswith(PREFIX) else pair
 
 
 def margin(shape: ModelShape, layer_scale: float) -> float:

@@ -1,8 +1,8 @@
 """Check which runs can be compared.
 
 Meaningless comparisons are refused: a live run in place of a simulated one, a different device or pair, or runs of
-a cell that are not repeats of one another. A simulation may differ from the live run in other settings; these are
-named.
+a cell that are not repeats of one another. A simulation may differ from the live run in other settings, among them a
+permutation pair's alphas; these are named.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from calibrate.profile import Profile
 from engines.errors import InputError
+from engines.pairs.permutation import without_alpha
 from engines.record.run import Run
 from experiments.runner.cells import Cell, cell_of
 
@@ -143,8 +144,12 @@ def _check_repeats(field: str, cell: Cell, runs: Sequence[Run]) -> None:
 
 def _refuse_others(what: str, info: Mapping[str, Any], live: Run, remedy: str) -> None:
     measured = _measured_on(live)
+    pairs = str(info.get("pair")), str(measured["pair"])
+    other_alphas = pairs[0] != pairs[1] and without_alpha(pairs[0]) == without_alpha(pairs[1])
     for name in MEASURED_ON:
         other, own = info.get(name), measured[name]
+        if other_alphas and name in ("pair", "pair_models"):
+            continue  # the same stages at the same cost
         if None not in (other, own) and other != own:
             raise InputError(f"{what} {name}", other, f"the live run {live.name} has {own!r}; {remedy}")
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from calibrate.profile import Profile
+from engines.errors import InputError
+from engines.pairs.permutation import without_alpha
 from engines.policy.architecture import Architecture
 from engines.record.run import Run
 from experiments.program.progress import Report
-from experiments.runner.predict import FROM_PROFILE, AcceptanceChoice, Prediction, planned, predict, replayed
+from experiments.runner.predict import (
+    CLOSED_FORM,
+    FROM_PROFILE,
+    AcceptanceChoice,
+    Prediction,
+    planned,
+    predict,
+    replayed,
+)
 
 
 def predictions(
@@ -21,6 +31,7 @@ def predictions(
     (experiments.runner.without.PARTS). progress: told how many simulations are done, and how many there are. Raises
     InputError, also for what the profile does not cover.
     """
+    _check_acceptance(lives, profile, acceptance)
     replays, blind = (
         Prediction(profile, choice, without=without) for choice in (AcceptanceChoice("tape"), acceptance)
     )
@@ -34,3 +45,13 @@ def predictions(
         if progress is not None:
             progress(len(made), 2 * len(lives))
     return made
+
+
+def _check_acceptance(lives: Sequence[Run], profile: Profile, acceptance: AcceptanceChoice) -> None:
+    """Raise InputError if the acceptance would be that of a pair with other alphas than a live run's."""
+    known = str(profile.info.get("pair"))
+    for live in lives:
+        pair = str(live.info.get("pair", known))
+        if pair != known and without_alpha(pair) == without_alpha(known) and acceptance in (FROM_PROFILE, CLOSED_FORM):
+            remedy = f"the profile is of {known}, {live.name} of {pair}; give numbers, such as 0.6 or 0.6+-0.2"
+            raise InputError("acceptance", acceptance.kind, remedy)

@@ -115,6 +115,26 @@ def test_blind_simulations_know_the_description_and_not_the_record() -> None:
     assert made[1].info["acceptance"]["source"] == "per-request spread"
 
 
+def test_a_profile_serves_other_alphas_if_the_acceptance_is_given(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lives, _ = work
+    name = "permutation:llama2-7b+tinyllama-1.1b:alpha={}:layers=2"
+    known = profile(host_ms=1.0)
+    dataclasses.replace(known, info={**known.info, "pair": name.format(0.8)}).save(tmp_path / "profile")
+    live = dataclasses.replace(lives[0], info={**lives[0].info, "pair": name.format("0.3,0.9")})
+    live.save(tmp_path / "live" / "pd")
+    command = f"compare {tmp_path}/live --predict --profile {tmp_path}/profile".split()
+    assert main(command) == 2
+    assert "acceptance = 'profile'" in capsys.readouterr().err
+    assert main([*command, "--acceptance", "0.6+-0.2"]) == 0
+    capsys.readouterr()
+    dataclasses.replace(live, info={**live.info, "pair": name.format(0.8) + ":seed=1"}).save(tmp_path / "seed" / "pd")
+    command[1] = f"{tmp_path}/seed"
+    assert main([*command, "--acceptance", "0.8"]) == 2
+    assert "pair" in capsys.readouterr().err
+
+
 def test_totals_are_means_of_absolute_errors_and_the_worst_cell() -> None:
     runs = [synthetic.simulated("pd", concurrency=n) for n in (1, 3)]
     lives = [as_live(run, name=f"live{cell_of(run).level}") for run in runs]
