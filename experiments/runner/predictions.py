@@ -52,6 +52,7 @@ def _check_acceptance(lives: Sequence[Run], profile: Profile, acceptance: Accept
     known = str(profile.info.get("pair"))
     for live in lives:
         pair = str(live.info.get("pair", known))
-        if pair != known and without_alpha(pair) == without_alpha(known) and acceptance in (FROM_PROFILE, CLOSED_FORM):
+        other_alphas = pair != known and without_alpha(pair) == without_alpha(known)
+        if other_alphas and acceptance in (FROM_PROFILE, CLOSED_FORM):
             remedy = f"the profile is of {known}, {live.name} of {pair}; give numbers, such as 0.6 or 0.6+-0.2"
             raise InputError("acceptance", acceptance.kind, remedy)
