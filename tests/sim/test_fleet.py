@@ -86,6 +86,28 @@ def test_littles_law_holds_for_every_replica_and_the_fleet(fleet: Fleet, load: W
         assert row["mean_in_system"] == pytest.approx(row["throughput_requests_per_s"] * row["latency_s.mean"])
 
 
+@pytest.mark.parametrize("seed", range(100, 116))
+def test_random_fleets_lose_nothing(seed: int) -> None:
+    """Any layout, limits, load, acceptance, context and router."""
+    fleet = FLEETS[seed % len(FLEETS)]
+    (_, load), (run, metrics) = random_run(
+        seed, lambda *given, **options: (given[:2], simulate_fleet(fleet, *given, **options))
+    )
+    requests, steps = run.requests.set_index("request"), run.steps
+    assert sorted(requests.index) == [request.id for request in load.requests]
+    served = requests[requests["status"] == "finished"]
+    assert (requests.drop(served.index)["status"] == "rejected").all()
+    assert replica_of(run).index.tolist() == served.index.tolist()
+    booked = steps.groupby("request")[["emitted", "accepted", "rejected", "discarded"]].sum()
+    assert (booked["emitted"] == served["output_tokens"]).all()
+    assert (booked.sum(axis=1) - booked["emitted"] == served["drafted"]).all()
+    row = metrics.loc["fleet"]
+    assert (row["requests"], row["finished"]) == (len(requests), len(served))
+    assert row["output_tokens"] == served["output_tokens"].sum()
+    assert row["mean_in_system"] == pytest.approx(_mean_in_system(served, run.duration_s))
+    assert row["mean_in_system"] == pytest.approx(row["throughput_requests_per_s"] * row["latency_s.mean"])
+
+
 def _mean_in_system(requests: pd.DataFrame, duration_s: float) -> float:
     """Count the requests at every arrival and finish, and integrate the count."""
     times = np.concatenate([requests["arrival_s"], requests["finish_s"]])
