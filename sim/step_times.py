@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from calibrate.contention import RunningSegment
-from engines.policy.architecture import Architecture, Stage, Step
+from engines.policy.architecture import Architecture, Segment, Stage, Step
 from engines.policy.captured_sizes import CapturePlan
 from engines.policy.draft_length import LoadAdaptiveDraftLength
 from engines.policy.segment_shape import SegmentShape, catch_up_passes
@@ -29,35 +29,54 @@ class MeasuredStepTimes:
         draft_lane, step = architecture.lane_for(Stage.DRAFT)
         verify_lane = draft_lane if step is Step.DRAFT_VERIFY else architecture.lane_for(Stage.VERIFY)[0]
         self._draft_plan, self._verify_plan = (plans.get(lane.stream) for lane in (draft_lane, verify_lane))
-        self._known: dict[tuple[object, ...], float] = {}
+        self._whole = step is Step.DRAFT_VERIFY
+        self._known: dict[tuple[int, int, int, bool], float] = {}
+        self._rates_of: dict[tuple[tuple[object, ...], tuple[object, ...]], tuple[float, float]] = {}
         for k in (architecture.draft_length.minimum, architecture.draft_length.maximum):
-            self.together_s(1, k, 2.0)
-
-    def together_s(self, batch: int, k: int, context_tokens: float) -> float:
-        segments_s = self._segment_s(batch, k, context_tokens)
-        if k:
-            segments_s += self._segment_s(batch, k, context_tokens, draft=True)
-        return segments_s + self._host_s(Step.DRAFT_VERIFY, batch)
+            self.verify_s(1, k, 2.0)
+            if k:
+                self.draft_s(1, k, 2.0)
 
     def draft_s(self, batch: int, k: int, context_tokens: float) -> float:
-        return self._segment_s(batch, k, context_tokens, draft=True) + self._host_s(Step.DRAFT, batch)
+        return self._segment_s(batch, k, context_tokens, draft=True)
 
     def verify_s(self, batch: int, k: int, context_tokens: float) -> float:
-        return self._segment_s(batch, k, context_tokens) + self._host_s(Step.VERIFY, batch)
+        return self._segment_s(batch, k, context_tokens, draft=False)
 
-    def rates(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
-        running = []
-        for batch, draft in ((drafting, True), (verifying, False)):
-            shape = self._shape(batch, k, context_tokens, draft)
-            kernel_ms = self._costs.cost(shape, None).kernel_ms
-            running.append(RunningSegment(shape.segment, shape.rows, kernel_ms))
-        draft_rate, verify_rate = self._costs.contention.rates(running)
+    def host_s(self, batch: int, drafts: bool, verifies: bool) -> float:
+        step = Step.DRAFT if not verifies else Step.DRAFT_VERIFY if drafts or self._whole else Step.VERIFY
+        return sum(self._costs.host_s(step, batch, True, 0))
+
+    def side_by_side(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
+        draft, verify = (
+            self._shape(batch, k, context_tokens, draft) for batch, draft in ((drafting, True), (verifying, False))
+        )
+        draft_rate, verify_rate = self._rates(draft, verify)
         return draft_rate, verify_rate
+
+    def beside_prefill(self, batch: int, k: int, context_tokens: float, prompt_tokens: int) -> tuple[float, float]:
+        prefill = SegmentShape.prefill(Segment.PREFILL_TARGET, 1, prompt_tokens)
+        verify = self._shape(batch, k, context_tokens, draft=False)
+        draft = self._shape(batch, k, context_tokens, draft=True) if k else verify
+        return self._rates(draft, prefill)[0], self._rates(verify, prefill)[0]
+
+    def _rates(self, one: SegmentShape, other: SegmentShape) -> tuple[float, float]:
+        """Return the rates of two segments that run at the same time."""
+        key = one[:4], other[:4]  # without the context
+        found = self._rates_of.get(key)
+        if found is None:
+            running = [
+                RunningSegment(shape.segment, shape.rows, self._costs.cost(shape, None).kernel_ms)
+                for shape in (one, other)
+            ]
+            first, second = self._costs.contention.rates(running)
+            found = self._rates_of[key] = first, second
+        return found
 
     def catch_up_s(self, tokens: int) -> float:
         return sum(self._costs.cost(shape, None).duration_s for shape in catch_up_passes(tokens))
 
-    def _segment_s(self, batch: int, k: int, context_tokens: float, draft: bool = False) -> float:
+    def _segment_s(self, batch: int, k: int, context_tokens: float, draft: bool) -> float:
         """Return the seconds on the device of a draft or a verify."""
         step = round(context_tokens / CONTEXT_STEP)
         key = batch, k, step, draft
@@ -71,9 +90,6 @@ class MeasuredStepTimes:
         shape = (SegmentShape.draft if draft else SegmentShape.verify)(batch, k, context_tokens)
         plan = self._draft_plan if draft else self._verify_plan
         return shape if plan is None else plan.padded(shape)
-
-    def _host_s(self, step: Step, batch: int) -> float:
-        return sum(self._costs.host_s(step, batch, True, 0))
 
 
 def step_times(

@@ -295,14 +295,12 @@ class Scheduler:
         if self.permits[queue.device] <= 0:  # nothing is decided before it can start
             return
         for state in carried:
-            if self._choose([state]) == 0:
-                self._weighs.chose(0)
+            if self._choose([state], 0) == 0:
                 self._skip_draft(state, now)
         while queue.waiting and self._idle[queue.lane.name]:
             members = list(itertools.islice(queue.waiting, queue.limit))
-            if self._choose(members):
+            if self._choose(members, 0):
                 break
-            self._weighs.chose(0)
             for _ in members:
                 self._skip_draft(queue.waiting.popleft(), now)
 
@@ -316,16 +314,24 @@ class Scheduler:
         if state.worker is None:
             verify.waiting.append(state)
 
-    def _choose(self, members: Sequence[RequestState], least: int = 0) -> int:
-        """Return the draft length that the controller chooses for a batch of these requests, `least` or more."""
+    def _choose(self, members: Sequence[RequestState], least: int) -> int:
+        """Return the draft length that the controller chooses for a batch of these requests, `least` or more.
+
+        Where draft is a step of its own, a choice above 0 counts once the batch starts.
+        """
         assert self._weighs is not None
         size = len(members)
-        prefilling = sum(len(batch.members) for batch in self.running.values() if batch.step is _PREFILL)
+        prefills = [batch for batch in self.running.values() if batch.step is _PREFILL]
         context = sum(state.request.prompt_tokens + state.emitted for state in members) / size
         behind = sum(state.behind for state in members)
         whole = self._queues[_TO_DRAFT].step is _DRAFT_VERIFY or self.hybrid
-        beside = len(self.active) - prefilling - size
-        return self._weighs.choose(Load(size, beside, context, behind, whole, self._overlaps), least)
+        beside = len(self.active) - sum([len(batch.members) for batch in prefills]) - size
+        tokens = sum([batch.shapes[-1].tokens for batch in prefills])
+        load = Load(size, beside, context, behind, whole, self._overlaps, tokens)
+        k = self._weighs.choose(load, least)
+        if least or not k or self._queues[_TO_DRAFT].step is _DRAFT_VERIFY:
+            self._weighs.chose(k, load)
+        return k
 
     # --- starting ---------------------------------------------------------------------------------------
 
@@ -339,7 +345,6 @@ class Scheduler:
         drafts, k = step is _DRAFT_VERIFY or step is _DRAFT, self.controller.k
         if drafts and self._weighs is not None:
             k = self._choose(members, least=int(queue.step is _DRAFT))
-            self._weighs.chose(k)
         for state in members:
             state.status = _RUNNING
             if drafts:

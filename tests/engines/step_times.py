@@ -16,19 +16,23 @@ class Formula:
     row_s: float = 4e-5
     one_draft_s: float = 1e-3
     rate: float = 0.6
-    host_s: float = 0.0
-
-    def together_s(self, batch: int, k: int, context_tokens: float) -> float:
-        return k * self.one_draft_s + max(self.weights_s, batch * (k + 1) * self.row_s) + self.host_s
+    step_s: float = 0.0
+    prefill_rates: tuple[float, float] = (0.5, 0.8)
 
     def draft_s(self, batch: int, k: int, context_tokens: float) -> float:
-        return k * self.one_draft_s + self.host_s
+        return k * self.one_draft_s
 
     def verify_s(self, batch: int, k: int, context_tokens: float) -> float:
-        return max(self.weights_s, batch * (k + 1) * self.row_s) + self.host_s
+        return max(self.weights_s, batch * (k + 1) * self.row_s)
 
-    def rates(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
+    def host_s(self, batch: int, drafts: bool, verifies: bool) -> float:
+        return self.step_s
+
+    def side_by_side(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
         return self.rate, self.rate
+
+    def beside_prefill(self, batch: int, k: int, context_tokens: float, prompt_tokens: int) -> tuple[float, float]:
+        return self.prefill_rates
 
     def catch_up_s(self, tokens: int) -> float:
         return 1e-3 + tokens * 1e-5

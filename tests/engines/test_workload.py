@@ -34,6 +34,28 @@ MANY = 20_000
 SHORT = FixedLength(8)
 
 
+def test_a_rate_may_change_at_equal_shares_of_the_requests() -> None:
+    for process in ("poisson", "fixed"):
+        steady = _gaps(_open(count=30, rate=2.0, process=process))
+        stepped = _open(count=30, rate=2.0, process=process, rate_steps=(1, 3, 0.5))
+        np.testing.assert_allclose(_gaps(stepped)[:9], steady[:9])
+        np.testing.assert_allclose(_gaps(stepped)[9:19], steady[9:19] / 3)
+        np.testing.assert_allclose(_gaps(stepped)[19:], steady[19:] * 2)
+        assert stepped.info["rate_steps"] == [1, 3, 0.5]
+        assert "rate_steps" not in _open(count=3).info
+
+
+@pytest.mark.parametrize("steps", [(1.0, 0.0), (-1.0,), (math.inf,), (True,)])
+def test_a_bad_change_of_the_rate_is_named(steps: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="rate_steps"):
+        _open(count=5, rate_steps=steps)
+
+
+def test_clients_have_no_rate_that_could_change() -> None:
+    with pytest.raises(InputError, match=r"rate_steps = .*open loop"):
+        make_workload(5, SHORT, SHORT, concurrency=2, rate_steps=(1, 3))
+
+
 SPREAD = LogNormalLength(median=100, sigma=0.5, low=1, high=10_000)
 
 

@@ -12,7 +12,12 @@ import tomli_w
 from engines.errors import InputError
 from engines.policy.architecture import ARCHITECTURES, Stage, Step
 from engines.policy.changes import changed, parse_batch_limits
-from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength, parse_draft_length
+from engines.policy.draft_length import (
+    AdaptiveDraftLength,
+    FixedDraftLength,
+    LoadAdaptiveDraftLength,
+    parse_draft_length,
+)
 from engines.storage.validation import checked
 from engines.workload.lengths import parse_lengths
 from engines.workload.workload import FixedLength, LogNormalLength, UniformLength
@@ -235,10 +240,15 @@ def test_lengths() -> None:
 def test_draft_lengths() -> None:
     assert parse_draft_length("4") == FixedDraftLength(4)
     assert parse_draft_length("0") == FixedDraftLength(0)
+    assert parse_draft_length("load") == LoadAdaptiveDraftLength()
+    assert parse_draft_length("load0-2") == LoadAdaptiveDraftLength(0, 2, 2)
+    assert parse_draft_length("load5-6") == LoadAdaptiveDraftLength(5, 6, 5)
+    for text in ("0", "4", "2-8", "load0-8"):
+        assert parse_draft_length(text).label == text
     assert parse_draft_length("adaptive") == AdaptiveDraftLength()
     assert parse_draft_length("6-8") == AdaptiveDraftLength(minimum=6, maximum=8, start=6)
     assert parse_draft_length("1-2") == AdaptiveDraftLength(minimum=1, maximum=2, start=2)
-    for bad in ("-1", "8-2", "0-3", "four", "4.0", ""):
+    for bad in ("load0-0", "load8-2", "load 0-8", "loads", "-1", "8-2", "0-3", "four", "4.0", ""):
         with pytest.raises(InputError):
             parse_draft_length(bad)
 
@@ -253,6 +263,34 @@ def test_limits_and_numbers() -> None:
         with pytest.raises(InputError):
             parse_numbers("x", bad)
     assert parse_numbers("x", "4,0", least=0) == [0, 4]
+
+
+ALPHAS = {"pair": "permutation:tiny+tiny-draft:alpha=0.5,0.8", "architectures": ["pd"], "mode": "live"}
+
+
+def test_a_permutation_pair_is_asked_for_one_of_its_alphas() -> None:
+    asked = {**ALPHAS, "concurrencies": [1], "workload": {"alpha": 0.5}}
+    (point,) = Experiment.from_dict(asked).points()
+    assert point.workloads[0].info["alpha"] == 0.5
+    with pytest.raises(InputError, match=r"workload\.alpha = 0\.6: the pair .* has 0\.5, 0\.8"):
+        Experiment.from_dict({**asked, "workload": {"alpha": 0.6}})
+    with pytest.raises(InputError, match=r"workload\.alpha = 0\.5: acceptance is chosen for a permutation pair only"):
+        Experiment.from_dict({**asked, "pair": "embedded"})
+
+
+def test_an_open_loop_may_change_its_rate() -> None:
+    asked = {**ALPHAS, "rates": [4.0], "workload": {"rate_steps": [1.0, 3.0]}}
+    assert Experiment.from_dict(asked).points()[0].workloads[0].info["rate_steps"] == [1.0, 3.0]
+    with pytest.raises(InputError, match=r"workload\.rate_steps"):
+        Experiment.from_dict({**asked, "rates": [], "concurrencies": [2]})
+
+
+def test_a_draft_length_that_follows_the_load_needs_a_profile_even_live() -> None:
+    asked = {**ALPHAS, "concurrencies": [1], "k": ["load0-4"]}
+    with pytest.raises(InputError, match="profile = None: a draft length that follows the load weighs costs"):
+        Experiment.from_dict(asked)
+    assert Experiment.from_dict({**asked, "profile": "somewhere"}).weighs
+    assert Experiment.from_dict({**asked, "calibration": {}}).calibration_points()["draft_lengths"] == [0, 1, 2, 3, 4]
 
 
 def test_a_calibration_measures_every_draft_length_that_is_used() -> None:

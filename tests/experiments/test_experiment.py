@@ -45,6 +45,27 @@ def test_rounds_go_there_and_back_with_one_engine_per_architecture_and_go_on_whe
     assert first.measured[0]["draft_lengths"] == [4]
 
 
+def test_what_a_draft_length_weighs_is_measured_before_it_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what needs the same engine shares it, under its own name."""
+    backend, weighed, measured = Backend(), list[object](), list[int]()
+    engine, measure = backend.engine, backend.measure
+    monkeypatch.setattr(
+        backend, "engine", lambda layout, loads, profile: (weighed.append(profile), engine(layout, loads, profile))[1]
+    )
+    monkeypatch.setattr(backend, "measure", lambda *args: (measured.append(len(backend.served)), measure(*args))[1])
+    entry = {"base": "pd", "slots": 6, "draft_length": "load2-4"}
+    entries = [{**entry, "name": "calm", "concurrencies": [1]}, {**entry, "name": "busy", "concurrencies": [3]}]
+    outcome = perform(tmp_path, backend, architectures=entries, concurrencies=[], repeats=2)
+    assert measured == [0, 4]  # the first part before the first round, the second after the second
+    assert len(weighed) == 2  # one engine per round
+    assert all(isinstance(profile, Profile) for profile in weighed)
+    names = [run.info["architecture"]["name"] for run in outcome.runs if run.info["kind"] == "live"]
+    assert sorted(names) == ["busy", "busy", "calm", "calm"]
+    assert all((tmp_path / "live" / f"calm-c1-kload2-4-r{n}" / "run.toml").is_file() for n in (1, 2))
+
+
 def test_everything_is_in_the_folder(finished: Finished) -> None:
     folder, outcome, _ = finished
     assert len(list((folder / "live").glob("*/run.toml"))) == 8

@@ -155,6 +155,8 @@ def test_cancelling_what_is_not_there_is_harmless(engine: LiveEngine) -> None:
 def test_an_exception_in_a_lane_fails_the_request_concerned(
     engine: LiveEngine, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if stage == "draft" and not engine.architecture.drafts:
+        pytest.skip("nothing is drafted")
     run = getattr(engine.stages, stage)
     poisoned: set[int] = set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -10,15 +11,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from engines.errors import InputError
 from engines.live.model.pairs import Pair, load_pair
 from engines.live.model.permutation import build_models
 from engines.live.serving.engine import LiveEngine
+from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.pairs.permutation import PermutationSpec, expected_output, expected_tape, make_cycle, parse_pair
+from engines.pairs.prompts import permutation_prompts
 from engines.pairs.shapes import SHAPES, ModelShape
 from engines.policy.architecture import ARCHITECTURES
 from engines.policy.request import Request
-from engines.workload.workload import Workload
+from engines.workload.workload import FixedLength, Workload, make_workload
 from tests.engines.live.test_lossless import collect
 
 NAME = "permutation:tiny+tiny-draft:alpha=0.9,0.6"
@@ -44,7 +48,28 @@ def test_every_token_and_tape_equals_the_closed_form(name: str, tiny: Pair) -> N
         handles, run = collect(engine, Workload(asked, concurrency=6))
     for request in asked:
         assert handles[request.id].tokens == expected_output(SPEC, request.prompt, request.max_tokens).tolist()
-        assert np.array_equal(run.tapes[request.id], expected_tape(SPEC, request.prompt, request.max_tokens))
+        tape = expected_tape(SPEC, request.prompt, request.max_tokens)
+        assert np.array_equal(run.tapes[request.id], tape if ARCHITECTURES[name].drafts else np.full_like(tape, -1))
+
+
+def test_prompts_start_where_the_asked_acceptance_is(tiny: Pair) -> None:
+    """The same prompts live and simulated, each alpha in its own region, and the rest of the prompt unchanged."""
+    asked = make_workload(20, FixedLength(8), FixedLength(40), concurrency=5, seed=3)
+    plain = prompts_for(tiny, asked, 3)
+    for alpha in SPEC.alphas:
+        chosen = dataclasses.replace(asked, info={**asked.info, "alpha": alpha})
+        prompted = prompts_for(tiny, chosen, 3)
+        assert prompted == permutation_prompts(chosen, SPEC, 3)
+        assert len({request.prompt[-1] for request in prompted.requests if request.prompt}) > 10
+        tapes = [expected_tape(SPEC, request.prompt or (), 40)[1:] for request in prompted.requests]
+        assert np.concatenate(tapes).mean() == pytest.approx(alpha, abs=0.08)
+        for ours, other in zip(prompted.requests, plain.requests, strict=True):
+            assert (ours.prompt or ())[:-1] == (other.prompt or ())[:-1]
+    with pytest.raises(InputError, match=r"workload\.alpha = 0\.7: the pair .* has 0\.9, 0\.6"):
+        prompts_for(tiny, dataclasses.replace(asked, info={**asked.info, "alpha": 0.7}), 3)
+    longer = make_workload(1, FixedLength(8), FixedLength(400), concurrency=1)
+    with pytest.raises(InputError, match="output_tokens = 400: the region of alpha"):
+        prompts_for(tiny, dataclasses.replace(longer, info={**longer.info, "alpha": 0.9}), 3)
 
 
 def test_measured_acceptance_is_the_dialled_one(tiny: Pair) -> None:
