@@ -47,12 +47,12 @@ def draw(panel: Panel, found: pd.DataFrame, folder: Path, name: str, source: str
     )
     for (row, column), is_open in np.ndenumerate(unsure.to_numpy(bool)):
         if is_open:
-            box = Rectangle((column, row), 1, 1, fill=False, hatch=HATCH, edgecolor="#00000040", linewidth=0)
+            box = Rectangle((column, row), 1, 1, fill=False, hatch=HATCH, edgecolor="#00000030", linewidth=0)
             axis.add_patch(box)
     if panel.shows == "gain":
         for text, gain in zip(axis.texts, values.to_numpy(float).flat, strict=True):
             if abs(gain - 1) < NEAR:
-                text.set(style="italic", color="#707070")
+                text.set(style="italic", color="#5a5a5a")
     axis.set(xlabel=panel.x, ylabel=panel.y)
     axis.set_title(panel.title)
     axis.tick_params(length=0)
