@@ -31,7 +31,9 @@ class MeasuredStepTimes:
         self._draft_plan, self._verify_plan = (plans.get(lane.stream) for lane in (draft_lane, verify_lane))
         self._whole = step is Step.DRAFT_VERIFY
         self._known: dict[tuple[int, int, int, bool], float] = {}
-        self._rates_of: dict[tuple[tuple[object, ...], tuple[object, ...]], tuple[float, float]] = {}
+        self._host_s: dict[tuple[int, bool, bool], float] = {}
+        self._side_by_side: dict[tuple[int, int, int, int], tuple[float, float]] = {}
+        self._beside_prefill: dict[tuple[int, int, int, int], tuple[float, float]] = {}
         for k in (architecture.draft_length.minimum, architecture.draft_length.maximum):
             self.verify_s(1, k, 2.0)
             if k:
@@ -44,34 +46,42 @@ class MeasuredStepTimes:
         return self._segment_s(batch, k, context_tokens, draft=False)
 
     def host_s(self, batch: int, drafts: bool, verifies: bool) -> float:
-        step = Step.DRAFT if not verifies else Step.DRAFT_VERIFY if drafts or self._whole else Step.VERIFY
-        return sum(self._costs.host_s(step, batch, True, 0))
+        key = batch, drafts, verifies
+        found = self._host_s.get(key)
+        if found is None:
+            step = Step.DRAFT if not verifies else Step.DRAFT_VERIFY if drafts or self._whole else Step.VERIFY
+            found = self._host_s[key] = sum(self._costs.host_s(step, batch, True, 0))
+        return found
 
     def side_by_side(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
-        draft, verify = (
-            self._shape(batch, k, context_tokens, draft) for batch, draft in ((drafting, True), (verifying, False))
-        )
-        draft_rate, verify_rate = self._rates(draft, verify)
-        return draft_rate, verify_rate
+        key = drafting, verifying, k, round(context_tokens / CONTEXT_STEP)
+        found = self._side_by_side.get(key)
+        if found is None:
+            draft, verify = (
+                self._shape(drafting, k, key[3], draft=True),
+                self._shape(verifying, k, key[3], draft=False),
+            )
+            found = self._side_by_side[key] = self._rates(draft, verify)
+        return found
 
     def beside_prefill(self, batch: int, k: int, context_tokens: float, prompt_tokens: int) -> tuple[float, float]:
-        prefill = SegmentShape.prefill(Segment.PREFILL_TARGET, 1, prompt_tokens)
-        verify = self._shape(batch, k, context_tokens, draft=False)
-        draft = self._shape(batch, k, context_tokens, draft=True) if k else verify
-        return self._rates(draft, prefill)[0], self._rates(verify, prefill)[0]
+        key = batch, k, prompt_tokens, round(context_tokens / CONTEXT_STEP)
+        found = self._beside_prefill.get(key)
+        if found is None:
+            prefill = SegmentShape.prefill(Segment.PREFILL_TARGET, 1, prompt_tokens)
+            verify = self._shape(batch, k, key[3], draft=False)
+            draft = self._shape(batch, k, key[3], draft=True) if k else verify
+            found = self._beside_prefill[key] = self._rates(draft, prefill)[0], self._rates(verify, prefill)[0]
+        return found
 
     def _rates(self, one: SegmentShape, other: SegmentShape) -> tuple[float, float]:
         """Return the rates of two segments that run at the same time."""
-        key = one[:4], other[:4]  # without the context
-        found = self._rates_of.get(key)
-        if found is None:
-            running = [
-                RunningSegment(shape.segment, shape.rows, self._costs.cost(shape, None).kernel_ms)
-                for shape in (one, other)
-            ]
-            first, second = self._costs.contention.rates(running)
-            found = self._rates_of[key] = first, second
-        return found
+        running = [
+            RunningSegment(shape.segment, shape.rows, self._costs.cost(shape, None).kernel_ms)
+            for shape in (one, other)
+        ]
+        first, second = self._costs.contention.rates(running)
+        return first, second
 
     def catch_up_s(self, tokens: int) -> float:
         return sum(self._costs.cost(shape, None).duration_s for shape in catch_up_passes(tokens))
@@ -82,12 +92,12 @@ class MeasuredStepTimes:
         key = batch, k, step, draft
         found = self._known.get(key)
         if found is None:
-            shape = self._shape(batch, k, max(2.0, float(step * CONTEXT_STEP)), draft)
-            found = self._known[key] = self._costs.cost(shape, None).duration_s
+            found = self._known[key] = self._costs.cost(self._shape(batch, k, step, draft), None).duration_s
         return found
 
-    def _shape(self, batch: int, k: int, context_tokens: float, draft: bool) -> SegmentShape:
-        shape = (SegmentShape.draft if draft else SegmentShape.verify)(batch, k, context_tokens)
+    def _shape(self, batch: int, k: int, step: int, draft: bool) -> SegmentShape:
+        """step: the mean context, in CONTEXT_STEP tokens."""
+        shape = (SegmentShape.draft if draft else SegmentShape.verify)(batch, k, max(2, step * CONTEXT_STEP))
         plan = self._draft_plan if draft else self._verify_plan
         return shape if plan is None else plan.padded(shape)
 
