@@ -113,9 +113,7 @@ def simulate(
     ] = None,
     no_record: Annotated[
         bool,
-        typer.Option(
-            "--no-record", help="Keep no record, only metrics: for loads of any length.", rich_help_panel=FLEET
-        ),
+        typer.Option("--no-record", help="Keep no record; print the metrics.", rich_help_panel=FLEET),
     ] = False,
     concurrency: ConcurrencyOption = None,
     rate: RateOption = None,
@@ -170,6 +168,7 @@ def simulate(
     else:
         layout = chosen_architecture(architecture, *limits)
         workload = chosen_workload(load)
+    fleet.check(layout)
     if metrics is not None:
         check_table("metrics", metrics, FLEET_COLUMNS)
     if not no_record:
@@ -195,14 +194,13 @@ def simulate(
                 record = predict(layout, workload, settings, live=live, info=info, progress=progress)
         if record is not None:
             record.save(out)
-    if metrics is not None and table is not None:
-        save_table(table.reset_index(), metrics)
     if table is not None:
+        if metrics is not None:
+            save_table(table.reset_index(), metrics)
         print_fleet(table)
     if record is not None:
         conclude(record, out)
-        return
-    if beyond:
+    elif beyond:
         print(f"beyond the profile: {beyond_text(beyond, len(workload.requests))}")
 
 
