@@ -6,6 +6,7 @@ import functools
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -14,7 +15,8 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from engines.policy.architecture import ARCHITECTURES, Segment
 from engines.record.run import Run
@@ -22,15 +24,18 @@ from engines.storage.files import replaced
 from experiments.compare.comparable import sides, union
 from experiments.runner.cells import cell_of
 
-COLUMN, PAGE = 3.4, 7.0
+COLUMN, PAGE = 3.3, 7.0
 """Widths of a column and a page of a paper, in inches."""
 MOST_TICKS = 7
 LEGEND_KEY, LEGEND_LETTER = 0.5, 0.058
 """Widths of a legend's key and of each letter, in inches."""
-SOURCE_LETTERS = 22
+SOURCE_LETTERS = 21
 """Letters per inch of the source line."""
 LOG_FROM = 8.0
 """Loads are drawn on a logarithmic axis if the largest is at least this many times the smallest."""
+
+MOST_DECADES = 1e4
+"""A logarithmic axis is labelled within decades if it spans fewer than this factor."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -198,6 +203,39 @@ def legend_above(figure: Figure, entries: Mapping[str, Artist], columns: int) ->
     room = figure.get_figwidth() / (LEGEND_KEY + LEGEND_LETTER * max(map(len, entries), default=1))
     columns = max(1, min(columns, int(room)))
     figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=columns, frameon=False)
+
+
+def legend_rows(figure: Figure, groups: Sequence[Mapping[str, Artist]]) -> None:
+    """Add one legend above the panels, with a row for each group of entries; if all fit into one row, with one.
+
+    A group that is wider than the figure takes several rows.
+    """
+    groups = [group for group in groups if group]
+    everything = [list(group.items()) for group in groups]
+    rows = [list(chain.from_iterable(everything))]
+    for columns in range(max(map(len, everything), default=1), 0, -1):
+        if _width(rows) <= figure.get_figwidth():
+            break
+        rows = [group[i : i + columns] for group in everything for i in range(0, len(group), columns)]
+    blank: tuple[str, Artist] = ("", Line2D([], [], alpha=0))
+    filled = [entry for column in zip_longest(*rows, fillvalue=blank) for entry in column]  # column by column
+    labels, handles = zip(*filled, strict=True) if filled else ((), ())
+    figure.legend(handles, labels, loc="outside upper center", ncols=max(map(len, rows)), frameon=False)
+
+
+def _width(rows: Sequence[Sequence[tuple[str, Artist]]]) -> float:
+    """Return the width of a legend's rows, whose columns are aligned, in inches."""
+    columns = zip_longest(*([len(label) for label, _ in row] for row in rows), fillvalue=0)
+    return sum(LEGEND_KEY + LEGEND_LETTER * max(column) for column in columns)
+
+
+def log_ticks(panel: Axes) -> None:
+    """Label a logarithmic y axis at 1, 2 and 5 times the powers of 10, or at the powers if it spans many."""
+    low, high = panel.get_ylim()
+    few = high < MOST_DECADES * low
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, folder: Path, name: str, source_line: str) -> list[Path]:

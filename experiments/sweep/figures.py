@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pandas as pd
 import seaborn as sns
@@ -21,8 +22,8 @@ PANELS = {
     "throughput_tokens_per_s": "throughput (tokens/s)",
     "goodput_requests_per_s": "goodput (requests/s)",
     "slo_attainment": "requests that meet the SLO",
-    "ttft_s.p95": "P95 TTFT (s)",
-    "tpot_s.p95": "P95 TPOT (s)",
+    "ttft_s.p95": "P95 TTFT (ms)",
+    "tpot_s.p95": "P95 TPOT (ms)",
     "running_at_least_1": "device busy (share of time)",
 }
 AXES = {
@@ -33,13 +34,16 @@ AXES = {
     "prompt_tokens": "prompt tokens", "output_tokens": "output tokens", "acceptance": "acceptance (alpha)",
 }  # fmt: skip
 SHARES = ("slo_attainment", "running_at_least_1")
+OBJECTIVES = {"ttft_s.p95": "slo_ttft_s", "tpot_s.p95": "slo_tpot_s"}
+MS = 1e3
+HEADINGS = ("architecture",)  # of seaborn's legend
+T = TypeVar("T")
 LOG_FROM = 20.0
 """A metric is drawn on a logarithmic axis if the largest mean is more than this many times the smallest."""
 LEAST_SHARE = 0.01
 """Bands reach down to this share of the mean at most, since a logarithmic axis cannot show what reaches below 0."""
-MOST_STYLES = 6
 MOST_FIGURES = 12
-DASHES: list[tuple[float, ...] | str] = ["", (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1, 1, 1, 1, 1), (8, 2)]
+DASHES: list[tuple[float, ...] | str] = ["", (4, 1.5), (1, 1), (5, 1, 1, 1), (8, 2)]
 
 
 @style.themed
@@ -47,8 +51,9 @@ def draw(sweep: Sweep, rows: pd.DataFrame, folder: Path) -> list[Path]:
     """Draw PANELS together at the width of a page, and each alone at that of a column, as PDF and PNG.
 
     The x axis is the load or, if it does not vary, the first axis whose values are numbers. Colours are
-    architectures. The axis with the next most values, if it has at most MOST_STYLES, sets dashes. There is a figure
-    for each combination of the others, MOST_FIGURES at most. Random axes other than x are left out.
+    architectures. The axis with the next most values sets dashes, one per value; if there are more values than
+    DASHES, evenly spaced ones are drawn. There is a figure for each combination of the others, MOST_FIGURES at most,
+    evenly spaced too. Random axes other than x are left out. The objective is a dotted line if there is only one.
     """
     rows = rows[rows["status"] == FINISHED].copy()
     plan = planned(sweep, rows)
@@ -56,9 +61,15 @@ def draw(sweep: Sweep, rows: pd.DataFrame, folder: Path) -> list[Path]:
         return []
     x, dashed, others = plan
     rows[x] = pd.to_numeric(rows[x])
+    note = ""
+    if dashed is not None:
+        values = sorted(rows[dashed].unique(), key=_place)
+        drawn = spread(values, len(DASHES))
+        rows = rows[rows[dashed].isin(drawn)]
+        note = f"{len(drawn)} of {len(values)} values of {_said(dashed)}" if len(drawn) < len(values) else ""
     paths = []
-    for name, part in islice(_parts(rows, others), MOST_FIGURES):
-        paths += _figures(sweep, part, x, dashed, name, folder)
+    for name, part in spread(list(_parts(rows, others)), MOST_FIGURES):
+        paths += _figures(sweep, part, x, dashed, (name, note), folder)
     return paths
 
 
@@ -74,9 +85,21 @@ def planned(sweep: Sweep, rows: pd.DataFrame) -> tuple[str, str | None, list[str
     x = next((name for name in ("concurrency", "rate") if name in numeric), numeric[0])
     drawn = set() if sweep.random is None else set(sweep.random.axes())
     rest = [name for name in varying if name not in (x, "architecture") and name not in drawn]
-    few = [name for name in rest if rows[name].nunique() <= MOST_STYLES]
-    dashed = max(few, key=lambda name: rows[name].nunique(), default=None)
+    dashed = max(rest, key=lambda name: rows[name].nunique(), default=None)
     return x, dashed, [name for name in rest if name != dashed]
+
+
+def spread(values: Sequence[T], most: int) -> list[T]:
+    """Return the values, or `most` of them, evenly spaced from the first to the last."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
+
+
+def _place(value: Any) -> tuple[float, str]:
+    """Where a value stands among those of an axis: numbers by size, even if they are texts."""
+    number = pd.to_numeric(pd.Series([value]), errors="coerce")[0]
+    return (math.inf if pd.isna(number) else float(number)), str(value)
 
 
 def _parts(rows: pd.DataFrame, others: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -88,13 +111,14 @@ def _parts(rows: pd.DataFrame, others: Sequence[str]) -> Iterator[tuple[str, pd.
 
 
 def _figures(
-    sweep: Sweep, rows: pd.DataFrame, x: str, dashed: str | None, part: str, folder: Path
+    sweep: Sweep, rows: pd.DataFrame, x: str, dashed: str | None, notes: tuple[str, str], folder: Path
 ) -> list[Path]:  # fmt: skip
     metrics = [name for name in PANELS if name in rows and rows[name].notna().any()]
-    note = f"means of {sweep.repeats} repeats, {sweep.confidence:.0%} confidence"
+    repeats = f"means of {sweep.repeats} repeats, {sweep.confidence:.0%} confidence" if sweep.repeats > 1 else "once"
     measured = {**Profile.load(Path(sweep.profile)).info, "draft_length": None}  # the rows have their own
-    source = " · ".join(filter(None, (part, "simulated", note, style.source(profile_info=measured))))
-    ending = "".join(f"-{word}" for word in part.replace(",", "").split())
+    said = (*notes, f"simulated, {repeats}", style.source(profile_info=measured))
+    source = " · ".join(filter(None, said))
+    ending = "".join(f"-{word}" for word in notes[0].replace(",", "").split())
     paths = []
     for names, width in ((metrics, style.PAGE), *(([name], style.COLUMN) for name in metrics)):
         columns = {1: 1, 2: 2, 4: 2}.get(len(names), 3)
@@ -107,12 +131,10 @@ def _figures(
         handles, labels = axes.flat[0].get_legend_handles_labels()
         for panel in axes.flat[: len(names)]:
             panel.get_legend().remove()
-        entries = {
-            label: handle
-            for handle, label in zip(handles, labels, strict=True)
-            if label not in ("architecture", dashed)  # headings
-        }
-        style.legend_above(figure, entries, columns=6)
+        entries = dict(zip(labels, handles, strict=True))
+        architectures = {name: entries[name] for name in map(style.shown, rows["architecture"].unique())}
+        dashes = {name: handle for name, handle in entries.items() if name not in (*architectures, *HEADINGS, dashed)}
+        style.legend_rows(figure, [architectures, dashes])
         name = "sweep" if len(names) > 1 else names[0].split("_")[0]
         paths += style.save(figure, folder, f"{name}{ending}", source)
     return paths
@@ -120,10 +142,15 @@ def _figures(
 
 def _panel(sweep: Sweep, panel: Axes, rows: pd.DataFrame, x: str, dashed: str | None, metric: str) -> None:
     looks = style.architecture_looks(rows["architecture"])
-    shown = rows.assign(
-        architecture=rows["architecture"].map(style.shown),
-        **({} if dashed is None else {dashed: [f"{_said(dashed)} {value}" for value in rows[dashed]]}),
-    )
+    shown = rows.assign(architecture=rows["architecture"].map(style.shown))
+    if metric in OBJECTIVES:
+        shown[metric] *= MS
+    styles = {}
+    if dashed is not None:
+        values = sorted(rows[dashed].unique(), key=_place)
+        labels = [f"{_said(dashed)} {values[0]}", *map(str, values[1:])]
+        shown[dashed] = rows[dashed].map(dict(zip(values, labels, strict=True)))
+        styles = {"style": dashed, "style_order": labels, "dashes": dict(zip(labels, DASHES, strict=False))}
     colours = {style.shown(name): look.colour for name, look in looks.items()}
     common = {"data": shown, "x": x, "y": metric, "hue": "architecture", "palette": colours, "ax": panel}
     if sweep.random is not None and x in sweep.random.axes():
@@ -134,28 +161,35 @@ def _panel(sweep: Sweep, panel: Axes, rows: pd.DataFrame, x: str, dashed: str | 
             panel.xaxis.set_major_formatter("{x:g}")
     else:
         sns.lineplot(
-            **common, style=dashed, dashes=DASHES[: shown[dashed].nunique()] if dashed else False,
-            errorbar=interval(sweep.confidence), err_kws={"alpha": 0.2, "linewidth": 0},
+            **common, **styles, errorbar=interval(sweep.confidence, 1.0 if metric in SHARES else math.inf),
+            err_kws={"alpha": 0.2, "linewidth": 0},
         )  # fmt: skip
         style.level_axis(panel, rows[x].tolist())
     panel.set(xlabel=AXES.get(x, _said(x)), ylabel=PANELS[metric])
-    means = rows.groupby([x, "architecture", *([dashed] if dashed else [])])[metric].mean()
-    if metric.startswith(("ttft", "tpot")) and means.min() > 0 and means.max() > LOG_FROM * means.min():
+    objectives = (MS * rows[OBJECTIVES[metric]].dropna().unique()).tolist() if metric in OBJECTIVES else []
+    if len(objectives) == 1:
+        panel.axhline(objectives[0], color="#4d4d4d", linewidth=0.8, linestyle=":", zorder=1)
+        panel.annotate("SLO", (0.01, objectives[0]), xycoords=("axes fraction", "data"), fontsize=6, va="bottom")
+    means = shown.groupby([x, "architecture", *([dashed] if dashed else [])])[metric].mean()
+    if metric in OBJECTIVES and means.min() > 0 and means.max() > LOG_FROM * means.min():
         panel.set_yscale("log")
-        panel.set_ylim(means.min() / 2, means.max() * 2)
-        panel.yaxis.set_major_formatter("{x:g}")
+        panel.set_ylim(means.min() / 2, 2 * max([means.max(), *objectives]))
+        style.log_ticks(panel)
     else:
         panel.set_ylim(0, 1.05 if metric in SHARES else None)
 
 
-def interval(confidence: float) -> Callable[[pd.Series], tuple[float, float]]:
-    """Return a function for seaborn's error bands: the bounds of the confidence interval of a mean (Student's t)."""
+def interval(confidence: float, most: float = math.inf) -> Callable[[pd.Series], tuple[float, float]]:
+    """Return a function for seaborn's error bands: the bounds of the confidence interval of a mean (Student's t).
+
+    most: where they end, since no value is larger.
+    """
 
     def bounds(values: pd.Series) -> tuple[float, float]:
         if len(values) < 2:
             return float(values.mean()), float(values.mean())
         mean, half = values.mean(), stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-        return float(max(mean - half, mean * LEAST_SHARE)), float(mean + half)
+        return float(max(mean - half, mean * LEAST_SHARE)), float(min(mean + half, most))
 
     return bounds
 

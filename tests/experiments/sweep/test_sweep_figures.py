@@ -19,7 +19,7 @@ from experiments.figures import style
 from experiments.sweep import estimate as estimates
 from experiments.sweep.config import Sweep
 from experiments.sweep.estimate import Estimate
-from experiments.sweep.figures import draw, interval, planned
+from experiments.sweep.figures import draw, interval, planned, spread
 from experiments.sweep.sweep import columns_of, places_of, prediction
 from experiments.sweep.table import rows_table
 
@@ -70,22 +70,60 @@ def test_what_is_drawn_over_what() -> None:
     assert planned(*made_up(grid=axes)) == ("decode_limit", "slots", [])
     three = planned(*made_up(concurrencies=[1, 8], grid={"decode_limit": [1, 2, 3], "slots": [4, 8]}))
     assert three == ("concurrency", "decode_limit", ["slots"])
+    many = planned(*made_up(concurrencies=[1, 8], grid={"decode_limit": [*range(1, 10)], "slots": [4, 8]}))
+    assert many == ("concurrency", "decode_limit", ["slots"])
     assert planned(*made_up(concurrencies=[4])) is None
     drawn = {"count": 9, "concurrency": {"uniform": [1, 9]}, "slots": {"uniform": [1, 9]}}
     assert planned(*made_up(random=drawn)) == ("concurrency", None, [])
 
 
-def test_axes_are_logarithmic_where_the_range_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Figure] = []
-    save = style.save
-    monkeypatch.setattr(style, "save", lambda figure, *rest: figures.append(figure) or save(figure, *rest))
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn from now on; none is written."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(style, "save", lambda figure, *_: drawn.append(figure) or [])
+    return drawn
+
+
+def labels(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_row_of_the_legend_for_each_group_where_one_row_is_too_wide(figures: list[Figure], tmp_path: Path) -> None:
+    draw(*made_up(concurrencies=[1, 8], grid={"decode_limit": [2, 4, 16]}), tmp_path)
+    page, column = figures[0], figures[1]
+    assert labels(page) == ["PD", "PDV", "decode limit 2", "4", "16"]
+    assert labels(column) == ["PD", "decode limit 2", "PDV", "4", "", "16"]  # column by column
+    assert [line.get_linestyle() for line in page.legends[0].get_lines()] == ["-", "-", "-", "--", "--"]
+
+
+def test_many_values_are_drawn_evenly_spaced(figures: list[Figure], tmp_path: Path) -> None:
+    assert spread(range(3), 5) == [0, 1, 2]
+    assert spread(range(25), 5) == [0, 6, 12, 18, 24]
+    draw(*made_up(concurrencies=[1, 8], k=[str(k) for k in range(1, 12)]), tmp_path)
+    assert labels(figures[0]) == ["PD", "PDV", "k 1", "3", "6", "9", "11"]
+
+
+def test_the_objective_is_drawn_if_there_is_one(figures: list[Figure], tmp_path: Path) -> None:
+    draw(*made_up(concurrencies=[1, 8], slo_ttft_s=0.5), tmp_path)
+    draw(*made_up(concurrencies=[1, 8], grid={"slo_ttft_s": [0.5, 1.0]}), tmp_path)
+    said = [[text.get_text() for panel in figure.axes for text in panel.texts] for figure in (figures[0], figures[7])]
+    assert said == [["SLO"], []]
+    (line,) = [line for line in figures[0].axes[3].lines if line.get_linestyle() == ":"]
+    assert list(line.get_ydata()) == [500.0, 500.0]
+
+
+def test_axes_are_logarithmic_where_the_range_asks_for_it(figures: list[Figure], tmp_path: Path) -> None:
     draw(*made_up(concurrencies=[1, 8, 64]), tmp_path)
     panels: dict[str, Axes] = {panel.get_ylabel(): panel for panel in figures[0].axes}
     assert all(panel.get_xscale() == "log" for panel in panels.values())
-    assert panels["P95 TTFT (s)"].get_yscale() == "log"
-    assert panels["P95 TPOT (s)"].get_yscale() == "linear"
-    assert len(panels["P95 TPOT (s)"].collections) == 2  # a band for each architecture
-    assert len([line for line in panels["P95 TPOT (s)"].lines if len(line.get_xdata())]) == 2  # type: ignore[arg-type]
+    assert panels["P95 TTFT (ms)"].get_yscale() == "log"
+    figures[0].canvas.draw()
+    ticks = [tick.get_text() for tick in panels["P95 TTFT (ms)"].get_yticklabels()]
+    assert {"1000", "1e+06"} < set(ticks)
+    assert panels["P95 TPOT (ms)"].get_yscale() == "linear"
+    assert len(panels["P95 TPOT (ms)"].collections) == 2  # a band for each architecture
+    assert len([line for line in panels["P95 TPOT (ms)"].lines if len(line.get_xdata())]) == 2  # type: ignore[arg-type]
     draw(*made_up(concurrencies=[2, 4]), tmp_path)
     assert all(panel.get_xscale() == "linear" for panel in figures[-1].axes)
 
@@ -97,6 +135,7 @@ def test_bands_are_students_intervals() -> None:
     assert interval(0.9)(values[:1]) == (1.0, 1.0)
     low, _ = interval(0.9)(pd.Series([0.01, 3.0]))
     assert low > 0  # a logarithmic axis has no place for less
+    assert interval(0.9, 1.0)(pd.Series([0.9, 1.0]))[1] == 1.0
 
 
 def test_the_time_left_is_that_of_the_work_since_the_first_result(monkeypatch: pytest.MonkeyPatch) -> None:
