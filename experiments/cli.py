@@ -40,13 +40,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help=_joined("""Compare layouts of speculative decoding: serve live, calibrate, simulate, compare, plot.
+    help=_joined("""Compare layouts of speculative decoding, live and in simulation.
 
-    Usually you [bold]run[/bold] an architecture live, [bold]calibrate[/bold] the device, [bold]simulate[/bold] the
-    same workload, [bold]compare[/bold] the two and draw [bold]figures[/bold]. [bold]experiment[/bold] does all of
-    this for a grid of cells, and [bold]demo[/bold] for a small one. [bold]sweep[/bold] simulates many cells into one
-    table, and [bold]search[/bold] finds the best settings for a load and an SLO. Times are in seconds, lengths in
-    tokens and rates in requests per second, unless an option says otherwise.
+    [bold]run[/bold] serves a workload live, [bold]calibrate[/bold] measures the device, [bold]simulate[/bold]
+    predicts the same workload, [bold]compare[/bold] shows the errors and [bold]figures[/bold] draws both sides.
+    [bold]experiment[/bold] does all of this for a grid of cells, and [bold]demo[/bold] for a small one.
+    [bold]sweep[/bold] simulates many cells, [bold]search[/bold] finds the best settings for a load and an SLO, and
+    [bold]report[/bold] writes results as one HTML page. Times are in seconds, lengths in tokens and rates in requests
+    per second, unless stated otherwise.
     """),
 )
 for command in (run, calibrate, simulate, compare, figures, trace, report, experiment, sweep, search, bench, demo):

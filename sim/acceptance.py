@@ -96,7 +96,7 @@ class Tapes:
             known = len(self._tape(request)) if tokens > 0 else 0
             if known < tokens and request.id not in self.ended:
                 remedy = f"request {request.id} asks for {tokens} output tokens and its tape has {known}: "
-                remedy += f"ask for {known} at most, or choose an acceptance that is drawn (profile, or 0.8)"
+                remedy += f"ask for at most {known}, or use another acceptance, such as profile or 0.8"
                 raise InputError("acceptance", self.origin, remedy)
 
     def _tape(self, request: Request) -> np.ndarray:
@@ -107,7 +107,7 @@ class Tapes:
             )
             raise InputError("acceptance", self.origin, remedy)
         if len(tape) == 0:
-            remedy = f"the tape of request {request.id} is empty: it had no output in the recorded run"
+            remedy = f"the tape of request {request.id} is empty; use another acceptance, such as profile or 0.8"
             raise InputError("acceptance", self.origin, remedy)
         return tape
 

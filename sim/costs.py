@@ -27,7 +27,7 @@ from engines.policy.segment_shape import SegmentShape
 _new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
 TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
 REMEDY = "calibrate over a wider range, or ask for extrapolation"
-ONE_VALUE = "a single value does not say how costs go on; calibrate at two or more"
+ONE_VALUE = "a single measured value gives no slope to extrapolate along; calibrate at two or more"
 
 
 class SegmentCost(NamedTuple):
@@ -193,8 +193,8 @@ class _Grid:
         return _Line(self, values, spread)
 
     def check(self, axis: int, asked: float) -> None:
-        """Raises InputError for a value outside the measured range, unless extrapolation was asked for and there is
-        a line to go on along."""
+        """Raises InputError for a value outside the measured range, unless extrapolation was asked for and two or
+        more values were measured."""
         (least, most), (low, high) = self.covered[axis], self.measured[axis]
         if least <= asked <= most or (self.extrapolate and low < high):
             return

@@ -75,7 +75,7 @@ def times_alone(segments: Sequence[tuple[RunningSegment, float]], start_s: float
 
 
 def _too_short(running: RunningSegment, solo_s: float, now: float) -> InputError:
-    remedy = f"it does not advance the clock at {now:g} s; calibrate again, or simulate a shorter load"
+    remedy = f"too short: it does not advance the clock at {now:g} s; calibrate again, or simulate a shorter load"
     return InputError(f"duration of {running.segment} (s)", solo_s, remedy)
 
 

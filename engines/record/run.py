@@ -96,7 +96,7 @@ class Run:
         finish(folder, RUN_FILES)
         path = folder / "run.toml"
         if not path.is_file():
-            raise InputError("run", str(folder), "no run.toml there; give the folder that `pdv run` wrote")
+            raise InputError("run", str(folder), "no run.toml there; give the folder of a run")
         version, info = read_settings(path, SCHEMA_VERSION)
         digest = info.pop(DIGEST, None)
         tables = read_tables(folder, version)

@@ -80,7 +80,7 @@ def _acquire(folder: Path, field: str, wait_s: float) -> int:
         os.close(descriptor)
         if not free:
             if time.monotonic() >= end:
-                remedy = "another process is writing there; wait until it has ended, or give another folder"
+                remedy = "another process is writing there; wait for it to finish, or give another folder"
                 raise InputError(field, str(folder), remedy)
             time.sleep(_RETRY_S)
 

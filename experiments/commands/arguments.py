@@ -33,6 +33,12 @@ AUTO = "auto"  # as many slots as fit
 ARRIVALS, LENGTHS = ("process", "cv"), ("prompt_tokens", "output_tokens")
 
 
+def config_argument(configs: Path) -> Any:
+    """Return the argument for a configuration: a file, or the name of one in this folder."""
+    names = ", ".join(path.stem for path in sorted(configs.glob("*.toml")))
+    return typer.Argument(help=f"TOML file, or a built-in configuration: {names}.")
+
+
 def option(panel: str) -> Callable[..., Any]:
     """Return a function that makes an option in this panel of the help, from its help text and names."""
     return lambda help, *names: typer.Option(*names, help=help, rich_help_panel=panel)
@@ -40,7 +46,7 @@ def option(panel: str) -> Callable[..., Any]:
 
 _layout, _load, _models = option("Architecture"), option("Workload"), option("Models")
 _PAIRS = (
-    "`embedded`, a folder with target/ and draft/ in it, or a permutation pair such as "
+    "`embedded`, a folder that holds target/ and draft/, or a permutation pair such as "
     "permutation:llama2-7b+tinyllama-1.1b:alpha=0.8"
 )
 
@@ -49,60 +55,63 @@ PairOption = Annotated[
     str | None, typer.Option(help=f"{_PAIRS} \\[default: embedded on a CPU, this example on a GPU].")
 ]
 ModelsOption = Annotated[str, _models(f"{_PAIRS}.", "--pair")]
-TargetOption = Annotated[str | None, _models("Folder of the target model, with --draft.")]
-DraftOption = Annotated[str | None, _models("Folder of the draft model, with --target.")]
+TargetOption = Annotated[str | None, _models("Folder of the target model; needs --draft.")]
+DraftOption = Annotated[str | None, _models("Folder of the draft model; needs --target.")]
 ArchitectureOption = Annotated[
-    str | None, _layout("baseline, pd, pdv, target-only, or a .toml file \\[default: pdv].", "--architecture", "-a")
+    str | None, _layout("baseline, pd, pdv, target-only, or a TOML file \\[default: pdv].", "--architecture", "-a")
 ]
 DraftLengthOption = Annotated[
     str | None, _layout("Draft length k: 4 (fixed), 0 (no drafts), or 2-8 or adaptive (adapts to acceptance).")
 ]
-BatchLimitOption = Annotated[str | None, _layout("Largest batches in requests, such as draft=12,verify=24.")]
-WorkersOption = Annotated[int | None, _layout("Workers per lane (baseline: requests served at once).")]
+BatchLimitOption = Annotated[str | None, _layout("Batch limits in requests, such as draft=12,verify=24.")]
+WorkersOption = Annotated[int | None, _layout("Workers per lane. For baseline: requests served at once.")]
 SlotsOption = Annotated[
     str | None,
     _layout(
-        "Slots in the KV cache pool (requests). `auto` takes as many as fit and the load can use, 1024 at most. "
-        "This is the default in a live run, unless the .toml file sets slots."
+        "Slots in the KV cache pool, one per request. `auto` takes as many as fit in memory and the load can use, "
+        "up to 1024. Live runs default to `auto`, unless the TOML file sets slots."
     ),
 ]
-PermitsOption = Annotated[int | None, _layout("Steps that may run on the device at once; with 1, lanes take turns.")]
+PermitsOption = Annotated[int | None, _layout("Steps that may run on the device at once. With 1, lanes take turns.")]
 HybridOption = Annotated[
-    int | None, _layout("Run draft and verify as one step at this many active requests or fewer; 0 turns it off.")
+    int | None, _layout("Run draft and verify as one step at this many active requests or fewer. 0 turns this off.")
 ]
 ConcurrencyOption = Annotated[int | None, _load("Closed loop: number of clients.", "--concurrency", "-c")]
 RateOption = Annotated[float | None, _load("Open loop: requests per second.", "--rate", "-r")]
 ProcessOption = Annotated[
-    str | None, _load("Arrivals of an open loop: poisson, gamma or fixed \\[default: poisson].")
+    str | None, _load("Arrival process of an open loop: poisson, gamma or fixed \\[default: poisson].")
 ]
 CvOption = Annotated[
     float | None, _load("Coefficient of variation of gamma interarrival times, 0.001 to 100 \\[default: 1].")
 ]
 TraceOption = Annotated[
-    Path | None, _load("Take arrivals and lengths from a trace (.csv or .jsonl, plain or gzip).", "--trace")
+    Path | None, _load("Read arrivals and lengths from a trace: .csv or .jsonl, plain or gzip.", "--trace")
 ]
-MaxPromptOption = Annotated[int | None, _load("Cap the prompts of a trace, in tokens.")]
-MaxOutputOption = Annotated[int | None, _load("Cap the outputs of a trace, in tokens.")]
+MaxPromptOption = Annotated[int | None, _load("Cap the prompts of a trace at this many tokens.")]
+MaxOutputOption = Annotated[int | None, _load("Cap the outputs of a trace at this many tokens.")]
 RequestsOption = Annotated[
     int | None, _load("Number of requests \\[default: 32, or all of a trace].", "--requests", "-n")
 ]
-PromptOption = Annotated[str | None, _load("Prompt length in tokens: 64, 16-96 or 64~0.5[16-256] \\[default: 64].")]
+PromptOption = Annotated[
+    str | None,
+    _load("Prompt length in tokens: 64 (fixed), 16-96 (uniform) or 64~0.5[16-256] (lognormal) \\[default: 64]."),
+]
 OutputOption = Annotated[str | None, _load("Output length in tokens, in the same format \\[default: 64].")]
 TemperatureOption = Annotated[float | None, _load("Sampling temperature; 0 is greedy \\[default: 0].")]
 SeedOption = Annotated[int | None, _load("Seed of the workload and of simulated durations \\[default: 0].")]
 LiveArgument = Annotated[
-    Path, typer.Argument(help="Folder of a live run, of several (including repeats), or of an experiment.")
+    Path, typer.Argument(help="Folder of a live run, of several runs (repeats included), or of an experiment.")
 ]
 SimulatedArgument = Annotated[
-    Path | None, typer.Argument(help="Folder of a simulated run, or of several. Omit it for an experiment.")
+    Path | None, typer.Argument(help="Folder of a simulated run or of several. Omit it for an experiment.")
 ]
 OnlyOption = Annotated[
-    str | None, typer.Option(help="Use only the cells of the experiment with matching names, such as 'pdv-c*'.")
+    str | None, typer.Option(help="Use only the cells of the experiment whose names match, such as 'pdv-c*'.")
 ]
 WithoutOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="Switch off a part of the model, to see what it is worth: contention, host or padding. May be repeated.",
+        help="Leave out a part of the model, to see its effect: contention, host or padding. Repeatable.",
         rich_help_panel="Prediction",
     ),
 ]
@@ -242,7 +251,7 @@ def _live_side(live: Path, profile: Path | None, only: str | None) -> tuple[list
     if profile is None:
         raise InputError("profile", None, "predictions need one; give --profile, or the folder of an experiment")
     if only is not None:
-        raise InputError("only", only, "it chooses cells of an experiment; leave it out, or give that folder alone")
+        raise InputError("only", only, "it selects cells of an experiment; leave it out, or give one")
     return load_runs("live", live), Profile.load(profile)
 
 

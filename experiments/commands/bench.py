@@ -33,23 +33,23 @@ def bench(
     prompt_tokens: Annotated[int | None, _engines("Tokens per prompt \\[default: 32; GPU: 128].")] = None,
     output_tokens: Annotated[int | None, _engines("Tokens per output \\[default: 32; GPU: 256].")] = None,
     architectures: Annotated[
-        str | None, _engines("Names or .toml files of architectures \\[default: target-only,baseline,pd,pdv].")
+        str | None, _engines("Architectures, by name or TOML file \\[default: target-only,baseline,pd,pdv].")
     ] = None,
-    requests_per_client: Annotated[int | None, _engines("Most requests per client \\[default: 3].")] = None,
-    peers: Annotated[bool, _engines("Also measure transformers' own generation.", "--peers/--no-peers")] = True,
+    requests_per_client: Annotated[int | None, _engines("Maximum requests per client \\[default: 3].")] = None,
+    peers: Annotated[bool, _engines("Also measure generation with transformers.", "--peers/--no-peers")] = True,
     budget_s: Annotated[
         float | None,
         typer.Option(help="Approximate total time once the pair is loaded, in seconds \\[default: 40; GPU: 300]."),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the results, in a subfolder for the device and pair.")
+        Path, typer.Option("--out", "-o", help="Folder for the results. Each device and pair gets a subfolder.")
     ] = Path("results/bench"),
 ) -> None:
-    """Check that outputs are exact, and compare stages with their floors and engines with transformers.
+    """Check that outputs are exact, and compare stages with floors and engines with transformers.
 
-    The floor of a stage is the least time that the measured copy bandwidth and matrix rate of the device allow. The
-    engines serve closed loops. transformers' own generation runs on the same pair and prompts. The columns of
-    engines.csv have the same names as those of an experiment's cells.csv. Exits with 1 if a check fails.
+    The floor of a stage is the shortest time that the measured copy bandwidth and matrix rate of the device allow.
+    Engines serve closed loops. Generation with transformers uses the same pair and prompts. The columns of
+    engines.csv are named as in cells.csv of an experiment. Exits with code 1 if a check fails.
 
     Example: pdv bench --device cuda --batches 1,8,64 --concurrencies 1,10,64 --out results/bench
     """

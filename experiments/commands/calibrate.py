@@ -25,27 +25,27 @@ def calibrate(
     draft: DraftOption = None,
     device: DeviceOption = "cpu",
     batches: Annotated[str, typer.Option(help="Batch sizes of draft and verify.")] = "1,2,4,6,12",
-    draft_lengths: Annotated[str, typer.Option(help="Draft lengths k; 0 for a verify without drafts.")] = "4",
+    draft_lengths: Annotated[str, typer.Option(help="Draft lengths k. 0 is a verify without drafts.")] = "4",
     contexts: Annotated[str, typer.Option(help="Tokens per request before a draft or verify.")] = "32,256",
     prompt_tokens: Annotated[str, typer.Option(help="Total tokens of a prefill.")] = "16,64,128,256",
-    packed: Annotated[str, typer.Option(help="Numbers of prompts that share a prefill.")] = "1",
+    packed: Annotated[str, typer.Option(help="Prompts per prefill.")] = "1",
     budget_s: Annotated[
-        float, typer.Option(help="Approximate time for the measurements, in seconds; short live runs are extra.")
+        float, typer.Option(help="Approximate time for the measurements, in seconds. Short live runs come on top.")
     ] = 120.0,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say what would be measured, and for how long; measure nothing.")
+        bool, typer.Option("--plan", help="Print what would be measured and for how long, and exit.")
     ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the profile.")] = Path("profile"),
 ) -> None:
-    """Measure how long stages take on this device, alone and together, and how often drafts are accepted.
+    """Measure stage durations, contention, host times and acceptance on this device, into a profile.
 
-    The profile is a folder of readable tables: stage_costs.csv (durations), contention.csv (how much segments slow
-    one another), host_times.csv (time on the host) and acceptance.csv. `pdv simulate` predicts from it. Measure every
-    draft length and the largest batch, prompt and context that the simulations will need.
+    A profile is a folder of readable tables: stage_costs.csv (durations of segments alone), contention.csv (their
+    slowdown when they run together), host_times.csv and acceptance.csv. `pdv simulate` reads it. Include every draft
+    length, and the largest batch, prompt and context that your simulations need.
 
     Example: pdv calibrate --device cpu --batches 1,2,4,8 --draft-lengths 4 --budget-s 60 --out profile
 
-    On a GPU, every size that engines capture between the smallest and the largest is measured too.
+    On a GPU, all captured sizes between the smallest and the largest are measured as well.
 
     Example: pdv calibrate --device cuda --batches 1,64 --draft-lengths 1,2,4,8 --contexts 64,256,512,1250
     --prompt-tokens 16,4096 --packed 1,4 --budget-s 300 --out profile

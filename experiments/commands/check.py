@@ -27,17 +27,17 @@ check = typer.Typer(
     help="Check one part of the engines: graphs, kernels, products, soak, caches or families.",
 )  # fmt: skip
 
-ArchitecturesOption = Annotated[str, typer.Option(help="Names or .toml files of architectures.")]
-ShapesOption = Annotated[str, typer.Option(help="Model shapes, named as in permutation pairs.")]
+ArchitecturesOption = Annotated[str, typer.Option(help="Architectures, by name or TOML file.")]
+ShapesOption = Annotated[str, typer.Option(help="Model shapes, by their names in permutation pairs.")]
 BudgetOption = Annotated[float, typer.Option(help="Stop timing after this many seconds.")]
-JobsOption = Annotated[int, typer.Option("--jobs", "-j", help="Number of processes that compile.")]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", help="Parallel compilations.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the table.")]
 
 
 @check.command()
 def graphs(
     pair: Annotated[
-        str | None, typer.Option(help="A pair, as for `pdv bench` \\[default: a permutation pair with few layers].")
+        str | None, typer.Option(help="Pair, as for `pdv bench` \\[default: a permutation pair with few layers].")
     ] = None,
     device: DeviceOption = "cpu",
     dtype: Annotated[
@@ -47,10 +47,10 @@ def graphs(
     clients: Annotated[str, typer.Option(help="Clients of the closed loops.")] = "1,3,10,64",
     out: OutOption = Path("results/checks/graphs"),
 ) -> None:
-    """Check that captured CUDA graphs produce the same tokens as the same stages uncaptured.
+    """Check that captured CUDA graphs produce the same tokens as uncaptured stages.
 
-    Outputs may differ only where two tokens are equally likely within rounding. On a CPU nothing is captured, but
-    slots, padding and replays are the same. Exits with 1 if a token is wrong.
+    Outputs may differ only where two tokens are equally likely within rounding. On a CPU, nothing is captured, but
+    slots, padding and replays are checked the same way. Exits with code 1 if a token is wrong.
 
     Example: pdv check graphs --device cuda --clients 3,32
     """
@@ -83,7 +83,7 @@ def kernels(
 ) -> None:
     """Check the Triton kernels against PyTorch, and compare attention launches with their floor (GPU only).
 
-    Exits with 1 if a kernel is wrong.
+    Exits with code 1 if a kernel is wrong.
 
     Example: pdv check kernels --shapes llama2-7b
     """
@@ -108,7 +108,7 @@ def products(
 ) -> None:
     """Check the skinny GEMMs against the library's, and compare launches with their floor (GPU only).
 
-    Exits with 1 if a product is wrong.
+    Exits with code 1 if a product is wrong.
 
     Example: pdv check products --shapes llama2-7b --tokens 8,40
     """
@@ -135,9 +135,10 @@ def soak(
     clients: Annotated[int, typer.Option(help="Clients of the closed loop.")] = 48,
     out: OutOption = Path("results/checks/soak"),
 ) -> None:
-    """Serve many requests and cancel many: none may be lost, no slot may leak, memory must stay flat.
+    """Check that nothing is lost or leaks while many requests are served and many are cancelled.
 
-    A small permutation pair is used, so that every output is known. Exits with 1 if anything is wrong.
+    Counts requests and slots, watches memory, and checks every output, which a small permutation pair makes known in
+    advance. Exits with code 1 if anything is wrong.
 
     Example: pdv check soak --device cuda --requests 20000
     """
@@ -177,9 +178,10 @@ def caches(
     output_tokens: Annotated[int, typer.Option(help="Tokens per output, at most 48.")] = 32,
     out: OutOption = Path("results/checks/caches"),
 ) -> None:
-    """Check that the slot pools equal a plain recomputation, and that the check notices damaged slots.
+    """Check the KV cache pools against a plain recomputation with transformers.
 
-    Exits with 1 if a cache is wrong, or if damage made on purpose is not noticed.
+    Also damages slots on purpose, which the check must notice. Exits with code 1 if a cache is wrong or damage goes
+    unnoticed.
 
     Example: pdv check caches --pair embedded --architectures pdv
     """
@@ -212,14 +214,14 @@ def caches(
 @check.command()
 def families(
     family: Annotated[
-        list[str] | None, typer.Option(help="Check only this family, such as llama. Can be repeated.")
+        list[str] | None, typer.Option(help="Check only this family, such as llama. Repeatable.")
     ] = None,
     out: OutOption = Path("results/checks/families"),
 ) -> None:
-    """Serve a tiny random model of every family that transformers knows, and compare it with `generate`.
+    """Check a tiny random model of every family in transformers against `generate`.
 
-    A family must be served exactly or refused at load time. All families take minutes on the CPU. Exits with 1 if a
-    token is wrong or serving fails.
+    Each family must be served exactly or refused when it is loaded. All families take minutes on a CPU. Exits with
+    code 1 if a token is wrong or serving fails.
 
     Example: pdv check families --family llama --family gpt2
     """

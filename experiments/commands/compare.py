@@ -34,45 +34,45 @@ def compare(
     simulated: SimulatedArgument = None,
     profile: Annotated[
         Path | None,
-        typer.Option(
-            help="Profile whose solo times make contention visible in live runs too \\[default: an experiment's]."
-        ),
+        typer.Option(help="Profile, for the share of contention in live latencies \\[default: the experiment's]."),
     ] = None,
     only: OnlyOption = None,
     predict: Annotated[
         bool,
         typer.Option(
             "--predict",
-            help="Simulate the live runs now, from the profile, each as a replay and blind; read no simulated runs.",
+            help="Simulate the live runs now, each as a replay and blind, instead of reading simulated runs.",
         ),
     ] = False,
     acceptance: Annotated[
-        str | None, typer.Option(help="Acceptance of the blind simulations, as in simulate \\[default: profile].")
+        str | None,
+        typer.Option(help="Acceptance of the blind simulations, as for simulate \\[default: profile]."),
     ] = None,
     without: WithoutOption = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say where the error of the mean latency comes from, cause by cause.")
+        bool, typer.Option("--explain", help="Split the error of the mean latency into its causes.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file for every metric of every cell.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file for all metrics of all cells.")] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Exit with 1 if the mean absolute throughput error is above it (0.1 is 10 %)."),
+        typer.Option(help="Exit with code 1 if the mean absolute throughput error exceeds this (0.1 is 10%)."),
     ] = None,
     tolerances: Annotated[
         str | None,
-        typer.Option(help="Exit with 1 if an error is above those of a table: fidelity."),
+        typer.Option(help="Exit with code 1 if an error exceeds its limit in this table: fidelity."),
     ] = None,
 ) -> None:
-    """Compare simulated runs with live ones, cell by cell (architecture, load, draft length).
+    """Compare simulated runs with live runs, cell by cell.
 
-    Give two folders of runs, or the folder of an experiment, whose own runs and profile are taken then.
+    Give two folders of runs, or the folder of an experiment, which has both sides and the profile. A cell is an
+    architecture, a load and a draft length.
 
-    Errors are signed, (simulated - live) / live; the spread of the live repeats stands beside them. Simulations
-    made with --replay are compared request by request as well, with the very run that they replay.
+    Errors are signed: (simulated - live) / live. The spread of the live repeats stands beside them. A replay is also
+    compared with its live run request by request.
 
-    Refused are runs of the wrong kind, of another device, pair or data type, and live runs of a cell that are no
-    repeats of one another. Where a simulation has other settings than the live run (seed, lengths, slots, batch
-    limits, ...), the tables name them in `differs`.
+    Runs that cannot be compared are refused: runs of the wrong kind, of another device, pair or data type, and live
+    runs of a cell that are not repeats of one another. If a simulation has other settings than the live run, such as
+    slots or batch limits, the column `differs` names them.
 
     Example: pdv compare runs simulated --profile profile --tolerance 0.1 --out comparison.csv
 
@@ -85,9 +85,9 @@ def compare(
     if tolerances is not None and tolerances not in TOLERANCES:
         raise InputError("tolerances", tolerances, f"use {', '.join(TOLERANCES)}")
     if without and not predict:
-        raise InputError("without", ", ".join(without), "runs on disk are as they are; give --predict too")
+        raise InputError("without", ", ".join(without), "it changes simulations made now; add --predict")
     if acceptance is not None and (not predict or acceptance == "tape"):
-        remedy = "it is that of blind simulations: give --predict too, and rates, not a tape"
+        remedy = "it applies to blind simulations only; add --predict, and give rates instead of a tape"
         raise InputError("acceptance", acceptance, remedy)
     choice = parse_acceptance(acceptance or "profile")
     if predict and simulated is not None:

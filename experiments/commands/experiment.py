@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from engines.errors import require_at_least, require_positive
-from experiments.commands.arguments import WithoutOption
+from experiments.commands.arguments import WithoutOption, config_argument
 from experiments.compare.report import comparison_report, grid_table, results_console
 from experiments.program.outputs import check_output
-from experiments.runner.config import Experiment
+from experiments.runner.config import CONFIGS, Experiment
 from experiments.runner.experiment import Runner
 from experiments.runner.live import PairBackend
 from experiments.runner.preflight import check_live
@@ -29,32 +29,26 @@ class Only(StrEnum):
 
 
 def experiment(
-    config: Annotated[
-        str,
-        typer.Argument(
-            help="TOML file, or the name of a configuration that is shipped: demo, "
-            "quick, layouts, ablations, priorities, adaptive-high, adaptive-low."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything.")],
+    config: Annotated[str, config_argument(CONFIGS)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     profile: Annotated[
         Path | None,
-        typer.Option("--profile", "-p", help="Simulate from this profile, whatever the configuration names."),
+        typer.Option("--profile", "-p", help="Simulate from this profile instead of the configuration's."),
     ] = None,
-    only: Annotated[Only | None, typer.Option(help="Do only this part now.")] = None,
+    only: Annotated[Only | None, typer.Option(help="Run only this side.")] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Processes that simulate \\[default: one per core].")
+        int | None, typer.Option("--jobs", "-j", help="Parallel simulations \\[default: one per core].")
     ] = None,
     without: WithoutOption = None,
     budget_s: Annotated[
         float | None,
-        typer.Option(help="Begin no live cell and no calibration later than this after the start, seconds."),
+        typer.Option(help="Start no live cell and no calibration after this many seconds."),
     ] = None,
 ) -> None:
-    """Run every cell of an experiment, live, simulated or both; then compare, draw and export traces.
+    """Run all cells of an experiment, live, simulated or both, then compare and plot them.
 
-    What is finished is kept in the folder: interrupt the command and call it again to go on. A cell that fails is a
-    row with its error in cells.csv; the others are done all the same, and the exit code is 1.
+    Finished cells are kept: interrupt the command and run it again to resume. If a cell fails, its row in cells.csv
+    gives the error, the other cells still run, and the exit code is 1.
 
     Example: pdv experiment layouts --out results/layouts
     """
@@ -68,12 +62,12 @@ def experiment(
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything.")] = Path("results/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A small grid, to see the steps.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("results/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Run a smaller grid, just to see the steps.")] = False,
 ) -> None:
-    """Do everything once: serve three architectures live, calibrate, simulate the same, compare and draw.
+    """Run the whole study once: serve three architectures live, calibrate, simulate, compare and plot.
 
-    Minutes on two CPU cores. The same as `pdv experiment demo`: interrupt it and call it again to go on.
+    Takes minutes on two CPU cores. Same as `pdv experiment demo`: interrupt it and run it again to resume.
 
     Example: pdv demo --out results/demo
     """
@@ -95,10 +89,10 @@ def perform(chosen: Experiment, out: Path, only: str | None = None, **options: A
         results_console().print(comparison_report(outcome.comparison))
     elif outcome.runs:
         results_console().print(grid_table(outcome.runs))
-    print(f"everything is in {out}; it took {time.monotonic() - started:.0f} s")
+    print(f"results: {out}; took {time.monotonic() - started:.0f} s")
     problems = [f"failed: {failure}" for failure in outcome.cells.failures()]
     if outcome.left:
-        problems.append(f"no time was left for {outcome.left} live cells; call this again to go on")
+        problems.append(f"{outcome.left} live cells did not fit in the budget; run the command again to resume")
     for problem in problems:
         typer.echo(f"pdv: {' '.join(problem.split())}", err=True)
     if problems:

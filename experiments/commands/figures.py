@@ -27,7 +27,7 @@ def figures(
     profile: Annotated[
         Path | None,
         typer.Option(
-            help="Profile to draw too: stage costs, contention and acceptance \\[default: an experiment's]."
+            help="Profile, to draw its stage costs, contention and acceptance \\[default: the experiment's]."
         ),
     ] = None,
     only: OnlyOption = None,
@@ -35,18 +35,18 @@ def figures(
         bool,
         typer.Option(
             "--predict",
-            help="Simulate the live runs now, from the profile, each as a replay and blind; read no simulated runs.",
+            help="Simulate the live runs now, each as a replay and blind, instead of reading simulated runs.",
         ),
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Draw where the errors of the mean latency come from, too (slow).")
+        bool, typer.Option("--explain", help="Also draw the causes of the error of the mean latency (slow).")
     ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the PDF and PNG files.")] = Path("figures"),
 ) -> None:
-    """Draw live and simulated runs: load curves, errors, lane timelines, where the latency went; and the calibration.
+    """Draw live and simulated runs: load curves, errors, lane timelines, parts of the latency, and the profile.
 
-    Give two folders of runs, or the folder of an experiment, whose own runs and profile are taken then. Every figure
-    is written as PDF (vector) and PNG, with its units and its source on it.
+    Give two folders of runs, or the folder of an experiment, which has both sides and the profile. Each figure is
+    written as PDF and PNG, with units, device, pair and dates.
 
     Example: pdv figures runs simulated --profile profile --out figures
 

@@ -15,21 +15,21 @@ from experiments.program.progress import bar
 
 
 def map_(
-    question: Annotated[str, typer.Argument(help=f"Which map: {', '.join(MAPS)}.")],
-    profile: Annotated[Path, typer.Option("--profile", "-p", help="Folder that `pdv calibrate` wrote.")],
+    question: Annotated[str, typer.Argument(help=f"One of {', '.join(MAPS)}.")],
+    profile: Annotated[Path, typer.Option("--profile", "-p", help="Folder of a profile, from `pdv calibrate`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables and figures.")],
     replicates: Annotated[
-        int, typer.Option("--replicates", "-n", help="Seeds, each with a calibration of its own.")
+        int, typer.Option("--replicates", "-n", help="Number of seeds. Each draws its own calibration.")
     ] = 8,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Simulations at once \\[default: one per core].")
+        int | None, typer.Option("--jobs", "-j", help="Parallel simulations \\[default: one per core].")
     ] = None,
 ) -> None:
     """Map where speculation, a third lane or a priority order pays. Needs no torch and no device.
 
-    Every cell compares its options with the same seeds. Cells are hatched in which seeds, or calibrations drawn
-    within the spread of the profile's measurements, leave the winner open. Writes a Parquet table, a PDF and a PNG
-    per panel.
+    Each cell compares its options with the same seeds. A cell is hatched if the winner changes with the seed, or with
+    calibrations drawn within the spread of the profile's measurements. Writes a Parquet table, a PDF and a PNG per
+    panel.
 
     Example: pdv map speculation --profile profile --out maps
     """

@@ -18,7 +18,7 @@ from experiments.runner.preflight import check_live
 
 
 def profile_kernels(
-    pair: Annotated[str, typer.Option(help="A pair, as for `pdv bench`.")] = LARGE.pair,
+    pair: Annotated[str, typer.Option(help="Pair, as for `pdv bench`.")] = LARGE.pair,
     device: DeviceOption = "cuda",
     batches: Annotated[str, typer.Option(help="Batch sizes of draft and verify.")] = "1,8",
     context: Annotated[int, typer.Option(help="Tokens per request before the drafts.")] = 400,

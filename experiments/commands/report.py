@@ -18,16 +18,16 @@ def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of results (experiments, comparisons, sweeps, searches, benches, runs), or above them."
+            help="Folders of experiments, comparisons, sweeps, searches, benches or runs, or folders above them."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Results of pdv",
 ) -> None:
-    """Gather results in one HTML page: tables, figures and the provenance of every number.
+    """Write results as one HTML page, with tables, figures and the provenance of every number.
 
-    The page is a single file. It works offline, on a phone and in print. Nothing is simulated or measured again; the
-    figures of sweeps and searches are drawn from their tables.
+    The page is a single file that works offline, on narrow screens and in print. Nothing is measured or simulated
+    again. Figures of sweeps and searches are drawn from their tables.
 
     Example: pdv report results/h100/fidelity results/limits --out report.html
     """

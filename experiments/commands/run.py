@@ -30,7 +30,7 @@ def run(
     draft: shared.DraftOption = None,
     device: shared.DeviceOption = "cpu",
     max_context: Annotated[
-        int | None, _live("Tokens of prompt and output together \\[default: the pair's limit].")
+        int | None, _live("Maximum tokens of prompt and output together \\[default: the pair's limit].")
     ] = None,
     reserve_gib: Annotated[
         float | None, _live("Memory to leave unused, in GiB \\[default: a tenth of the free memory, at most 4].")
@@ -54,15 +54,15 @@ def run(
     permits: shared.PermitsOption = None,
     hybrid: shared.HybridOption = None,
     profile: Annotated[
-        Path | None, _live("Profile of this device and pair, which a draft length that follows the load weighs.")
+        Path | None, _live("Profile of this device and pair, for a draft length that follows the load.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the record.")] = Path("runs/live"),
 ) -> None:
     """Serve a workload with a [bold]live[/bold] engine and save the record.
 
-    The models answer real prompts (held-out text). The record is a folder with run.toml, the tables of requests,
-    steps and spans, and the acceptance tape of each request. `pdv compare`, `pdv figures` and `pdv trace` read it.
-    `pdv simulate --replay` simulates the same load.
+    Prompts are held-out text. The record is a folder with run.toml, tables of requests, steps and spans, and an
+    acceptance tape per request. `pdv compare`, `pdv figures` and `pdv trace` read it. `pdv simulate --replay`
+    simulates the same load.
 
     Example: pdv run --architecture pdv --concurrency 5 --prompt-tokens 32-96 --output-tokens 64 --out runs/pdv-c5
     """
@@ -110,7 +110,7 @@ def _weighed(layout: Architecture, profile: Path | None) -> Profile | None:
     """Return the profile that the draft length weighs. Raises InputError if it is missing, or not needed."""
     follows = isinstance(layout.draft_length, LoadAdaptiveDraftLength)
     if follows and profile is None:
-        remedy = f"draft length {layout.draft_length.label} weighs measured costs; give a folder from `pdv calibrate`"
+        remedy = f"draft length {layout.draft_length.label} weighs measured costs; give the folder of a profile"
         raise InputError("profile", None, remedy)
     if profile is not None and not follows:
         raise InputError("profile", str(profile), "only a draft length that follows the load needs one; leave it out")

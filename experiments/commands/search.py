@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from engines.errors import require_at_least
+from experiments.commands.arguments import config_argument
 from experiments.compare.report import results_console
 from experiments.program.outputs import check_output
-from experiments.search.config import Search
+from experiments.search.config import CONFIGS, Search
 from experiments.search.report import candidates_report, rejections
 from experiments.search.search import CANDIDATES, run_search
 from experiments.sweep.store import FIGURES, ROWS
@@ -21,28 +22,26 @@ from experiments.sweep.workers import Backend
 
 
 def search(
-    config: Annotated[
-        str, typer.Argument(help="TOML file, or the name of a configuration that is shipped: capacity, throughput.")
-    ],
+    config: Annotated[str, config_argument(CONFIGS)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables.")],
     profile: Annotated[
         Path | None,
-        typer.Option("--profile", "-p", help="Simulate from this profile, whatever the configuration names."),
+        typer.Option("--profile", "-p", help="Simulate from this profile instead of the configuration's."),
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Candidates, whatever the configuration says.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Candidates to try, instead of the configuration's.")] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Simulations at once \\[default: one per core].")
+        int | None, typer.Option("--jobs", "-j", help="Parallel simulations \\[default: one per core].")
     ] = None,
     backend: Annotated[
-        Backend, typer.Option(help="Where to simulate: processes of this machine, or a Ray cluster.")
+        Backend, typer.Option(help="Run simulations in processes on this machine or on a Ray cluster.")
     ] = Backend.PROCESSES,
-    figures: Annotated[bool, typer.Option("--figures", help="Draw the Pareto front, into OUT/figures.")] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Also draw the Pareto front, into OUT/figures.")] = False,
 ) -> None:
-    """Search architectures, batch limits, k and permits by simulation, and name the best for a load and an SLO.
+    """Find the best architecture, batch limits, k and permits for a load and an SLO, by simulation.
 
-    With rates, that is the highest rate that meets the SLO; with a concurrency, the highest throughput. The best
-    candidates are simulated again with other seeds. Needs Optuna: pip install 'pdv\\[search]'. What is simulated is
-    kept in the folder: interrupt or kill the command, and call it again to go on.
+    With rates, the objective is the highest rate that meets the SLO. With a concurrency, it is the throughput. The
+    best candidates are simulated again with other seeds. Finished simulations are kept: interrupt or kill the command
+    and run it again to resume. Needs Optuna: pip install 'pdv\\[search]'.
 
     Example: pdv search capacity --out results/capacity --figures
     """

@@ -56,64 +56,66 @@ REPLAYED = [field.name for field in dataclasses.fields(Load) if field.name != "s
 
 
 def simulate(
-    profile: Annotated[Path, typer.Option("--profile", "-p", help="Folder that `pdv calibrate` wrote.")],
+    profile: Annotated[Path, typer.Option("--profile", "-p", help="Folder of a profile, from `pdv calibrate`.")],
     architecture: ArchitectureOption = None,
     replay: Annotated[
         Path | None,
         typer.Option(
-            help="Live run to repeat: its architecture, arrivals or clients, lengths and tape. Settings of the "
-            "architecture that are given change it, those of the workload are refused; --seed draws the durations.",
+            help="Folder of a live run to replay, with its architecture, arrivals or clients, lengths and acceptance "
+            "tape. Options of the architecture change it. Options of the workload are refused, except for --seed, "
+            "which draws the durations.",
             rich_help_panel=MODEL,
         ),
     ] = None,
     acceptance: Annotated[
         str | None,
         typer.Option(
-            help="profile (its alpha and spread over requests), tape (of --replay, or of the profile), 0.8 (each "
-            "draft alike), 0.8,0.6,0.5 (rates by position), 0.7±0.1 (alpha and its spread; 0.7+-0.1 too), "
-            "length=3.36,k=4 (mean acceptance length with the bonus token) or masks.jsonl (recorded masks) "
+            help="profile (alpha and spread over requests, as measured), tape (of the live run or of the profile), "
+            "0.8 (alpha), 0.8,0.6,0.5 (rates by position), 0.7±0.1 or 0.7+-0.1 (alpha and spread), length=3.36,k=4 "
+            "(mean acceptance length, with the bonus token) or masks.jsonl (recorded masks) "
             "\\[default: tape with --replay, else profile].",
             rich_help_panel=MODEL,
         ),
     ] = None,
     extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="Go beyond what was measured.", rich_help_panel=MODEL)
+        bool,
+        typer.Option("--extrapolate", help="Extrapolate beyond the measured range.", rich_help_panel=MODEL),
     ] = False,
     no_jitter: Annotated[
-        bool, typer.Option("--no-jitter", help="Every stage takes its mean time.", rich_help_panel=MODEL)
+        bool, typer.Option("--no-jitter", help="Give every stage its mean duration.", rich_help_panel=MODEL)
     ] = False,
     no_contention: Annotated[
-        bool, typer.Option("--no-contention", help="Stages do not slow one another.", rich_help_panel=MODEL)
+        bool, typer.Option("--no-contention", help="Same as --without contention.", rich_help_panel=MODEL)
     ] = False,
     without: WithoutOption = None,
     max_context: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of prompt and output together; more than the models support needs --extrapolate "
-            "\\[default: what they support].",
+            help="Maximum tokens of prompt and output together. More than the pair supports needs --extrapolate "
+            "\\[default: the pair's limit].",
             rich_help_panel=MODEL,
         ),
     ] = None,
     replicas: Annotated[
-        int | None, typer.Option(help="Replicas of the engine \\[default: 1].", rich_help_panel=FLEET)
+        int | None, typer.Option(help="Number of replicas \\[default: 1].", rich_help_panel=FLEET)
     ] = None,
     router: Annotated[
         str | None,
         typer.Option(
-            help="Which replica gets a request: round-robin or least-loaded \\[default: round-robin].",
+            help="Router in front of the replicas: round-robin or least-loaded \\[default: round-robin].",
             rich_help_panel=FLEET,
         ),
     ] = None,
     metrics: Annotated[
         Path | None,
         typer.Option(
-            help="Write a CSV table of all metrics, with a row for the fleet and one per replica.",
+            help="CSV file for all metrics: one row for the fleet and one per replica.",
             rich_help_panel=FLEET,
         ),
     ] = None,
     no_record: Annotated[
         bool,
-        typer.Option("--no-record", help="Keep no record; print the metrics.", rich_help_panel=FLEET),
+        typer.Option("--no-record", help="Print the metrics, but save no record.", rich_help_panel=FLEET),
     ] = False,
     concurrency: ConcurrencyOption = None,
     rate: RateOption = None,
@@ -135,10 +137,10 @@ def simulate(
     hybrid: HybridOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the record.")] = Path("runs/simulated"),
 ) -> None:
-    """Predict how a workload would be served, from a profile. Needs no torch and no device.
+    """Simulate a workload from a profile. Needs no torch and no device.
 
-    The same scheduler as in the live engine runs on simulated time. The record has the same tables as a live
-    run's, so `pdv compare`, `pdv trace` and `pdv figures` take it.
+    The simulator runs the scheduler of the live engine on simulated time. It writes the same record as a live run,
+    for `pdv compare`, `pdv figures` and `pdv trace`.
 
     Example: pdv simulate --profile profile --architecture pdv --concurrency 5 --acceptance 0.8 --out simulated/pdv-c5
     """
@@ -155,12 +157,12 @@ def simulate(
     of_fleet = fleet.replicas > 1 or metrics is not None or no_record
     live = Run.load(replay) if replay is not None else None
     if live is not None:
-        load.refuse(REPLAYED, "a replay asks what the live run was asked, when it was; leave one of the two out")
+        load.refuse(REPLAYED, "a replay takes the workload from the live run; omit this option or --replay")
         for name, value in (("replicas", replicas), ("metrics", metrics), ("max_context", max_context)):
             if value is not None:
-                raise InputError(name, str(value), "a replay repeats one live engine; leave one of the two out")
+                raise InputError(name, str(value), "a replay is of one engine; omit this option or --replay")
         if no_record:
-            raise InputError("no_record", True, "a replay is for comparing records; leave one of the two out")
+            raise InputError("no_record", True, "a replay is compared by its record; omit this option or --replay")
         check_seed(seed)
         workload = replayed(live)
         recorded = Architecture.from_dict(live.info["architecture"]) if architecture is None else None
@@ -215,4 +217,4 @@ def _fleet(replicas: int | None, router: str | None) -> Fleet:
 def _check_out(out: Path) -> None:
     check_record("out", out)
     if holds(out, "run.toml") and Run.load(out).info["kind"] == "live":
-        raise InputError("out", str(out), "a live run is recorded there, which would be lost; give another folder")
+        raise InputError("out", str(out), "it holds a live run, which would be overwritten; give another folder")

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from engines.errors import require_at_least
+from experiments.commands.arguments import config_argument
 from experiments.compare.report import results_console
 from experiments.program.outputs import check_output
-from experiments.sweep.config import Sweep
+from experiments.sweep.config import CONFIGS, Sweep
 from experiments.sweep.report import failures, notes, summary_report
 from experiments.sweep.store import FIGURES, ROWS, SUMMARY
 from experiments.sweep.sweep import run_sweep
@@ -21,30 +22,26 @@ from experiments.sweep.workers import Backend
 
 
 def sweep(
-    config: Annotated[
-        str, typer.Argument(help="TOML file, or the name of a configuration that is shipped: limits, batches, rates.")
-    ],
+    config: Annotated[str, config_argument(CONFIGS)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables.")],
     profile: Annotated[
         Path | None,
-        typer.Option("--profile", "-p", help="Simulate from this profile, whatever the configuration names."),
+        typer.Option("--profile", "-p", help="Simulate from this profile instead of the configuration's."),
     ] = None,
-    repeats: Annotated[
-        int | None, typer.Option(help="Simulations per cell, whatever the configuration says.")
-    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Simulations per cell, instead of the configuration's.")] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Simulations at once \\[default: one per core].")
+        int | None, typer.Option("--jobs", "-j", help="Parallel simulations \\[default: one per core].")
     ] = None,
     backend: Annotated[
-        Backend, typer.Option(help="Where to simulate: processes of this machine, or a Ray cluster.")
+        Backend, typer.Option(help="Run simulations in processes on this machine or on a Ray cluster.")
     ] = Backend.PROCESSES,
-    records: Annotated[bool, typer.Option("--records", help="Keep the record of every run.")] = False,
-    figures: Annotated[bool, typer.Option("--figures", help="Draw the sweep, into OUT/figures.")] = False,
+    records: Annotated[bool, typer.Option("--records", help="Also save the record of every run.")] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Also draw the sweep, into OUT/figures.")] = False,
 ) -> None:
-    """Simulate every cell of a sweep, each several times, and write rows.parquet and summary.parquet.
+    """Simulate many cells, each several times, into rows.parquet and summary.parquet.
 
-    What is finished is kept in the folder: interrupt or kill the command, and call it again to go on. A cell that
-    fails is a row with its error; the others are done all the same, and the exit code is 1.
+    Finished simulations are kept: interrupt or kill the command and run it again to resume. If a cell fails, its row
+    gives the error, the other cells still run, and the exit code is 1.
 
     Example: pdv sweep limits --out results/limits --figures
     """

@@ -17,9 +17,9 @@ def trace(
     run: Annotated[Path, typer.Argument(help="Folder of a live or simulated run.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file \\[default: RUN/trace.json].")] = None,
 ) -> None:
-    """Export a run as a Chrome trace: lanes as threads, requests as rows, counters of waiting and active requests.
+    """Export a run as a Chrome trace: lanes, requests, and counters of waiting and active requests.
 
-    Open the file in ui.perfetto.dev or chrome://tracing.
+    Open the file at ui.perfetto.dev or in chrome://tracing.
 
     Example: pdv trace runs/pdv-c5 --out pdv-c5.json
     """

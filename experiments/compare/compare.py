@@ -111,7 +111,7 @@ def compare(lives: Sequence[Run], simulations: Sequence[Run], profile: Profile |
     matched = sides(lives, simulations)
     if not matched:
         live, simulated = (_cells(by_cell(runs)) for runs in (lives, simulations))
-        remedy = f"the two sides share no cell; live has {live}; simulated has {simulated}"
+        remedy = f"the two sides have no cell in common; live has {live}; simulated has {simulated}"
         raise InputError("compare", f"{len(lives)} live, {len(simulations)} simulated", remedy)
     replays = [run for run in simulations if "replays" in run.info]
     pairs = list(zip(replayed_runs(replays, lives), replays, strict=True))

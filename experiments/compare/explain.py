@@ -174,7 +174,7 @@ def explanations(
         if pair is not None:
             pairs.append((live, pair))
     if not pairs:
-        remedy = "no simulated run has the cell and the seed of a live one; give replays, or compare with --predict"
+        remedy = "no simulated run has the cell and seed of a live run; give replays, or add --predict"
         raise InputError("explain", f"{len(lives)} live, {len(simulations)} simulated", remedy)
     found = []
     for live, simulated in pairs:

@@ -39,7 +39,7 @@ def check_output(field: str, path: Path, files: Collection[str] = ()) -> None:
         remedy = f"cannot write to {nearest} ({error.strerror}); give a writable folder"
         raise InputError(field, str(path), remedy) from error
     if files and (foreign := foreign_files(path, files)) is not None:
-        raise InputError(field, str(path), f"{foreign} is in a folder that saving uses, but is not ours; move it")
+        raise InputError(field, str(path), f"{foreign} is in a folder for unfinished files of pdv; move it")
     for name in files:
         if os.path.lexists(path / name):
             _check_replaceable(field, path / name)

@@ -130,7 +130,7 @@ def load_runs(field: str, folder: Path) -> list[Run]:
     if holds(folder, "run.toml"):
         return [Run.load(folder)]
     if not folder.is_dir():
-        raise InputError(field, str(folder), "no such folder; give a run's folder, or a folder of runs")
+        raise InputError(field, str(folder), "no such folder; give the folder of a run, or a folder of runs")
     found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and holds(path, "run.toml"))
     if not found:
         raise InputError(field, str(folder), "no run in it; give a folder written by `pdv run` or `pdv simulate`")

@@ -43,13 +43,13 @@ def load_experiment(
     False leaves the simulated runs out. Raises InputError, also if a side has no run.
     """
     if not _wrote(folder, "experiment"):
-        remedy = "no experiment is there; give the folder of one, or a folder of live and one of simulated runs"
+        remedy = "not the folder of an experiment; give one, or a folder of live runs and a folder of simulated runs"
         raise InputError("experiment", str(folder), remedy)
     keys = booked(folder / CELLS)
     chosen = [key for key in keys if only is None or fnmatchcase(key[0], only)]
     if only is not None and not chosen:
         cells = ", ".join(dict.fromkeys(cell for cell, *_ in keys)) or "none"
-        raise InputError("only", only, f"no cell has such a name; the experiment has {cells}")
+        raise InputError("only", only, f"no cell matches; the experiment has {cells}")
     sides: dict[str, list[Path]] = {"live": [], "simulated": []}
     for key in chosen:
         side, name = place_of(key)
@@ -59,8 +59,8 @@ def load_experiment(
     for side, records in sides.items():
         if not any(holds(record, RUN_FILES[0]) for record in records):
             command = f"pdv experiment {folder / SETTINGS} --out {folder} --only {side}"
-            remedy = ", or compare with --predict" if side == "simulated" else ""
-            raise InputError("experiment", str(folder), f"it has no {side} run; make them with `{command}`{remedy}")
+            remedy = ", or add --predict" if side == "simulated" else ""
+            raise InputError("experiment", str(folder), f"it has no {side} runs; run `{command}`{remedy}")
     place = profile or profile_of(folder, read_toml("experiment", folder / SETTINGS))
     runs = {side: [Run.load(record) for record in records] for side, records in sides.items()}
     return runs["live"], runs.get("simulated", []), Profile.load(place)

@@ -27,7 +27,7 @@ def booked(path: Path) -> list[Key]:
     """The rows of a table of cells that were booked with a run, in order. Raises InputError."""
     rows = read_csv(path, "experiment", REMEDY)
     if not {*KEY, "architecture"} <= set(rows):
-        raise InputError("experiment", str(path), f"this is no table of cells; {REMEDY}")
+        raise InputError("experiment", str(path), f"not a table of cells; {REMEDY}")
     return list(rows.loc[rows["architecture"].notna(), list(KEY)].itertuples(index=False, name=None))
 
 

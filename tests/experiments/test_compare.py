@@ -120,7 +120,7 @@ def test_cells_are_told_apart_by_architecture_load_and_draft_length(run: Run) ->
     other = synthetic.live("pdv", concurrency=5)
     comparison = compare([as_live(run), other], [run])
     assert comparison.unmatched == ["pdv, concurrency 5, k 4 (live only)"]
-    with pytest.raises(InputError, match="the two sides share no cell"):
+    with pytest.raises(InputError, match="the two sides have no cell in common"):
         compare([other], [run])
 
 

@@ -106,9 +106,9 @@ def test_an_experiment_without_a_side_cannot_be_compared(
     for command in ("compare", "figures"):
         assert main([command, str(tmp_path)]) == 2
         (line,) = capsys.readouterr().err.splitlines()[-1:]
-        assert f"it has no {side} run; make them with `pdv experiment {tmp_path}/experiment.toml" in line
+        assert f"it has no {side} runs; run `pdv experiment {tmp_path}/experiment.toml" in line
     assert main(["compare", str(tmp_path), "--only", "pd-*"]) == 2
-    assert "no cell has such a name; the experiment has baseline-c1-k4, pdv-c1-k4" in capsys.readouterr().err
+    assert "no cell matches; the experiment has baseline-c1-k4, pdv-c1-k4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_simulations_that_are_no_replays_are_explained_by_cell_and_seed() -> Non
     others = [synthetic.simulated("pd", concurrency=n, name=f"other{n}") for n in (3, 1)]
     found = explanations(lives, others, synthetic.profile())
     assert [(one.live.name, one.simulated.name) for one in found] == [("live1", "other1"), ("live3", "other3")]
-    with pytest.raises(InputError, match="no simulated run has the cell and the seed"):
+    with pytest.raises(InputError, match="no simulated run has the cell and seed"):
         explanations(lives[:1], others[:1], synthetic.profile())
 
 

@@ -184,5 +184,5 @@ def test_a_simulation_does_not_take_the_place_of_a_live_run(
     Path("link").symlink_to("live")
     for options in (["--replay", "live"], ["-c", "2", "-n", "4"]):
         assert main(["simulate", "--profile", "profile", *options, "--out", "link"]) == 2
-        assert capsys.readouterr().err.startswith("pdv: out = 'link': a live run is recorded there")
+        assert capsys.readouterr().err.startswith("pdv: out = 'link': it holds a live run")
     assert Run.load(Path("live")).info["kind"] == "live"

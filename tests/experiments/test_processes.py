@@ -127,9 +127,7 @@ def test_a_second_experiment_in_the_folder_is_refused_and_killed_workers_end_the
     before = sorted(simulations.out.rglob("*.parquet"))
     assert main(simulations.arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f"pdv: out = '{simulations.out}': another process is writing there; wait until it has ended"
-    )
+    assert line.startswith(f"pdv: out = '{simulations.out}': another process is writing there; wait for it to finish")
     assert sorted(simulations.out.rglob("*.parquet")) == before
     for worker in simulations.workers:
         os.kill(worker, signal.SIGKILL)

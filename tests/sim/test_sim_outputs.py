@@ -52,7 +52,7 @@ def test_a_tape_shorter_than_the_output_is_refused_before_anything_runs() -> Non
     tape = np.array([-1, 1, 1, 0], dtype=np.int8)
     workload = Workload((Request(0, 30, 4, 0.0), Request(1, 30, 5, 0.0)))
     seen: list[tuple[int, int]] = []
-    message = r"request 1 asks for 5 output tokens and its tape has 4: ask for 4 at most, or choose an acceptance"
+    message = r"request 1 asks for 5 output tokens and its tape has 4: ask for at most 4, or use another acceptance"
     with pytest.raises(InputError, match=message):
         run(PD, workload, acceptance=Tapes({0: tape, 1: tape}), progress=lambda *done: seen.append(done))
     assert seen == []
