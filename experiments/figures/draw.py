@@ -13,6 +13,7 @@ from experiments.compare.solo_times import with_solo_times
 from experiments.figures.acceptance import acceptance
 from experiments.figures.calibration import contention, stage_costs
 from experiments.figures.decomposition import decomposition
+from experiments.figures.errors import errors_over_load
 from experiments.figures.explained import explained
 from experiments.figures.fidelity import error_distribution, predicted_against_measured
 from experiments.figures.load import load_curves
@@ -27,6 +28,7 @@ __all__ = [
     "decomposition",
     "draw_all",
     "error_distribution",
+    "errors_over_load",
     "explained",
     "load_curves",
     "predicted_against_measured",
@@ -58,6 +60,7 @@ def draw_all(
         paths += contention(profile, folder)
         paths += acceptance(profile, lives, folder)
     paths += error_distribution(lives, simulations, folder)
+    paths += errors_over_load(lives, simulations, folder)
     paths += predicted_against_measured(lives, simulations, folder)
     paths += explained(why, folder) if why else []
     paths += load_curves(lives, simulations, folder)

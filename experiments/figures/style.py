@@ -10,6 +10,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import pandas as pd
 import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.artist import Artist
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, ScalarFormatter
+from scipy import stats
 
 from engines.policy.architecture import ARCHITECTURES, Segment
 from engines.record.run import Run
@@ -236,6 +238,24 @@ def log_ticks(panel: Axes) -> None:
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
     panel.yaxis.set_major_formatter("{x:g}")
     panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def interval(
+    confidence: float, least: float = -math.inf, most: float = math.inf
+) -> Callable[[pd.Series], tuple[float, float]]:
+    """Return a function for seaborn's error bands: the bounds of the confidence interval of a mean (Student's t).
+
+    least, most: where they end, since no value lies beyond.
+    """
+
+    def bounds(values: pd.Series) -> tuple[float, float]:
+        mean = float(values.mean())
+        if len(values) < 2:
+            return mean, mean
+        half = stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+        return max(mean - half, least), min(mean + half, most)
+
+    return bounds
 
 
 def save(figure: Figure, folder: Path, name: str, source_line: str) -> list[Path]:

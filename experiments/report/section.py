@@ -12,6 +12,7 @@ from experiments.report.tables import PageTable
 CAPTIONS = {
     "load": "Throughput and latency over the load: live points, simulated lines",
     "error_distribution": "Errors of the predictions by metric: one point per cell",
+    "errors": "Errors of the predictions over the load, with bands over the live repeats",
     "predicted_measured": "Predicted against measured: latency of every replayed request, throughput of every cell",
     "explained": "Where the error of the mean latency comes from, cell by cell",
     "decomposition": "Parts of the mean latency, live beside simulated",

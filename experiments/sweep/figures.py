@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from scipy import stats
 
 from calibrate.profile import Profile
 from experiments.figures import style
@@ -40,8 +39,6 @@ HEADINGS = ("architecture",)  # of seaborn's legend
 T = TypeVar("T")
 LOG_FROM = 20.0
 """A metric is drawn on a logarithmic axis if the largest mean is more than this many times the smallest."""
-LEAST_SHARE = 0.01
-"""Bands reach down to this share of the mean at most, since a logarithmic axis cannot show what reaches below 0."""
 MOST_FIGURES = 12
 DASHES: list[tuple[float, ...] | str] = ["", (4, 1.5), (1, 1), (5, 1, 1, 1), (8, 2)]
 
@@ -161,7 +158,7 @@ def _panel(sweep: Sweep, panel: Axes, rows: pd.DataFrame, x: str, dashed: str | 
             panel.xaxis.set_major_formatter("{x:g}")
     else:
         sns.lineplot(
-            **common, **styles, errorbar=interval(sweep.confidence, 1.0 if metric in SHARES else math.inf),
+            **common, **styles, errorbar=style.interval(sweep.confidence, 0.0, 1.0 if metric in SHARES else math.inf),
             err_kws={"alpha": 0.2, "linewidth": 0},
         )  # fmt: skip
         style.level_axis(panel, rows[x].tolist())
@@ -177,21 +174,6 @@ def _panel(sweep: Sweep, panel: Axes, rows: pd.DataFrame, x: str, dashed: str | 
         style.log_ticks(panel)
     else:
         panel.set_ylim(0, 1.05 if metric in SHARES else None)
-
-
-def interval(confidence: float, most: float = math.inf) -> Callable[[pd.Series], tuple[float, float]]:
-    """Return a function for seaborn's error bands: the bounds of the confidence interval of a mean (Student's t).
-
-    most: where they end, since no value is larger.
-    """
-
-    def bounds(values: pd.Series) -> tuple[float, float]:
-        if len(values) < 2:
-            return float(values.mean()), float(values.mean())
-        mean, half = values.mean(), stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-        return float(max(mean - half, mean * LEAST_SHARE)), float(min(mean + half, most))
-
-    return bounds
 
 
 def _said(name: str) -> str:

@@ -73,7 +73,7 @@ def test_everything_is_in_the_folder(finished: Finished) -> None:
     assert Profile.load(folder / "profile").info["averaged"] == 2
     assert "over 4 cells" in (folder / "comparison.txt").read_text()
     assert {path.stem for path in outcome.figures} == {
-        "stage_costs", "contention", "acceptance", "error_distribution", "predicted_measured", "load",
+        "stage_costs", "contention", "acceptance", "error_distribution", "errors", "predicted_measured", "load",
         "decomposition", "timeline_baseline", "timeline_pdv",
     }  # fmt: skip
     assert all(path.stat().st_size > 2000 for path in [*outcome.figures, *outcome.traces])

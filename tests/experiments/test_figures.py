@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from engines.errors import InputError
 from engines.policy.architecture import BASELINE, Segment
-from engines.record.metrics import PARTS, steady_window
+from engines.record.metrics import PARTS, steady_window, summary
 from engines.workload.workload import FixedLength, make_workload
 from experiments.compare.explain import explanations
 from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
@@ -24,12 +24,14 @@ from experiments.figures.draw import (
     decomposition,
     draw_all,
     error_distribution,
+    errors_over_load,
     explained,
     load_curves,
     predicted_against_measured,
     stage_costs,
     timeline,
 )
+from experiments.figures.errors import errors
 from experiments.figures.fidelity import family
 from experiments.figures.style import PART_COLOURS, SEGMENT_COLOURS, architecture_looks, level_axis, shown, source
 from experiments.runner.predictions import predictions
@@ -56,6 +58,18 @@ def test_open_loops_are_drawn_over_the_rate(tmp_path: Path) -> None:
     simulations = [synthetic.simulated("pd", rate=rate) for rate in (2.0, 8.0)]
     check(load_curves(lives, simulations, tmp_path), "load")
     check(decomposition(lives, simulations, tmp_path), "decomposition")
+
+
+def test_the_error_is_drawn_over_the_load(tmp_path: Path) -> None:
+    lives = [synthetic.live("pd", f"live{rate}", rate=rate) for rate in (2.0, 8.0)]
+    simulations = [synthetic.simulated("pd", rate=rate) for rate in (2.0, 8.0)]
+    check(errors_over_load(lives, simulations, tmp_path), "errors")
+    assert errors_over_load(lives[:1], simulations, tmp_path) == []  # no line has a single point
+    assert errors_over_load(lives, [], tmp_path) == []
+    found = errors([*lives, lives[0]], simulations)
+    assert found["level"].tolist() == [2.0, 2.0, 8.0]
+    live, simulated = (summary(runs[1])["ttft_s.mean"] for runs in (lives, simulations))
+    assert found["ttft_s.mean"].iloc[2] == pytest.approx(100 * (simulated - live) / live)
 
 
 def test_a_profile_is_drawn_without_any_run(tmp_path: Path) -> None:
