@@ -4,7 +4,7 @@ Every load is simulated with tapes and with each model, with the same seeds, so 
 are fitted to the tapes that they stand in for, at the draft length of the load.
 
 Example: python -m experiments.bench.acceptance --profile results/h100/fidelity/profile
-    --live results/h100/fidelity/live --live results/h100/fidelity-test/live --masks results/demo-cpu/masks.jsonl
+    --live results/h100/fidelity/live --masks results/demo-cpu/masks.jsonl
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from rich.table import Table
 
 from calibrate.acceptance import acceptance_table
 from calibrate.profile import Profile
+from engines.pairs.permutation import PREFIX, parse_pair
 from engines.policy.architecture import Architecture
 from engines.record.masks import read_masks
 from engines.record.run import Run
 from experiments.compare.report import results_console
 from experiments.runner.cells import load_runs
-from experiments.runner.predict import closed_form, replayed
+from experiments.runner.predict import replayed
 from sim.acceptance import AcceptanceSource, PerPosition, Tapes
 from sim.acceptance_fits import MODELS, fit_markov, fit_tapes
 from sim.costs import CostModel
 from sim.engine import summarise
 
 METRICS = {"throughput_tokens_per_s": "throughput", "latency_s.median": "P50", "latency_s.p95": "P95"}
-MIXED = "permutation:llama2-7b+tinyllama-1.1b:alpha=0.3,0.6,0.9"
 Row = dict[str, object]
 TAPE, NOISE = "tape", "other seeds"
 
@@ -48,12 +48,21 @@ def models_of(tapes: Mapping[int, np.ndarray], k: int) -> dict[str, AcceptanceSo
     return {**fitted, "chain": fit_markov(tapes), "length": PerPosition(least)}
 
 
+def pair_of(live: Run) -> str:
+    """Return the name of a run's pair: of a permutation pair, its alphas."""
+    pair = str(live.info.get("pair"))
+    return f"alpha {', '.join(f'{a:g}' for a in parse_pair(pair).alphas)}" if pair.startswith(PREFIX) else pair
+
+
 def rows_of(live: Run, masks: Mapping[int, np.ndarray] | None, costs: CostModel, seeds: Sequence[int]) -> list[Row]:
-    """Simulate the load of a live run with each kind of tapes and each model. Returns one row per simulation."""
+    """Simulate the load of a live run with its own tapes and with masks, and each model of them.
+
+    Returns one row per simulation.
+    """
     architecture, workload = Architecture.from_dict(live.info["architecture"]), replayed(live)
-    kinds = {"H100, alpha 0.8": Tapes.recorded_by(live), "alpha 0.3, 0.6 or 0.9": closed_form(MIXED, workload)}
+    kinds = {pair_of(live): Tapes.recorded_by(live)}
     if masks is not None:
-        kinds["text"] = Tapes(masks)
+        kinds["masks"] = Tapes(masks)
     rows = []
     for kind, source in kinds.items():
         used = {request.id: source.tapes[request.id][: request.max_tokens] for request in workload.requests}

@@ -7,7 +7,7 @@ A winner that does not win in nearly every replicate is open.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -120,9 +120,12 @@ def _metrics(cell: Cell, option: Option, costs: Costs, seed: int) -> dict[str, f
 
 
 def verdicts(
-    cells: Sequence[Cell], rows: pd.DataFrame, reference: str, metric: str = THROUGHPUT, rival: str | None = None
-) -> pd.DataFrame:
+    cells: Sequence[Cell], rows: pd.DataFrame, reference: str, metric: str = THROUGHPUT, rival: str | None = None,
+    sides: Mapping[str, str] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Return one row per cell: what wins, by how much, and whether that is open.
+
+    sides: other sides for the options of each side; those that are not there do not take part.
 
     winner: the side whose best option (by its mean over replicates) is best; option: that option. agreement: share of
     the replicates in which it beats the best option of every other side. rival: that side, by default the best other
@@ -139,8 +142,9 @@ def verdicts(
         means = better.mean()
         best: dict[str, int] = {}
         for place, option in enumerate(cell.options):
-            if option.side not in best or means[place] > means[best[option.side]]:
-                best[option.side] = place
+            side = option.side if sides is None else sides.get(option.side)
+            if side is not None and (side not in best or means[place] > means[best[side]]):
+                best[side] = place
         order = sorted(best, key=lambda side: -means[best[side]])
         winner = order[0]
         against = rival or next(side for side in order if side != reference)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engines.policy.architecture import PD, PDV, Architecture, Stage, Step
-from engines.policy.draft_length import FixedDraftLength
+from engines.policy.draft_length import LOAD, FixedDraftLength, LoadAdaptiveDraftLength
 from experiments.maps.grid import LATENCY_P95, THROUGHPUT, Cell, Option
 
 SLOTS, PROMPTS = 64, 4  # places for requests, and most prompts of a prefill
@@ -21,7 +21,7 @@ DRAFT_COSTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TOKENS = 256  # of prompt and output together
 PROMPT_SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)
 ALPHA, SHARE = "acceptance (alpha)", f"prompt's share of {TOKENS} tokens"
-TWO_PD = "two PDs"
+TWO_PD, FIXED = "two PDs", "fixed"
 FCFS, PREFILL_FIRST, PREFILL_LAST = "FCFS", "prefill first", "prefill last"
 ORDERS: dict[str, tuple[Stage, ...]] = {
     FCFS: (),
@@ -34,7 +34,7 @@ class Panel(NamedTuple):
     """A figure of a map. shows: the column that colours the cells, "winner" or "gain"; both are written in them.
 
     x, y: labels of the axes. reference: the side that gains are relative to. rival: the side that gains are of, by
-    default the best other one. title: what the cells show.
+    default the best other one. sides: see experiments.maps.grid.verdicts. title: what the cells show.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Panel(NamedTuple):
     y: str = ALPHA
     metric: str = THROUGHPUT
     rival: str | None = None
+    sides: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,18 @@ class Map:
 def speculation() -> Map:
     """Where does speculation pay, and with how long a draft? PD at limits that hold all clients."""
     layout = _pd(SLOTS)
-    options = tuple(Option(str(k), f"k = {k}", layout.replace(draft_length=FixedDraftLength(k))) for k in LENGTHS)
+    fixed = [Option(str(k), f"k = {k}", layout.replace(draft_length=FixedDraftLength(k))) for k in LENGTHS]
+    following = layout.replace(draft_length=LoadAdaptiveDraftLength(maximum=LENGTHS[-1]))
+    options = (*fixed, Option(LOAD, "load-adaptive", following))
     cells = tuple(Cell(n, alpha, options, clients=n, alpha=alpha) for n in CLIENTS for alpha in ALPHAS)
+    own = {option.side: option.side for option in fixed}
+    two = dict.fromkeys(own, FIXED) | {LOAD: LOAD}
     return Map(
         "speculation",
         (
-            Panel("best-k", cells, "winner", "0", "draft length k with the highest throughput"),
-            Panel("gain", cells, "gain", "0", "throughput, best k above 0 / target-only"),
+            Panel("best-k", cells, "winner", "0", "draft length k with the highest throughput", sides=own),
+            Panel("gain", cells, "gain", "0", "throughput, best k above 0 / target-only", sides=own),
+            Panel("load-adaptive", cells, "gain", FIXED, "throughput, load-adaptive / best fixed k", sides=two),
         ),
     )
 
@@ -111,7 +117,7 @@ def priority() -> Map:
         )
         return _by_prompt_share(lambda clients: options)
 
-    def panel(name: str, title: str, cells: tuple[Cell, ...], **more: str) -> Panel:
+    def panel(name: str, title: str, cells: tuple[Cell, ...], **more: Any) -> Panel:
         return Panel(name, cells, "gain", FCFS, title, y=SHARE, **more)
 
     one, two = (cells(_pdv(SLOTS).replace(permits=permits)) for permits in (1, 2))

@@ -38,9 +38,8 @@ def run_map(
     for panel in chosen.panels:
         start = first[id(panel.cells)]
         own = rows[rows["cell"].between(start, start + len(panel.cells) - 1)]
-        found = verdicts(
-            panel.cells, own.assign(cell=own["cell"] - start), panel.reference, panel.metric, panel.rival
-        )
+        own = own.assign(cell=own["cell"] - start)
+        found = verdicts(panel.cells, own, panel.reference, panel.metric, panel.rival, panel.sides)
         tables[panel.name] = found = _with_notes(panel, found, profile)
         name = f"{chosen.name}-{panel.name}"
         folder.mkdir(parents=True, exist_ok=True)

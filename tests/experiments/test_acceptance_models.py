@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.bench.acceptance import METRICS, NOISE, TAPE, errors, models_of, rows_of
+from experiments.bench.acceptance import METRICS, NOISE, TAPE, errors, models_of, pair_of, rows_of
 from sim.acceptance import Independent, PerPosition
 from sim.costs import CostModel
 from tests.experiments import synthetic
@@ -30,11 +32,11 @@ def test_every_model_is_simulated_with_every_seed() -> None:
     live = synthetic.live("pdv")
     masks = {request: np.ones(50, dtype=np.int8) for request in live.tapes}
     rows = pd.DataFrame(rows_of(live, masks, CostModel(synthetic.profile()), range(2)))
-    assert set(rows["tapes"]) == {"H100, alpha 0.8", "alpha 0.3, 0.6 or 0.9", "text"}
+    assert set(rows["tapes"]) == {pair_of(live), "masks"}
     assert (rows.groupby(["tapes", "model"]).size() == 2).all()
-    text = rows[rows["tapes"] == "text"].set_index(["model", "seed"])["throughput"]
+    text = rows[rows["tapes"] == "masks"].set_index(["model", "seed"])["throughput"]
     assert text["independent"].tolist() == text[TAPE].tolist()  # drafts that are always right leave nothing to draw
-    other = rows[rows["tapes"] == "H100, alpha 0.8"].set_index(["model", "seed"])["throughput"]
+    other = rows[rows["tapes"] == pair_of(live)].set_index(["model", "seed"])["throughput"]
     assert other["independent"].tolist() != other[TAPE].tolist()
 
 
@@ -49,3 +51,12 @@ def test_errors_are_relative_to_the_tapes_and_averaged_over_runs() -> None:
     assert found.loc[("t", "independent"), ("P95", "bias")] == pytest.approx(0.0)
     assert found.loc[("t", "independent"), ("P95", "absolute")] == pytest.approx(10.0)
     assert found.loc[("t", NOISE), ("P95", "absolute")] == pytest.approx(10 * 2**0.5)
+
+
+def test_runs_of_a_permutation_pair_are_told_apart_by_alpha() -> None:
+    live = synthetic.live("pdv")
+    other = dataclasses.replace(
+        live, info={**live.info, "pair": "permutation:llama2-7b+tinyllama-1.1b:alpha=0.3,0.6"}
+    )
+    assert pair_of(other) == "alpha 0.3, 0.6"
+    assert pair_of(dataclasses.replace(live, info={**live.info, "pair": "embedded"})) == "embedded"

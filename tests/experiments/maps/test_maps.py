@@ -59,6 +59,16 @@ def test_a_given_rival_is_compared_even_if_another_is_better() -> None:
     assert (found["winner"], found["rival"], found["gain"]) == ("c", "b", 0.5)
 
 
+def test_sides_can_be_joined_and_left_out() -> None:
+    options = (*OPTIONS[:2], Option("c", "c2", SMALL))
+    cell = dataclasses.replace(CELLS[0], options=options)
+    values = rows((10.0, 10.0), (5.0, 5.0), (20.0, 20.0))
+    joined = verdicts((cell,), values, "b", sides={"a": "other", "b": "b", "c": "other"}).iloc[0]
+    assert (joined["winner"], joined["option"], joined["gain"]) == ("other", "c2", 4.0)
+    without = verdicts((cell,), values, "b", sides={"a": "a", "b": "b"}).iloc[0]
+    assert (without["winner"], without["gain"]) == ("a", 2.0)
+
+
 def test_of_times_less_is_better() -> None:
     found = verdicts(CELLS[:1], rows((2.0, 2.0), (1.0, 1.0), (4.0, 4.0), metric=LATENCY_P95), "a", LATENCY_P95).iloc[
         0
@@ -126,7 +136,8 @@ def test_every_place_has_one_cell_with_both_sides(panel: Panel) -> None:
     places = [(cell.x, cell.y) for cell in panel.cells]
     assert len(set(places)) == len(places)
     for cell in panel.cells:
-        sides = {option.side for option in cell.options}
+        own = {option.side: option.side for option in cell.options}
+        sides = {(panel.sides or own).get(side) for side in own}
         assert panel.reference in sides
         assert len(sides) > 1
         assert cell.x == cell.clients
@@ -135,7 +146,7 @@ def test_every_place_has_one_cell_with_both_sides(panel: Panel) -> None:
 
 def test_draft_lengths_are_the_only_difference_in_the_map_of_speculation() -> None:
     options = MAPS["speculation"]().panels[0].cells[0].options
-    assert [str(o.architecture.draft_length.maximum) for o in options] == [o.side for o in options]
+    assert [o.architecture.draft_length.label for o in options] == [*(o.side for o in options[:-1]), "load0-8"]
     first = options[0].architecture
     assert all(o.architecture == first.replace(draft_length=o.architecture.draft_length) for o in options)
     assert not first.drafts
@@ -162,7 +173,7 @@ def test_orders_of_priority_are_the_only_difference_in_its_map() -> None:
 
 
 def test_a_map_writes_a_table_and_a_figure_of_a_columns_width_per_panel(tmp_path: Path) -> None:
-    panel = Panel("p", CELLS, "gain", "a", "b over a")
+    panel = Panel("p", CELLS, "gain", "one", "other over one", sides={"a": "one", "b": "other"})
     tables = run_map(Map("m", (panel,)), synthetic.profile(), tmp_path, 2, jobs=1)
     saved = pd.read_parquet(tmp_path / "m-p.parquet")
     pd.testing.assert_frame_equal(saved, tables["p"])
