@@ -28,6 +28,8 @@ _new = tuple.__new__  # makes a named tuple in half the time that calling its cl
 TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
 REMEDY = "calibrate over a wider range, or ask for extrapolation"
 ONE_VALUE = "a single measured value gives no slope to extrapolate along; calibrate at two or more"
+DIMENSIONS = ("draft_length", "batch_size", "tokens", "context_tokens")
+"""What a cost depends on, `tokens` for prefill and `context_tokens` for draft and verify."""
 
 
 class SegmentCost(NamedTuple):
@@ -64,10 +66,14 @@ class Costs(Protocol):
 
 @runtime_checkable
 class MeasuredCosts(Costs, Protocol):
-    """Costs that know for which shapes they were measured. The others are refused, unless extrapolating."""
+    """Costs that know for which shapes they were measured. The others are refused, or extrapolated."""
+
+    @property
+    def extrapolate(self) -> bool:
+        """Whether they are extrapolated."""
 
     def covered(self, segment: Segment) -> dict[str, tuple[float, float]]:
-        """Return the least and the most of draft_length, batch_size and tokens (prefill) or context_tokens."""
+        """Return the least and the most that were measured of each of its DIMENSIONS."""
 
     def beyond(self, shape: SegmentShape) -> tuple[str, ...]:
         """Return in which of these a shape lies outside."""
@@ -89,7 +95,7 @@ class CostModel:
         self.contention: Contention = measured_contention(profile.contention) if contention is None else contention
         known = ("device", "pair", "pair_models", "dtype", "date")
         self._info = {name: profile.info[name] for name in known if name in profile.info}
-        self._extrapolate = extrapolate
+        self.extrapolate = extrapolate
         self.captured = profile.captured
         seconds = (profile.host_times.set_index("step") / 1e3).itertuples()
         self._host_s = {Step(step): law for step, *law in seconds}
@@ -130,7 +136,7 @@ class CostModel:
 
     def describe(self) -> dict[str, object]:
         contention = "none" if isinstance(self.contention, NoContention) else "measured"
-        return {**self._info, "extrapolate": self._extrapolate, "contention": contention}
+        return {**self._info, "extrapolate": self.extrapolate, "contention": contention}
 
 
 class _Grid:

@@ -18,6 +18,7 @@ from engines.policy.request import Request
 from engines.workload.clients import Clients
 from engines.workload.workload import Workload
 from sim.acceptance import Tapes
+from sim.costs import DIMENSIONS
 from sim.replica import Bookkeeper, Conditions, Process, Replica
 from sim.routers import ALONE, Fleet
 
@@ -75,6 +76,15 @@ class Deployment:
         if self._clients.done != self._clients.total:
             raise AssertionError(f"{self._clients.done} of {self._clients.total} requests have ended")
 
+    @property
+    def segments(self) -> dict[str, int]:
+        """How many segments ran, and how many of them beyond the profile (counts_of)."""
+        return counts_of([replica.segments for replica in self.replicas])
+
+    def beyond(self) -> dict[str, dict[str, int]]:
+        """Return the same as plain values for run.toml, if anything can be beyond the profile."""
+        return {"beyond_profile": self.segments} if self.replicas[0].extrapolates else {}
+
     def _submit(self, request: Request) -> None:
         number = self._route(request, [replica.population.here for replica in self.replicas])
         self.replicas[number].submit(request)
@@ -100,6 +110,11 @@ class Deployment:
             self._environment.process(self._think(think_s))
         if self._progress is not None:
             self._progress(self._clients.done, self._clients.total)
+
+
+def counts_of(counted: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return sums of Replica.segments: `segments`, `beyond` in any dimension, and in each."""
+    return {name: sum(one.get(name, 0) for one in counted) for name in ("segments", "beyond", *DIMENSIONS)}
 
 
 def on_own_devices(architecture: Architecture, number: int) -> Architecture:

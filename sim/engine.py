@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -10,12 +10,11 @@ import numpy as np
 
 from calibrate.profile import Profile
 from engines.policy.architecture import Architecture
-from engines.policy.segment_shape import SegmentShape
 from engines.record.run import Recorder, Run
 from engines.record.totals import Totals
 from engines.workload.workload import Workload
 from sim.acceptance import AcceptanceSource
-from sim.costs import CostModel, Costs, MeasuredCosts
+from sim.costs import CostModel, Costs
 from sim.deployment import Deployment, Progress
 from sim.replica import Conditions
 from sim.routers import ALONE, Fleet
@@ -52,7 +51,8 @@ def simulate(
     deployment = Deployment(architecture, workload, conditions, progress, fleet)
     recorder, tapes = Recorder(), dict[int, np.ndarray]()
     deployment.run([recorder] * fleet.replicas, tapes)
-    return recorder.run({**described(architecture, workload, conditions, fleet), **(info or {})}, tapes)
+    made = described(architecture, workload, conditions, fleet)
+    return recorder.run({**made, **deployment.beyond(), **(info or {})}, tapes)
 
 
 def summarise(
@@ -76,7 +76,7 @@ def summarise(
     goodput_requests_per_s. Raises what `simulate` does.
     """
     conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
-    totals = totalled(architecture, workload, conditions, fleet, progress)
+    totals, _ = totalled(architecture, workload, conditions, fleet, progress)
     return totals.summary(asked(architecture, workload, fleet), objectives)
 
 
@@ -86,17 +86,12 @@ def totalled(
     conditions: Conditions,
     fleet: Fleet = ALONE,
     progress: Progress | None = None,
-) -> Totals:
-    """Simulate as `simulate` does, but keep only the totals."""
+) -> tuple[Totals, dict[str, int]]:
+    """Simulate as `simulate` does, but keep only the totals. Returns them, and Deployment.segments."""
     deployment = Deployment(architecture, workload, conditions, progress, fleet)
-    totals = Totals(deployment.running, beyond_of(conditions.costs))
+    totals = Totals(deployment.running)
     deployment.run([totals] * fleet.replicas)
-    return totals
-
-
-def beyond_of(costs: Costs) -> Callable[[SegmentShape], tuple[str, ...]] | None:
-    """Return what tells of a shape that it lies beyond the profile, if the costs know."""
-    return costs.beyond if isinstance(costs, MeasuredCosts) else None
+    return totals, deployment.segments
 
 
 def cost_model(costs: Profile | Costs) -> Costs:

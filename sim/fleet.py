@@ -16,10 +16,10 @@ from engines.record.run import Recorder, Run, SegmentTime
 from engines.record.totals import Totals
 from engines.workload.workload import Workload
 from sim.acceptance import AcceptanceSource
-from sim.costs import Costs
-from sim.deployment import Deployment, Progress
-from sim.engine import asked, beyond_of, cost_model, described
-from sim.replica import Bookkeeper, Conditions
+from sim.costs import DIMENSIONS, Costs
+from sim.deployment import Deployment, Progress, counts_of
+from sim.engine import asked, cost_model, described
+from sim.replica import Bookkeeper, Conditions, Replica
 from sim.routers import Fleet
 
 RATES = ("throughput_", "goodput_", "lane_busy.", "running_at_least_")
@@ -51,8 +51,8 @@ def simulate_fleet(
     """Return the record of a fleet, as sim.engine.simulate does, and the metrics of `summarise_fleet`."""
     conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
     recorder, tapes = Recorder(), dict[int, np.ndarray]()
-    metrics = _run(fleet, architecture, workload, conditions, progress, objectives, recorder, tapes)
-    made = {**described(architecture, workload, conditions, fleet), **(info or {})}
+    metrics, beyond = _run(fleet, architecture, workload, conditions, progress, objectives, recorder, tapes)
+    made = {**described(architecture, workload, conditions, fleet), **beyond, **(info or {})}
     return FleetRun(recorder.run(made, tapes), metrics)
 
 
@@ -80,7 +80,8 @@ def summarise_fleet(
     goodput_requests_per_s. Raises what `simulate` does.
     """
     conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
-    return _run(fleet, architecture, workload, conditions, progress, objectives)
+    metrics, _ = _run(fleet, architecture, workload, conditions, progress, objectives)
+    return metrics
 
 
 def _run(
@@ -92,30 +93,24 @@ def _run(
     objectives: tuple[float, float] | None,
     recorder: Recorder | None = None,
     tapes: dict[int, np.ndarray] | None = None,
-) -> pd.DataFrame:
-    """Run the fleet to the end, tell the recorder, and return the metrics."""
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Run the fleet to the end, tell the recorder, and return the metrics and Deployment.beyond."""
     deployment = Deployment(architecture, workload, conditions, progress, fleet)
     replicas = deployment.replicas
     whole = Totals(deployment.running)
-    parts = [Totals(replica.running, beyond_of(conditions.costs)) for replica in replicas]
+    parts = [Totals(replica.running) for replica in replicas]
     shared: list[Bookkeeper] = [whole] if recorder is None else [whole, recorder]
     deployment.run([_Several([part, *shared]) for part in parts], tapes)
-    seconds = [replica.population.request_seconds for replica in replicas]
     duration_s = _duration_s(whole.table)
-    # A replica has no clients of its own, and so no steady window.
-    own = [
-        part.summary({"architecture": replica.architecture.to_dict()}, objectives)
-        for part, replica in zip(parts, replicas, strict=True)
-    ]
-    rows = {
-        "fleet": _counts(whole.table, sum(seconds), duration_s, parts)
-        | whole.summary(asked(architecture, workload, fleet), objectives)
-    }
-    for number, part in enumerate(parts):
+    found = whole.summary(asked(architecture, workload, fleet), objectives)
+    rows = {"fleet": _counts(whole.table, replicas, duration_s) | found}
+    for number, (replica, part) in enumerate(zip(replicas, parts, strict=True)):
+        # A replica has no clients of its own, and so no steady window.
+        found = part.summary({"architecture": replica.architecture.to_dict()}, objectives)
         longer = duration_s / _duration_s(part.table)
-        found = {name: value / longer if name.startswith(RATES) else value for name, value in own[number].items()}
-        rows[str(number)] = _counts(part.table, seconds[number], duration_s, [part]) | found
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("replica")
+        found |= {name: value / longer for name, value in found.items() if name.startswith(RATES)}
+        rows[str(number)] = _counts(part.table, [replica], duration_s) | found
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("replica"), deployment.beyond()
 
 
 class _Several:
@@ -142,15 +137,12 @@ def _duration_s(requests: pd.DataFrame) -> float:
     return float(requests["finish_s"].max() - requests["arrival_s"].min())
 
 
-def _counts(
-    requests: pd.DataFrame, request_seconds: float, duration_s: float, parts: Sequence[Totals]
-) -> dict[str, float]:
-    """Return counts of the requests and segments of a fleet or of one replica.
-
-    duration_s: of the fleet. parts: of the replicas, after their summary.
-    """
+def _counts(requests: pd.DataFrame, replicas: Sequence[Replica], duration_s: float) -> dict[str, float]:
+    """Return counts of the requests and segments of a fleet or of one replica. duration_s: of the fleet."""
     finished = requests["status"] == Status.FINISHED
-    segments, beyond = sum(part.segments for part in parts), sum(part.segments_beyond for part in parts)
+    request_seconds = sum(replica.population.request_seconds for replica in replicas)
+    counted = counts_of([replica.segments for replica in replicas])
+    segments, beyond = counted["segments"], counted["beyond"]
     return {
         "requests": float(len(requests)),
         "finished": float(finished.sum()),
@@ -161,10 +153,7 @@ def _counts(
         "segments": float(segments),
         "beyond_profile": float(beyond),
         "beyond_profile_share": beyond / segments if segments else float("nan"),
-        **{
-            f"beyond_profile.{name}": float(sum(part.beyond_by[name] for part in parts))
-            for name in ("draft_length", "batch_size", "tokens", "context_tokens")
-        },
+        **{f"beyond_profile.{name}": float(counted[name]) for name in DIMENSIONS},
     }
 
 

@@ -8,6 +8,7 @@ both exactly as in the live engine.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from engines.policy.scheduler import QueueFullError, Scheduler
 from engines.policy.segment_shape import SegmentShape, catch_up_passes
 from engines.record.run import Recorder, SegmentTime
 from sim.acceptance import AcceptanceSource, RequestAcceptance
-from sim.costs import Costs
+from sim.costs import Costs, MeasuredCosts
 from sim.gpu import Gpu, times_alone
 from sim.population import Population
 from sim.step_times import step_times
@@ -67,6 +68,7 @@ class Replica:
     """One engine. It is given requests by `submit`, and calls `ended` when one has ended or was rejected.
 
     running: the batches that have started and not completed, by id. population: the requests that are here.
+    segments: counts of those that ran (`segments`), of those beyond the profile (`beyond`), and in which dimensions.
     number: of the replica, from 0; each draws durations of its own. batch_ids: shared by replicas that are recorded
     together.
     """
@@ -84,6 +86,9 @@ class Replica:
         self.architecture = architecture
         self._environment = environment
         self._costs, self._acceptance = conditions.costs, conditions.acceptance
+        costs = conditions.costs
+        self._beyond = costs.beyond if isinstance(costs, MeasuredCosts) and costs.extrapolate else None
+        self.segments: Counter[str] = Counter()
         self._seed, self._max_context = conditions.seed, conditions.max_context
         self._ended = ended
         self._plans = capture_plans(architecture, prefill_tokens, self._costs.captured)
@@ -105,6 +110,11 @@ class Replica:
     def report_to(self, bookkeeper: Bookkeeper, tapes: dict[int, np.ndarray] | None) -> None:
         """Tell a bookkeeper what happens. tapes: gets the tapes, by request."""
         self._bookkeeper, self._tapes = bookkeeper, tapes
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether segments can be beyond the profile."""
+        return self._beyond is not None
 
     def check_ended(self) -> None:
         """Raise RuntimeError if requests are left that can never run, and AssertionError if Little's law fails."""
@@ -188,20 +198,30 @@ class Replica:
         """What the batch does on the device, and how long each of it takes alone."""
         segments = []
         plan, draw, cost = self._plans.get(batch.lane.stream), self._draw, self._costs.cost
+        counts = self._beyond is not None
+        self.segments["segments"] += len(batch.shapes)
         for shape in batch.shapes:
             if shape[0] is _PREFILL_DRAFT and batch.step is not _PREFILL:
                 segments.append(self._catch_up(shape))
                 continue
             if plan is not None:
                 shape = plan.padded(shape)
+            if counts:
+                self._count(shape)
             duration_s, kernel_ms = cost(shape, None if draw is None else draw())
             segments.append((_new(RunningSegment, (shape[0], shape.rows, kernel_ms)), duration_s))
         return segments
+
+    def _count(self, shape: SegmentShape) -> None:
+        """Count a segment if it is beyond the profile."""
+        if self._beyond is not None and (outside := self._beyond(shape)):
+            self.segments.update(outside, beyond=1)
 
     def _catch_up(self, shape: SegmentShape) -> tuple[RunningSegment, float]:
         """What the draft model does to catch up before it drafts. It is never captured, so nothing is padded."""
         quantile = None if self._draw is None else self._draw()
         passes = catch_up_passes(shape.tokens)
+        self._count(passes[0])  # the longest
         costs = [self._costs.cost(each, quantile) for each in passes]
         return RunningSegment(shape.segment, passes[0].rows, costs[0].kernel_ms), sum(c.duration_s for c in costs)
 

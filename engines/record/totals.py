@@ -5,9 +5,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,19 +29,13 @@ class Totals:
 
     Per request, it keeps six numbers, and two more for each of two moments: 80 bytes.
 
-    running: the batches that have started and not completed, as Scheduler.running.
-    beyond: tells in which dimensions a segment lies beyond the profile (sim.costs.MeasuredCosts).
-    segments, segments_beyond: how many ran, and how many of them lay beyond it; beyond_by: the latter by dimension.
-    They are known after `summary`. error: that of the first request that was rejected, "" if none was.
+    running: the batches that have started and not completed, as Scheduler.running. error: that of the first request
+    that was rejected, "" if none was.
     """
 
-    def __init__(
-        self, running: Mapping[int, Batch], beyond: Callable[[SegmentShape], tuple[str, ...]] | None = None
-    ) -> None:
-        self.segments = self.segments_beyond = 0
-        self.beyond_by: Counter[str] = Counter()
+    def __init__(self, running: Mapping[int, Batch]) -> None:
         self.error = ""
-        self._running, self._beyond = running, beyond
+        self._running = running
         self._requests = array("q")  # id, output tokens and whether it finished
         self._times_s = array("d")  # arrival, first token (nan if none) and finish
         self._moments_s = array("d")  # when a request had its first token or ended
@@ -136,11 +129,6 @@ class Totals:
         for shape in self._shapes:
             self._sizes[shape.segment] += shape.batch_size
             self._batches[shape.segment] += 1
-        self.segments += len(self._shapes)
-        if self._beyond is not None:
-            outside = [dimensions for dimensions in map(self._beyond, self._shapes) if dimensions]
-            self.segments_beyond += len(outside)
-            self.beyond_by.update(chain.from_iterable(outside))
         self._shapes.clear()
         for lane in self._lanes.values():
             lane.add_up()

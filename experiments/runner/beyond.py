@@ -4,34 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import pandas as pd
 
 from engines.policy.architecture import Segment
 from engines.policy.request import Request
-from engines.record.run import Run
-from sim.costs import MeasuredCosts
-
-DIMENSIONS = ("draft_length", "batch_size", "tokens", "context_tokens")
-"""In which a segment can lie outside what was measured; `tokens` are those of a prefill."""
-
-
-def segments_beyond(run: Run, costs: MeasuredCosts) -> dict[str, int]:
-    """Return how many segments a run has, how many lie beyond the profile, and how many do in each of DIMENSIONS."""
-    segments, found = run.spans["segment"].to_numpy(), dict.fromkeys(DIMENSIONS, 0)
-    beyond = np.zeros(len(segments), bool)
-    for segment in Segment:
-        own = np.flatnonzero(segments == segment)
-        for name, (low, high) in costs.covered(segment).items():
-            values = run.spans[name].to_numpy()[own]
-            outside = (values < low) | (values > high)
-            found[name] += int(outside.sum())
-            beyond[own] |= outside
-    return {"segments": len(segments), "beyond": int(beyond.sum()), **found}
+from sim.costs import DIMENSIONS, MeasuredCosts
 
 
 def beyond_of_fleet(metrics: pd.DataFrame) -> dict[str, int]:
-    """Return the same from the metrics of a fleet."""
+    """Return Deployment.segments from the metrics of a fleet."""
     row = metrics.to_dict("index")["fleet"]
     own = {name: int(row[f"beyond_profile.{name}"]) for name in DIMENSIONS}
     return {"segments": int(row["segments"]), "beyond": int(row["beyond_profile"]), **own}
@@ -61,7 +42,7 @@ def requests_beyond(
 
 
 def beyond_text(found: dict[str, int], requests: int) -> str:
-    """Return what lies beyond the profile in words. found: of `segments_beyond` and `requests_beyond`.
+    """Return what lies beyond the profile in words. found: `beyond_profile` of a record.
 
     requests: how many there are.
     """

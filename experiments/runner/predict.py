@@ -33,7 +33,7 @@ from engines.workload.workload import Workload
 from experiments.compare.comparable import check_kind
 from experiments.compare.identity import identity
 from experiments.program.progress import Report
-from experiments.runner.beyond import beyond_of_fleet, requests_beyond, segments_beyond
+from experiments.runner.beyond import beyond_of_fleet, requests_beyond
 from experiments.runner.cells import check_room, fingerprint
 from experiments.runner.replay import planned_workload, recorded_workload
 from experiments.runner.without import CostsWithout
@@ -221,15 +221,15 @@ def predict(
     if workload.info.get("blind"):
         run.info["blind"] = True
     if settings.extrapolate:
-        run.info["beyond_profile"] = _beyond(segments_beyond(run, settings.costs()), architecture, workload, settings)
+        run.info["beyond_profile"] |= _requests_beyond(architecture, workload, settings)
     run.info |= info or {}
     return run
 
 
 def predict_totals(
     architecture: Architecture, workload: Workload, settings: Prediction, fleet: Fleet = ALONE
-) -> Totals:
-    """Return the totals of the run that `predict` records, without its record. Raises InputError.
+) -> tuple[Totals, dict[str, int]]:
+    """Return the totals of the run that `predict` records, and its counts of segments, without its record.
 
     Runs with the same seed share what they draw of the acceptance.
     """
@@ -273,7 +273,7 @@ def predict_fleet(
         metrics = summarise_fleet(*given, **asked, progress=progress)
     beyond: dict[str, int] = {}
     if settings.extrapolate:
-        beyond = _beyond(beyond_of_fleet(metrics), architecture, workload, settings)
+        beyond = beyond_of_fleet(metrics) | _requests_beyond(architecture, workload, settings)
         if run is not None:
             run.info["beyond_profile"] = beyond
     return FleetPrediction(run, metrics, beyond)
@@ -287,13 +287,10 @@ def _asked(architecture: Architecture, settings: Prediction, live: Run | None = 
     return {"seed": settings.seed, "jitter": settings.jitter, **limits}
 
 
-def _beyond(
-    segments: dict[str, int], architecture: Architecture, workload: Workload, settings: Prediction
-) -> dict[str, int]:
-    """Return what lies beyond the profile, as plain values for run.toml."""
+def _requests_beyond(architecture: Architecture, workload: Workload, settings: Prediction) -> dict[str, int]:
     positions = context_of(settings.profile.info["max_context"], architecture.draft_length.maximum)
     limit = _context(architecture, settings)
-    return {**segments, **requests_beyond(workload.requests, settings.costs(), limit, positions)}
+    return requests_beyond(workload.requests, settings.costs(), limit, positions)
 
 
 def check(architecture: Architecture, workload: Workload, settings: Prediction) -> None:

@@ -19,6 +19,7 @@ class CostsWithout:
     take the time of their own size instead of the captured size that runs them."""
 
     def __init__(self, costs: MeasuredCosts, parts: Collection[str]) -> None:
+        self.extrapolate = costs.extrapolate
         self._costs, self._parts = costs, check_parts_of_model(parts)
         self.contention = NoContention() if "contention" in parts else costs.contention
         self.captured = None if "padding" in parts else costs.captured

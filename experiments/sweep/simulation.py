@@ -13,7 +13,6 @@ from engines.errors import InputError
 from engines.policy.architecture import Architecture
 from engines.record.metrics import goodput, summary
 from engines.record.run import Run
-from experiments.runner.beyond import segments_beyond
 from experiments.runner.cells import keep
 from experiments.runner.config import WorkloadConfig
 from experiments.runner.predict import AcceptanceChoice, Prediction, predict, predict_totals
@@ -77,17 +76,16 @@ def simulated(simulation: Simulation, settings: Prediction) -> tuple[Run, dict[s
     chosen = settings.with_seed(simulation.seed)
     chosen.acceptance = simulation.acceptance
     if simulation.record is None:
-        totals = predict_totals(simulation.architecture, workload, chosen, simulation.fleet)
+        totals, segments = predict_totals(simulation.architecture, workload, chosen, simulation.fleet)
         info = asked(simulation.architecture, workload, simulation.fleet)
         run = totals.run(info)
         _require_finished(run, totals.error)
         found = totals.summary(info)
-        return run, metrics(run, found, totals.segments, totals.segments_beyond)
+        return run, metrics(run, found, segments)
     run = predict(simulation.architecture, workload, chosen, fleet=simulation.fleet)
     _require_finished(run, next((error for error in run.requests["error"] if error), ""))
     keep(run, simulation.record, simulation.record.name)
-    beyond = segments_beyond(run, settings.costs())
-    return run, metrics(run, summary(run), beyond["segments"], beyond["beyond"])
+    return run, metrics(run, summary(run), run.info.get("beyond_profile", {"segments": len(run.spans), "beyond": 0}))
 
 
 def _require_finished(run: Run, error: str) -> None:
@@ -95,11 +93,11 @@ def _require_finished(run: Run, error: str) -> None:
         raise InputError("requests", len(run.requests), f"none finished; the first error: {error}")
 
 
-def metrics(run: Run, found: Mapping[str, float], segments: int, beyond: int) -> dict[str, float]:
+def metrics(run: Run, found: Mapping[str, float], segments: Mapping[str, int]) -> dict[str, float]:
     """Return the metrics of a row.
 
-    found: engines.record.metrics.summary of the run. segments, beyond: how many it ran, and how many of them lie
-    beyond the profile.
+    found: engines.record.metrics.summary of the run. segments: how many it ran (`segments`), and how many of them
+    lie beyond the profile (`beyond`).
     """
     replicas = run.info.get("replicas", 1)
     workers = {lane["name"]: replicas * lane["workers"] for lane in run.info["architecture"]["lanes"]}
@@ -110,8 +108,8 @@ def metrics(run: Run, found: Mapping[str, float], segments: int, beyond: int) ->
         "duration_s": run.duration_s,
         **found,
         **{f"utilisation.{lane}": found.get(f"lane_busy.{lane}", 0.0) / count for lane, count in workers.items()},
-        "beyond_profile": float(beyond),
-        "beyond_profile_share": beyond / segments,
+        "beyond_profile": float(segments["beyond"]),
+        "beyond_profile_share": segments["beyond"] / segments["segments"],
     }
 
 

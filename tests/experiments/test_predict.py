@@ -128,7 +128,7 @@ def test_a_summary_without_a_record_is_the_records() -> None:
     settings = Prediction(synthetic.profile(), AcceptanceChoice("independent", (0.7,)), seed=3)
     load = make_workload(30, FixedLength(40), FixedLength(20), concurrency=4)
     expected = summary(predict(PDV, load, settings))
-    found = predict_totals(PDV, load, settings).summary(asked(PDV, load))
+    found = predict_totals(PDV, load, settings)[0].summary(asked(PDV, load))
     assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
 
 
