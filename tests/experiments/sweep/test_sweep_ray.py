@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from engines.errors import InputError
 from experiments.sweep import workers
 from experiments.sweep.config import Sweep
+from experiments.sweep.store import Results
 from experiments.sweep.sweep import run_sweep
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +34,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    nodes.add_node(num_cpus=1)
+    nodes.second = nodes.add_node(num_cpus=1)
     ray.init(
         address=nodes.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}
     )  # fmt: skip
@@ -52,6 +54,28 @@ def test_a_cluster_of_two_nodes_ends_in_the_same_bytes(
     assert on_ray.rows["status"].value_counts().to_dict() == {"finished": 12, "failed": 12}
     for name in ("rows.parquet", "summary.parquet"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+def test_a_node_that_is_lost_costs_nothing(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    add, added = Results.add, []
+
+    def losing(store: Results, rows: Any) -> None:
+        add(store, rows)
+        added.append(len(rows))
+        if len(added) == 1:
+            cluster.remove_node(cluster.second, allow_graceful=False)
+            while sum(node["Alive"] for node in ray.nodes()) > 1:
+                time.sleep(0.1)
+
+    monkeypatch.setattr(workers, "BATCH_S", 0.0)
+    monkeypatch.setattr(Results, "add", losing)
+    on_ray = run_sweep(Sweep.from_dict(SMALL), tmp_path / "ray", backend="ray")
+    assert len(on_ray.rows) == sum(added) == on_ray.simulations == 24
+    monkeypatch.setattr(Results, "add", add)
+    run_sweep(Sweep.from_dict(SMALL), tmp_path / "here", jobs=1)
+    assert (tmp_path / "ray" / "rows.parquet").read_bytes() == (tmp_path / "here" / "rows.parquet").read_bytes()
 
 
 def test_a_node_with_another_version_of_the_project_is_refused(
