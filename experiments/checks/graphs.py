@@ -1,7 +1,8 @@
 """Check that stages captured as CUDA graphs produce the same tokens as the same stages uncaptured.
 
-Closed loops of random lengths are served twice, from graphs and uncaptured: by every architecture, with draft lengths
-of 0 and 4 and an adaptive one, with greedy, sampled and mixed decoding, and with several numbers of clients.
+Closed loops of random lengths are served twice, from graphs and uncaptured: by every architecture, with draft
+lengths of 0 and 4, an adaptive one, and one that falls to 0 and rises again, with greedy, sampled and mixed decoding,
+and with several numbers of clients.
 
 - Greedy outputs that are known (the closed form of a permutation pair, or transformers' own in float32) must be
 equal.
@@ -33,7 +34,7 @@ from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import serve
 from engines.pairs.permutation import PREFIX, margin, parse_pair
 from engines.policy.architecture import Architecture, load_architecture
-from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength, LoadAdaptiveDraftLength
 from engines.policy.request import Request
 from engines.workload.workload import UniformLength, Workload, make_workload
 from experiments.bench.engines import MOST_CARRIED, carries, for_clients, free_memory
@@ -52,9 +53,35 @@ DRAFT_LENGTHS = {
     "0": FixedDraftLength(0),
     "4": FixedDraftLength(4),
     "3 to 5": AdaptiveDraftLength(3, 5, 4, window=6, every=2, raise_above=0.6, lower_below=0.5),
+    "0 or 3": LoadAdaptiveDraftLength(0, 3, 3, margin=0.0, probe_every=0),  # with the times of Fickle
 }
 DECODINGS = {"greedy": (False,), "sampled": (True,), "mixed": (False, True)}  # which requests sample, in turn
 CASE = ["dtype", "architecture", "draft_length", "decoding"]
+
+
+class Fickle:
+    """Step times with which a draft is free at every third context and hopeless at the others.
+
+    So k goes from 0 to the most and back again, and the draft model often has to catch up.
+    """
+
+    def draft_s(self, batch: int, k: int, context_tokens: float) -> float:
+        return 0.0 if int(context_tokens) % 3 == 0 else 1e9
+
+    def verify_s(self, batch: int, k: int, context_tokens: float) -> float:
+        return 1.0
+
+    def host_s(self, batch: int, drafts: bool, verifies: bool) -> float:
+        return 0.0
+
+    def side_by_side(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
+        return 1.0, 1.0
+
+    def beside_prefill(self, batch: int, k: int, context_tokens: float, prompt_tokens: int) -> tuple[float, float]:
+        return 1.0, 1.0
+
+    def catch_up_s(self, tokens: int) -> float:
+        return 0.0
 
 
 class Load(NamedTuple):
@@ -108,7 +135,8 @@ def serve_all(architecture: Architecture, pair: Pair, loads: Sequence[Load], gra
     """Serve the loads one after another with one engine."""
     free_memory(pair.device)  # of the previous engine
     served = []
-    with LiveEngine(architecture, pair, LONGEST_PROMPT + LONGEST_OUTPUT, graphs=graphs, sampling=True) as engine:
+    context = LONGEST_PROMPT + LONGEST_OUTPUT
+    with LiveEngine(architecture, pair, context, graphs=graphs, sampling=True, times=Fickle()) as engine:
         for load in loads:
             handles: list[Handle] = []
             run = serve(engine, load.workload, on_end=handles.append, complete_tapes=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engines.errors import InputError
 from engines.policy.architecture import BASELINE, PD, PDV, Architecture, Step
@@ -18,6 +21,7 @@ from engines.policy.scheduler import Scheduler
 from engines.record.metrics import PARTS, decompose
 from engines.record.run import Run
 from tests.driver import drive
+from tests.engines.scenarios import Scenario, scenarios
 from tests.engines.step_times import Formula
 
 RULE = LoadAdaptiveDraftLength()
@@ -212,6 +216,28 @@ def serve(architecture: Architecture, clients: int = 12, count: int = 40, alpha:
     requests = [Request(i, 10, 40) for i in range(count)]
     scheduler = Scheduler(architecture, times=device)
     return drive(scheduler, requests, duration, concurrency=clients, matched=matched)
+
+
+@settings(deadline=None)
+@given(scenario=scenarios(), lengths=st.lists(st.sampled_from([0, 0, 1, 3, 8]), min_size=1, max_size=7))
+def test_whatever_is_chosen_every_request_ends_and_every_second_is_accounted_for(
+    scenario: Scenario, lengths: list[int]
+) -> None:
+    architecture = scenario.architecture.replace(draft_length=RULE)
+    scheduler, turns = Scheduler(architecture, times=Formula()), itertools.cycle(lengths)
+    assert scheduler._weighs is not None
+    scheduler._weighs.choose = lambda load, least: max(next(turns), least)  # type: ignore[method-assign]
+    run = drive(
+        scheduler, scenario.requests, lambda batch: scenario.durations[batch.id % len(scenario.durations)],
+        cancel=scenario.cancel, outcome=scenario._outcome, concurrency=scenario.concurrency,
+    )  # fmt: skip
+    assert scheduler.idle
+    assert sorted(run.requests["request"]) == [request.id for request in scenario.requests]
+    assert (run.requests["drafted"] == run.requests[["accepted", "rejected", "discarded"]].sum(axis=1)).all()
+    assert run.steps["draft_length"].isin([0, *lengths, 1]).all()
+    parts = decompose(run)
+    assert (parts[PARTS].sum(axis=1) - parts["latency_s"]).abs().max() < 1e-9 or parts.empty
+    assert (parts >= -1e-9).all(axis=None)
 
 
 WIDE = {Step.DRAFT: 64, Step.VERIFY: 64, Step.DRAFT_VERIFY: 64}

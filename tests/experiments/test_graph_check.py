@@ -62,7 +62,7 @@ def test_every_case_agrees_and_is_reported(check: Check, monkeypatch: pytest.Mon
     assert code == 0
     assert len(replays) > 500
     assert not rows.duplicated([*graph_check.CASE, "clients"]).any()
-    assert len(rows) == 3 * 3 * 3 * 2  # architectures, draft lengths, decodings, clients
+    assert len(rows) == 3 * 4 * 3 * 2  # architectures, draft lengths, decodings, clients
     assert (rows["equal"] == rows["requests"]).all()
     assert (rows["requests"] > rows["clients"]).all()
     greedy, mixed = (rows[rows["decoding"] == name] for name in ("greedy", "mixed"))
@@ -71,6 +71,7 @@ def test_every_case_agrees_and_is_reported(check: Check, monkeypatch: pytest.Mon
     assert (rows["control_equal"] == rows["control_requests"]).all()
     assert (rows["control_requests"] > 0).all()
     assert set(rows.loc[rows["draft_length"].astype(str) == "0", "drafted"]) == {""}
+    assert set(rows.loc[rows["draft_length"] == "0 or 3", "drafted"].astype(str)) == {"3"}
     assert set(rows.loc[rows["draft_length"] == "3 to 5", "drafted"]) & {"3 4", "4 5", "3 4 5"}
     assert "all correct" in out
     assert max(map(len, out.splitlines())) <= 110
@@ -99,7 +100,7 @@ def test_one_wrong_token_of_a_replay_fails_the_check(
 
         return altered
 
-    for other in ("0", "3 to 5"):
+    for other in ("0", "3 to 5", "0 or 3"):
         monkeypatch.delitem(graph_check.DRAFT_LENGTHS, other)
     monkeypatch.setattr(GraphRunner, "ready", wrong_once)
     code, rows, out = check("--architectures pdv --clients 3")
@@ -119,7 +120,7 @@ def test_graphs_that_forget_whose_noise_it_is_fail_where_requests_sample(
         self.stages.keys.zero_()
         return right(self, *arguments)  # type: ignore[arg-type]
 
-    for other in ("0", "3 to 5"):
+    for other in ("0", "3 to 5", "0 or 3"):
         monkeypatch.delitem(graph_check.DRAFT_LENGTHS, other)
     monkeypatch.setattr(GraphRunner, "ready", without_keys)
     code, rows, _ = check("--architectures pd --clients 4")

@@ -11,7 +11,7 @@ from engines.policy.captured_sizes import CapturedSizes, capture_plans
 from engines.policy.draft_length import FixedDraftLength, LoadAdaptiveDraftLength
 from engines.policy.segment_shape import CATCH_UP_TOKENS
 from engines.record.metrics import PARTS, decompose, summary
-from sim.acceptance import Independent
+from sim.acceptance import UNKNOWN, Independent, Tapes
 from sim.costs import CostModel
 from sim.step_times import MeasuredStepTimes, step_times
 from tests.calibrate.profiles import duration_ms, host_laws, made_up, stage_costs
@@ -94,6 +94,19 @@ def test_a_run_is_repeatable_and_adds_up(architecture: Architecture) -> None:
     assert same(done, run(layout, OPEN, costs, acceptance=Independent(0.5)))
     parts = decompose(done)
     assert (parts[PARTS].sum(axis=1) - parts["latency_s"]).abs().max() < 1e-9
+
+
+def test_drafts_that_a_run_never_made_are_drawn_like_those_that_it_made() -> None:
+    """A live run that stopped drafting for a while does not know the rest of its tapes."""
+    done = run(PD, OPEN, acceptance=Independent(0.6))
+    known = Tapes.recorded_by(done)
+    assert known.unknown == 0
+    for tape in done.tapes.values():
+        tape[3:] = UNKNOWN
+    assert Tapes.recorded_by(done).unknown == pytest.approx(0.6, abs=0.15)
+    for tape in done.tapes.values():
+        tape[:] = UNKNOWN
+    assert Tapes.recorded_by(done).unknown == 0  # a run without any drafts
 
 
 def test_it_is_about_as_fast_as_the_best_fixed_length() -> None:
