@@ -32,7 +32,7 @@ def bench_report(result: BenchResult) -> RenderableType:
         parts.append(_peers(result))
     starts = {_engine(row): row["start_s"] for row in result.engines.to_dict("records")}
     started = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in starts.items())
-    parts.append(Text(f"start of the engines, with the capture of graphs (not included above): {started}"))
+    parts.append(Text(f"start of the engines, including graph capture (not included above): {started}"))
     parts += [Text(line) for line in _checks(result)]
     parts.append(Text("took " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.parts.items())))
     return Group(*parts)

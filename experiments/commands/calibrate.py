@@ -89,4 +89,4 @@ def _print_plan(points: dict[str, list[int]], budget_s: float, device: str) -> N
     for part, what, seconds in parts:
         print(f"{part.replace('_', ' '):12} {what}: about {seconds:.0f} s")
     minutes = sum(seconds for _, _, seconds in parts) / 60
-    print(f"{'in all':12} about {minutes:.1f} minutes, and the time to load the pair")
+    print(f"{'total':12} about {minutes:.1f} minutes, plus the time to load the pair")

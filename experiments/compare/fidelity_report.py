@@ -110,7 +110,7 @@ def verdicts_report(verdicts: pd.DataFrame) -> RenderableType:
 def decisions_report(found: Sequence[Decision]) -> RenderableType:
     """Return, for each pair of layouts that live runs tell apart, the layout that each mode names, and the regret."""
     if not found:
-        return Text("decisions: no two layouts served the same load with a difference above the live spread")
+        return Text("decisions: no two layouts under the same load differ by more than the live spread")
     modes = list(dict.fromkeys(mode for one in found for mode in one.named))
     table = cells_table("decisions between layouts that live runs tell apart", first="better live", second="than")
     table.add_column("by", justify="right")
@@ -127,7 +127,7 @@ def decisions_report(found: Sequence[Decision]) -> RenderableType:
         right = sum(one.regret[mode] == 0 for one in asked)
         lost = [one.regret[mode] for one in asked if one.metric == "tokens/s"]
         mean = f"; mean regret {sum(lost) / len(lost):.0f} tokens/s over {len(lost)} closed loops" if lost else ""
-        parts.append(Text(f"{mode}: {right} of {len(asked)} winners are named{mean}"))
+        parts.append(Text(f"{mode}: names the better layout in {right} of {len(asked)} decisions{mean}"))
     return Group(*parts)
 
 
@@ -174,7 +174,7 @@ def explanation_report(found: Sequence[Explanation]) -> RenderableType:
     parting = [
         Text(f"{cell_of(one.live)}: {one.parting}") for one in found if one.parting is not None and one.same < 1
     ]
-    return Group(causes, segments, Text("the first batch of a lane that is not the same", style="bold"), *parting)
+    return Group(causes, segments, Text("the first batch of a lane that differs", style="bold"), *parting)
 
 
 def _mean(found: Sequence[Explanation], cause: str | None) -> float:

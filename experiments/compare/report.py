@@ -170,8 +170,8 @@ def _marks(comparison: Comparison) -> dict[str, str]:
 
 
 def _paired_table(comparison: Comparison, grid: pd.DataFrame, marks: Mapping[str, str]) -> Table:
-    table = cells_table("request by request, where the simulation replays the live run")
-    table.caption = "means over the cell's replayed runs; MAPE: mean of |simulated - live| / live; r: Pearson"
+    table = cells_table("replays and their live runs, request by request")
+    table.caption = "means over the replays of the cell; MAPE: mean of |simulated - live| / live; r: Pearson"
     for quantity in ("latency", "TTFT"):
         for heading in ("bias", "MAPE", "r"):
             table.add_column(f"{quantity}\n{heading}", justify="right")
@@ -258,7 +258,7 @@ def cells_report(rows: pd.DataFrame) -> Table:
         name, load = cell_columns(Cell(*values), rows)
         table.add_row(f"{name}, {kind}" if kinds > 1 else name, load, *row, *[_exact(repeats)] * checked)
     if never_full:
-        table.caption = "steady is -: the clients were never all served at once, or the load is not a closed loop"
+        table.caption = "steady: - if the clients were never all served at once, or the load is an open loop"
     return table
 
 

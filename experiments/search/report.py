@@ -43,9 +43,9 @@ def rejections(candidates: pd.DataFrame) -> list[str]:
     missed = others["reason"].str.contains("meet the SLO").sum()
     failed = (others["status"] == "failed").sum()
     counts = {
-        "do not meet the SLO": missed,
+        "miss the SLO": missed,
         "failed": failed,
-        "are worse than the best": len(others) - missed - failed,
+        "are worse than the best one": len(others) - missed - failed,
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return [f"{said}; see the column reason"] if said else []

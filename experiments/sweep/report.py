@@ -57,8 +57,8 @@ def notes(rows: pd.DataFrame) -> Sequence[str]:
     if not beyond.any():
         return []
     worst = rows.loc[beyond, "beyond_profile_share"].max()
-    return [f"{beyond.sum()} of {len(rows)} rows go beyond the profile, with up to {worst:.1%} of what they run on "
-            "the device; see the column beyond_profile"]  # fmt: skip
+    return [f"{beyond.sum()} of {len(rows)} rows go beyond the profile, with up to {worst:.1%} of their segments "
+            "(column beyond_profile)"]  # fmt: skip
 
 
 def failures(summary: pd.DataFrame) -> Sequence[str]:
@@ -66,6 +66,6 @@ def failures(summary: pd.DataFrame) -> Sequence[str]:
     failed = summary[summary["failed_repeats"] > 0]
     groups = failed.groupby("error", sort=False)["cell"].agg(["size", "first"])
     found = groups.itertuples(name=None)
-    lines = [f"failed: {count} cells, the first is cell {first}: {error}" for error, count, first in found]
+    lines = [f"failed: {count} cells, first cell {first}: {error}" for error, count, first in found]
     more = len(lines) - MOST_ERRORS
-    return [*lines[:MOST_ERRORS], *([f"and {more} other errors; see the column error"] if more > 0 else [])]
+    return [*lines[:MOST_ERRORS], *([f"{more} more errors; see the column error"] if more > 0 else [])]

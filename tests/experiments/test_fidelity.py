@@ -68,12 +68,12 @@ def test_errors_are_explained_and_written(work: Work, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("--without host", "give --predict too"),
+        ("--without host", "add --predict"),
         ("--predict", "predictions need one"),
         ("--predict --profile {0}/profile --without luck", "use contention, host, padding"),
         ("--predict --profile {0}/profile --tolerances strict", "use fidelity"),
         ("{0}/live --predict --profile {0}/profile", "not both"),
-        ("--predict --profile {0}/profile --only pd", "it chooses cells of an experiment"),
+        ("--predict --profile {0}/profile --only pd", "it selects cells of an experiment"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(

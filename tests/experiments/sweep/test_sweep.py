@@ -237,7 +237,7 @@ def test_a_failed_cell_is_a_row_with_its_error_and_the_rest_goes_on(
     assert main(["sweep", str(tmp_path / "sweep.toml"), "--out", str(out), "--jobs", "1"]) == 1
     said = capsys.readouterr()
     assert said.err == (
-        "pdv: failed: 2 cells, the first is cell 2: requests = 3: none finished; the first error: prompt_tokens = "
+        "pdv: failed: 2 cells, first cell 2: requests = 3: none finished; the first error: prompt_tokens = "
         "100000: the context limit of 2043 leaves no room for output; shorten the prompt\n"
     )
     rows = pd.read_parquet(out / "rows.parquet")
