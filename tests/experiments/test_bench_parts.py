@@ -79,10 +79,12 @@ def test_candidates_have_a_slot_for_everyone_and_large_limits_where_more_come() 
     settings = dataclasses.replace(LARGE, draft_length=3)
     chosen = {(c.architecture.name, c.limits): c for c in candidates(settings)}
     assert set(chosen) == {
-        ("baseline", "default"), ("pd", "default"), ("pd", "large"), ("pdv", "default"), ("pdv", "large"),
+        ("target-only", "default"), ("target-only", "large"), ("baseline", "default"),
+        ("pd", "default"), ("pd", "large"), ("pdv", "default"), ("pdv", "large"),
     }  # fmt: skip
     assert {c.architecture.slots for c in chosen.values()} == {64}
-    assert {c.architecture.draft_length.k for c in chosen.values()} == {3}  # type: ignore[union-attr]
+    lengths = {name: c.architecture.draft_length.k for (name, _), c in chosen.items()}  # type: ignore[union-attr]
+    assert lengths == {"target-only": 0, "baseline": 3, "pd": 3, "pdv": 3}
     assert max(chosen["baseline", "default"].concurrencies) <= MOST_CARRIED < 64
     large = chosen["pd", "large"]
     assert [large.limit(stage) for stage in (Stage.PREFILL, Stage.DRAFT, Stage.VERIFY)] == [PACKED, 64, 64]
