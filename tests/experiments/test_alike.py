@@ -13,6 +13,9 @@ from engines.record.run import Run
 from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.compare.compare import compare
 from experiments.compare.report import write_report
+from sim.acceptance import Independent
+from sim.engine import simulate
+from sim.routers import Fleet
 from tests.experiments import synthetic
 from tests.experiments.synthetic import as_live
 
@@ -71,6 +74,14 @@ def test_another_workload_is_named(what: str) -> None:
     assert differing([live], [synthetic.simulated("pdv", asked=make_workload(**made))]) == ""  # type: ignore[arg-type]
     other = make_workload(**{**made, **OTHER_WORKLOADS[what]})  # type: ignore[arg-type]
     assert differing([live], [synthetic.simulated("pdv", asked=other)]) == what
+
+
+def test_a_fleet_is_named() -> None:
+    load, source = synthetic.workload(), Independent(0.7)
+    one, fleet = (simulate(PDV, load, synthetic.profile(), source, fleet=Fleet(n)) for n in (1, 3))
+    assert differing([as_live(one)], [fleet]) == "replicas"
+    assert differing([as_live(one)], [one]) == ""
+    assert "not repeats: they differ in replicas" in refused([as_live(one)], [one, fleet])
 
 
 def test_another_trace_of_the_same_name_is_named() -> None:
