@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from engines.errors import InputError, require_at_least
 from experiments.maps.questions import MAPS
 from experiments.program.outputs import check_output
 from experiments.program.progress import bar
+from experiments.program.provenance import note_call
 
 
 def map_(
@@ -44,6 +47,7 @@ def map_(
 
     with bar(question) as progress:
         tables = run_map(MAPS[question](), measured, out, replicates, jobs or -1, progress)
+    note_call(out, shlex.join(["pdv", *sys.argv[1:]]))
     for panel, found in tables.items():
         print(f"{question}-{panel}: {len(found)} cells, gain {found['gain'].min():.2f} to {found['gain'].max():.2f}, "
               f"{int((found['open'] | found['gain_open']).sum())} open")  # fmt: skip

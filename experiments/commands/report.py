@@ -18,7 +18,7 @@ def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of experiments, comparisons, sweeps, searches, benches or runs, or folders above them."
+            help="Folders of experiments, comparisons, sweeps, searches, maps, benches or runs, or above them."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),

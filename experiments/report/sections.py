@@ -10,7 +10,7 @@ from engines.storage.files import holds
 from experiments.report.measured import BENCH, COMPARISON, bench, experiment, runs
 from experiments.report.provenance import RECORD
 from experiments.report.section import Section
-from experiments.report.simulated import search, sweep
+from experiments.report.simulated import maps, panels, search, sweep
 from experiments.runner.folder import SETTINGS
 from experiments.search.search import SETTINGS as SEARCH
 from experiments.sweep.store import SETTINGS as SWEEP
@@ -33,7 +33,7 @@ def sections(folders: Iterable[Path]) -> list[Section]:
             raise InputError("report", str(folder), "no such folder; give the folder of a result")
         below = list(_results(folder, DEEPEST))
         if not below:
-            remedy = "no results in it; give the folder of an experiment, comparison, sweep, search, bench or run"
+            remedy = "no results in it; give an experiment, comparison, sweep, search, map, bench or run"
             raise InputError("report", str(folder), remedy)
         found += [make(place) for place, make in below]
     return found
@@ -44,6 +44,9 @@ def _results(folder: Path, depth: int) -> Iterator[tuple[Path, Callable[[Path], 
         if (folder / name).is_file():
             yield folder, make
             return
+    if panels(folder):
+        yield folder, maps
+        return
     below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if holds(folder, RECORD) or any(holds(path, RECORD) for path in below):
         yield folder, runs

@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 
 from engines.errors import InputError
+from experiments.maps.questions import MAPS
 from experiments.report.provenance import Provenance, seeds_text
-from experiments.report.section import Section, pictures
+from experiments.report.section import Picture, Section, pictures
 from experiments.report.sources import Sources
-from experiments.report.tables import of_frame, of_printed
+from experiments.report.tables import of_frame, of_printed, sentence
 from experiments.search import report as search_report
 from experiments.search import search as searching
 from experiments.search.config import Search
@@ -23,6 +24,7 @@ from experiments.sweep.config import Sweep
 from experiments.sweep.table import DECIMAL, NAMES, PLACE, STATUS, WHOLE
 
 TEXTS = ["fingerprint", *STATUS, *(name for name in NAMES if name not in (*WHOLE, *DECIMAL))]
+MAPPED = ["x", "y", "winner", "option", "rival_option", "gain", "gain_low", "gain_high", "open", "gain_open"]
 RESULTS = ["final_attainment", "probability_best", "front", "slo_attainment", "ttft_s.p95", "tpot_s.p95"]
 
 
@@ -87,6 +89,28 @@ def search(folder: Path) -> Section:
 
     _draw(section, draw, "front-page")
     _add_provenance(section, searching.SETTINGS, settings, rows, config.profile)
+    return section
+
+
+def panels(folder: Path) -> list[Path]:
+    """Return the tables of the maps in a folder."""
+    found = [path for name in MAPS for path in folder.glob(f"{name}-*.parquet")]
+    return sorted(path for path in found if path.with_suffix(".png").is_file())
+
+
+def maps(folder: Path) -> Section:
+    """Return the section of a folder of maps: their figures, and the winner of every cell."""
+    sources = Sources(folder)
+    section = Section("maps", folder.name, folder, Provenance(sources))
+    for path in panels(folder):
+        table = sources.parquet(path.name, MAPPED, ["winner", "option", "rival", "rival_option"])
+        still_open = int((table["open"] | table["gain_open"]).sum())
+        gains = f"{table['gain'].min():.2f} to {table['gain'].max():.2f} times the reference"
+        caption = f"{path.stem.replace('-', ' ')}: {gains}; {still_open} of {len(table)} cells are open"
+        section.pictures.append(Picture(sentence(caption), path.with_suffix(".png").read_bytes()))
+        section.details.append(of_frame(table[MAPPED], sentence(path.stem.replace("-", " ")), path.name))
+    section.findings.append("1 map." if len(section.pictures) == 1 else f"{len(section.pictures)} maps.")
+    section.provenance.add_calls()
     return section
 
 

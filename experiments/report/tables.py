@@ -57,7 +57,8 @@ def of_frame(
     frame: pd.DataFrame, caption: str, *sources: str, note: str = "", form: Callable[[Any], str] | None = None
 ) -> PageTable:
     """Return a frame as it is. form: makes texts of the numbers; by default, `text`."""
-    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
+    types = pd.api.types
+    numeric = [types.is_numeric_dtype(frame[name]) and not types.is_bool_dtype(frame[name]) for name in frame]
     headings = [Heading(str(name).replace("_", " "), number) for name, number in zip(frame, numeric, strict=True)]
     lines = [
         Line([form(value) if form and number and not pd.isna(value) else text(value)
@@ -68,14 +69,17 @@ def of_frame(
 
 
 def text(value: Any) -> str:
-    """Return a value as the page shows it: numbers to 4 significant digits and without an exponent, nothing as -."""
+    """Return a value as the page shows it: numbers to 4 significant digits and without an exponent, nothing
+    as -."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
         plain = f"{value:,.{min(digits, 9)}f}"
         return plain.rstrip("0").rstrip(".") if "." in plain else plain
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def sentence(words: str) -> str:

@@ -23,16 +23,15 @@ COLUMNS = {
 
 
 def summary_report(sweep: Sweep, summary: pd.DataFrame) -> Table:
-    """Return the cells with the highest goodput or, without an objective, throughput.
-
-    ± is half of its confidence interval over repeats.
-    """
+    """Return the cells with the highest goodput or, without an objective, throughput."""
     axes = sweep.varying() or ["architecture"]
     ranked = GOODPUT if GOODPUT in summary else THROUGHPUT
     columns = {name: about for name, about in COLUMNS.items() if name in summary and (summary[name] != 0).any()}
     shown = summary.nlargest(MOST_SHOWN, ranked) if ranked in summary else summary[:0]
     title = f"{sweep.name}: {len(shown)} of {len(summary)} cells, by {ranked.split('_')[0]}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    if f"{ranked}.high" in shown and (shown[f"{ranked}.high"] > shown[ranked]).any():
+        table.caption = f"±: half of the {sweep.confidence:.0%} confidence interval of the mean"
     for name in ("cell", *axes):
         table.add_column(name.replace("_", " "))
     for heading, _ in columns.values():

@@ -169,7 +169,7 @@ def test_a_report_replaces_no_file_of_a_result(swept: Path, refusal: Callable[[s
 
 def test_numbers_have_four_significant_digits() -> None:
     assert [text(value) for value in (1234.56, 0.0123456, 12.0, float("nan"), None, 1234, "pd", True)] == [
-        "1,235", "0.01235", "12", "-", "-", "1,234", "pd", "True",
+        "1,235", "0.01235", "12", "-", "-", "1,234", "pd", "yes",
     ]  # fmt: skip
 
 
@@ -222,3 +222,17 @@ def test_failed_cells_are_named(tmp_path: Path) -> None:
     failed = cells[cells["status"] == "failed"]
     assert len(failed)
     assert all(" ".join(error.split()) in found.text for error in failed["error"])
+
+
+def test_maps_show_their_figures_and_the_winner_of_every_cell(tmp_path: Path) -> None:
+    folder = FIDELITY.parent / "maps"
+    assert main(["report", str(folder), "--out", str(tmp_path / "r.html")]) == 0
+    found = Page(tmp_path / "r.html")
+    tables = {path.name: pd.read_parquet(path) for path in folder.glob("*.parquet")}
+    assert len(found.images) == len(tables) > 3
+    rows = found.table("from speculation-gain.parquet")
+    gain = tables["speculation-gain.parquet"]
+    assert [row[rows[0].index("winner")] for row in rows[1:]] == gain["winner"].tolist()
+    assert any(
+        f"{gain['gain'].min():.2f} to {gain['gain'].max():.2f} times" in (i["alt"] or "") for i in found.images
+    )
