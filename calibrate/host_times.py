@@ -24,8 +24,8 @@ def host_times(runs: Sequence[Run]) -> pd.DataFrame:
     before_ms + before_per_request_ms * batch + wake_up_ms (unless back-to-back) + beside_ms * (other batches on the
     host) is the time from dispatch to the device's start, after_ms + after_per_request_ms * batch that from the
     device's end to completion. A wake-up can save time: a worker that goes on has the books of its last batch to keep
-    first. All runs count together, with a loss that follows the mean but for hiccups. A step that fewer than FEWEST
-    batches ran takes the law of all steps together.
+    first. A batch of draft+verify without drafts counts as a verify. All runs count together, with a loss that
+    follows the mean but for hiccups. A step that fewer than FEWEST batches ran takes the law of all steps together.
     """
     batches = pd.concat([host_batches(run) for run in runs], ignore_index=True)
     rows = []
@@ -42,8 +42,10 @@ def host_batches(run: Run) -> pd.DataFrame:
     batches = run.spans.groupby("batch_id").agg(
         stream=("stream", "first"), step=("step", "first"), batch_size=("batch_size", "first"),
         back_to_back=("back_to_back", "first"), dispatched_s=("dispatched_s", "first"), start_s=("start_s", "min"),
-        end_s=("end_s", "max"), completed_s=("completed_s", "first"),
+        end_s=("end_s", "max"), completed_s=("completed_s", "first"), draft_length=("draft_length", "max"),
     ).sort_values("start_s")  # fmt: skip
+    undrafted = (batches["step"] == Step.DRAFT_VERIFY) & (batches["draft_length"] == 0)
+    batches["step"] = batches["step"].where(~undrafted, str(Step.VERIFY))
     free_s = batches.groupby("stream")["end_s"].shift().fillna(-np.inf)
     dispatched, start, end, completed = (
         np.sort(batches[name].to_numpy()) for name in ("dispatched_s", "start_s", "end_s", "completed_s")

@@ -26,7 +26,7 @@ from engines.live.model.pairs import Pair
 from engines.live.serving.engine import LiveEngine
 from engines.live.serving.prompts import prompts_for
 from engines.live.serving.serve import device_name, serve
-from engines.policy.architecture import BASELINE, PD, PDV, Architecture, Step
+from engines.policy.architecture import BASELINE, PD, PDV, TARGET_ONLY, Architecture, Step
 from engines.policy.captured_sizes import BATCHES, TOKENS
 from engines.policy.context import context_of
 from engines.policy.draft_length import FixedDraftLength
@@ -133,7 +133,8 @@ def _live_loads(grid: Grid) -> list[tuple[Architecture, list[int]]]:
     alone = BASELINE.replace(lanes=(replace(worker, workers=1),))
     crowds = [n for n in spaced(grid.batches, 3) if n > 1] or [2]
     apart = PDV.replace(hybrid_at_or_below=0)
-    return [(apart, [1, *crowds]), (PD, [1, *crowds]), (alone, [2]), (BASELINE, [worker.workers])]
+    loads = [(apart, [1, *crowds]), (PD, [1, *crowds]), (alone, [2]), (BASELINE, [worker.workers])]
+    return [*loads, (TARGET_ONLY, [1, *crowds])] if 0 in grid.draft_lengths else loads
 
 
 def _requests_of(clients: int) -> int:
@@ -143,7 +144,7 @@ def _requests_of(clients: int) -> int:
 def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Run]:
     """Serve loads for acceptance (read from the one with most requests) and host times: with lanes apart, with draft
     and verify as one step, with one worker that two clients keep going from each step to the next, and with workers
-    that share a stream.
+    that share a stream; without drafts if they may be off.
 
     One client meets no contention; several, and as many as the largest batch, meet what lanes cost one another on
     the host. Requests of unequal lengths end one by one, so that prefills meet the other lanes at work."""
@@ -163,10 +164,9 @@ def _live_runs(pair: Pair, grid: Grid, seed: int, progress: Progress) -> list[Ru
         slots = max(cells)
         steps = {step for lane in layout.lanes for step in lane.steps if not lane.run_to_completion}
         architecture = layout.with_batch_limits({step: min(limits[step], slots) for step in steps})
-        draft_length = FixedDraftLength(middle(grid.drafting))
-        with LiveEngine(
-            architecture.replace(slots=slots, draft_length=draft_length), pair, prompt + output
-        ) as engine:
+        if layout is not TARGET_ONLY:
+            architecture = architecture.replace(draft_length=FixedDraftLength(middle(grid.drafting)))
+        with LiveEngine(architecture.replace(slots=slots), pair, prompt + output) as engine:
             for clients in cells:
                 workload = make_workload(_requests_of(clients), *lengths, concurrency=clients, seed=seed)
                 runs.append(serve(engine, prompts_for(pair, workload, seed), tell))

@@ -134,7 +134,7 @@ class Replica:
             batch, segments = self._given.pop(key)
             alone = len(self.running) == 1
             beside = 0 if alone else self._on_host() - 1
-            before_s, after_s = self._costs.host_s(batch.step, len(batch.members), batch.back_to_back, beside)
+            before_s, after_s = self._costs.host_s(batch.host_step, len(batch.members), batch.back_to_back, beside)
             if alone:
                 times = yield from self._run_alone(lane, segments, before_s, after_s)
             else:

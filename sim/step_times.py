@@ -29,7 +29,6 @@ class MeasuredStepTimes:
         draft_lane, step = architecture.lane_for(Stage.DRAFT)
         verify_lane = draft_lane if step is Step.DRAFT_VERIFY else architecture.lane_for(Stage.VERIFY)[0]
         self._draft_plan, self._verify_plan = (plans.get(lane.stream) for lane in (draft_lane, verify_lane))
-        self._whole = step is Step.DRAFT_VERIFY
         self._known: dict[tuple[int, int, int, bool], float] = {}
         self._host_s: dict[tuple[int, bool, bool], float] = {}
         self._side_by_side: dict[tuple[int, int, int, int], tuple[float, float]] = {}
@@ -49,7 +48,7 @@ class MeasuredStepTimes:
         key = batch, drafts, verifies
         found = self._host_s.get(key)
         if found is None:
-            step = Step.DRAFT if not verifies else Step.DRAFT_VERIFY if drafts or self._whole else Step.VERIFY
+            step = Step.DRAFT if not verifies else Step.DRAFT_VERIFY if drafts else Step.VERIFY
             found = self._host_s[key] = sum(self._costs.host_s(step, batch, True, 0))
         return found
 

@@ -47,6 +47,11 @@ class Batch:
     shapes: tuple[SegmentShape, ...] = ()
 
     @property
+    def host_step(self) -> Step:
+        """The step whose host time this batch takes: draft+verify without drafts is a verify."""
+        return Step.VERIFY if self.step is Step.DRAFT_VERIFY and not any(self.draft_lengths) else self.step
+
+    @property
     def slots(self) -> list[int]:
         """Slot numbers of the members."""
         return [member.slot for member in self.members if member.slot is not None]

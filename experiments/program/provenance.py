@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def note_call(folder: Path, command: str) -> None:
     """
     call: dict[str, Any] = {
         "command": command,
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }
     if (commit := git_commit()) is not None:
         call["commit"] = commit
@@ -38,6 +38,14 @@ def note_call(folder: Path, command: str) -> None:
     call["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with replaced(folder / PROVENANCE) as beside:
         beside.write_text(tomli_w.dumps({"calls": [*known, call]}), encoding="utf-8")
+
+
+def _version(name: str) -> str:
+    """Return the version of a distribution; "not installed" for a checkout that is run in place."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def calls(folder: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 from calibrate.contention import NoContention
 from calibrate.host_times import host_batches, host_times
 from calibrate.profile import HOST_COLUMNS
-from engines.policy.architecture import PD, PDV, Step
+from engines.policy.architecture import PD, PDV, TARGET_ONLY, Step
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, make_workload
 from sim.acceptance import Independent
@@ -33,12 +33,13 @@ LAW = pd.DataFrame(
 def run_of(*spans: tuple[Any, ...]) -> Run:
     columns = ["batch_id", "stream", "step", "batch_size", "back_to_back", "dispatched_s", "start_s", "end_s"]
     frame = pd.DataFrame(spans, columns=[*columns, "completed_s"])
-    return Run({}, pd.DataFrame(), pd.DataFrame(), frame)
+    return Run({}, pd.DataFrame(), pd.DataFrame(), frame.assign(draft_length=4))
 
 
 def test_the_law_that_a_simulation_was_made_with_is_found_in_its_records() -> None:
     costs = CostModel(made_up(host_times=LAW), contention=NoContention(), extrapolate=True)
-    limits = ((PD, {Step.DRAFT_VERIFY: 16}), (PDV, {Step.DRAFT: 16, Step.VERIFY: 16}))
+    both = {Step.DRAFT_VERIFY: 16}
+    limits = ((PD, both), (TARGET_ONLY, both), (PDV, {Step.DRAFT: 16, Step.VERIFY: 16}))
     runs = [
         simulate(
             layout.with_batch_limits(most).replace(slots=clients, hybrid_at_or_below=0),
@@ -49,6 +50,8 @@ def test_the_law_that_a_simulation_was_made_with_is_found_in_its_records() -> No
         for layout, most in limits
         for clients in (1, 4, 16)
     ]
+    off = host_batches(next(run for run in runs if run.info["architecture"]["name"] == "target-only"))
+    assert set(off["step"]) == {"prefill", "verify"}
     found = host_times(runs).set_index("step")
     wanted = LAW.set_index("step")
     for step, batch in ((Step.DRAFT, 8), (Step.VERIFY, 8), (Step.DRAFT_VERIFY, 12), (Step.PREFILL, 1)):
