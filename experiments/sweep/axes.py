@@ -18,6 +18,8 @@ from engines.errors import InputError
 from engines.storage.validation import Count, Settings, Whole
 
 MOST_CELLS = 100_000  # each takes about 10 kB of memory
+NEAR = (1 / 8, 1 / 32)
+"""How far the neighbours of a value in a range are, as fractions of the range."""
 
 
 def _not_empty(axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -74,6 +76,37 @@ class Draw(Settings):
             return np.floor(drawn).astype(int).tolist() if whole else drawn.tolist()
         drawn = np.exp(math.log(low) + uniform * (math.log(high) - math.log(low)))
         return np.rint(drawn).astype(int).tolist() if whole else drawn.tolist()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the values are numbers in order."""
+        if self.choice is None:
+            return True
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.choice)
+        return numbers and self.choice == sorted(set(self.choice))
+
+    def neighbours(self, value: Any) -> list[Any]:
+        """Return values close to this one: for choices, the next ones if they are ordered, and all others if not.
+
+        In a range, they are NEAR of its length away, and at least 1 if it is of whole numbers.
+        """
+        if self.choice is not None:
+            if not self.ordered:
+                return [other for other in self.choice if other != value]
+            place = self.choice.index(value)
+            return [self.choice[i] for i in (place - 1, place + 1) if 0 <= i < len(self.choice)]
+        bounds = self.uniform or self.log_uniform
+        assert bounds is not None
+        low, high = bounds
+        there, back = (math.log, math.exp) if self.log_uniform is not None else (float, float)
+        step, found = there(high) - there(low), []
+        for part in NEAR:
+            for sign in (-1, 1):
+                other: float = min(max(back(there(value) + sign * part * step), low), high)
+                if isinstance(low, int) and isinstance(high, int):
+                    other = round(other) if round(other) != value else min(max(value + sign, low), high)
+                found.append(other)
+        return [other for other in dict.fromkeys(found) if other != value]
 
 
 class Random(Settings):

@@ -14,10 +14,12 @@ import tomli_w
 from engines.errors import InputError
 from experiments.cli import main
 from experiments.search.config import CONFIGS, OTHER_SEEDS, Search
+from experiments.search.proposals import Proposals
 from experiments.search.search import run_search
 from experiments.sweep import workers
 from experiments.sweep.config import Sweep
 from experiments.sweep.sweep import run_sweep
+from experiments.sweep.table import FAILED
 
 PROFILE = Path(__file__).parents[3] / "results" / "demo-cpu" / "profile"
 CLOSED: dict[str, Any] = {
@@ -66,6 +68,38 @@ def test_the_chosen_candidate_is_as_good_as_the_best_of_a_full_grid(tmp_path: Pa
     same = whole[(whole["architecture"] == best["architecture"]) & (whole["decode_limit"] == best["decode_limit"])]
     same = same[same["slots"] == best["slots"]]
     assert best["final_objective"] == pytest.approx(same["throughput_tokens_per_s"].item())  # on the same other seeds
+
+
+def test_the_last_candidates_are_neighbours_of_the_best() -> None:
+    """Made up: a limit of 4 and k 6 are best, a limit of 6 fails, and k below 4 misses the SLO."""
+    pytest.importorskip("optuna")
+    space = {
+        "decode_limit": {"uniform": [1, 6]},
+        "k": {"choice": [2, 3, 4, 6, 8]},
+        "acceptance": {"choice": ["0.7", "0.5"]},
+    }
+    search = Search.from_dict({**CLOSED, **SLO, "trials": 48, "space": space})
+    propose, told = Proposals(search), []
+    for _ in range(6):
+        trials, chosen = propose.ask(8)
+        judged = []
+        for candidate in chosen:
+            good = -abs(candidate["decode_limit"] - 4) - abs(candidate["k"] - 6) - (candidate["acceptance"] == "0.5")
+            status = FAILED if candidate["decode_limit"] == 6 else "finished"
+            share = 1.0 if candidate["k"] >= 4 else 0.5
+            judged.append({**candidate, "objective": float(good), "status": status, "slo_attainment": share})
+        propose.tell(trials, judged)
+        told += judged
+    sound = [row for row in told if row["status"] != FAILED and row["slo_attainment"] == 1.0]
+    best = max(sound, key=lambda row: row["objective"])
+    assert (best["decode_limit"], best["k"], best["acceptance"]) == (4, 6, "0.7")
+    tried = [{name: row[name] for name in ("architecture", *space)} for row in told]
+    near = [{**tried[told.index(best)], name: value} for name, values in NEAREST.items() for value in values]
+    assert all(candidate in tried for candidate in near)
+    assert len([candidate for candidate in near if candidate not in tried[:32]]) > 0
+
+
+NEAREST = {"decode_limit": [3, 5], "k": [4, 8], "acceptance": ["0.5"]}
 
 
 def test_every_candidate_has_a_status_and_a_reason(tmp_path: Path) -> None:

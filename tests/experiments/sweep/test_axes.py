@@ -9,7 +9,7 @@ import pytest
 
 from engines.errors import InputError
 from engines.storage.validation import checked
-from experiments.sweep.axes import Random, combined
+from experiments.sweep.axes import Draw, Random, combined
 
 DRAWS: dict[str, Any] = {
     "rate": {"log_uniform": [1.0, 100.0]},
@@ -83,3 +83,21 @@ def test_too_many_cells_and_axes_given_twice_are_refused() -> None:
         combined({"a": many, "b": many}, [])
     with pytest.raises(InputError, match="a = 'given twice'"):
         combined({"a": [1]}, [{"a": [2]}])
+
+
+@pytest.mark.parametrize(
+    ("draw", "value", "expected"),
+    [
+        ({"choice": [1, 2, 4]}, 2, [1, 4]),
+        ({"choice": [1, 2, 4]}, 4, [2]),
+        ({"choice": [4, 1, 2]}, 4, [1, 2]),  # in no order
+        ({"choice": ["0.8", "0.5"]}, "0.8", ["0.5"]),
+        ({"uniform": [0.0, 8.0]}, 2.0, [1.0, 3.0, 1.75, 2.25]),
+        ({"uniform": [0.0, 8.0]}, 0.0, [1.0, 0.25]),
+        ({"uniform": [1, 5]}, 3, [2, 4]),
+        ({"log_uniform": [4, 64]}, 62, [44, 64, 57]),
+        ({"log_uniform": [1.0, 256.0]}, 16.0, [8.0, 32.0, 16 / 2**0.25, 16 * 2**0.25]),
+    ],
+)
+def test_neighbours(draw: dict[str, Any], value: Any, expected: list[Any]) -> None:
+    assert Draw.model_validate(draw).neighbours(value) == pytest.approx(expected)
