@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from calibrate.contention import RunningSegment
-from engines.policy.architecture import Architecture, Segment, Stage, Step
+from engines.policy.architecture import Architecture, Stage, Step
 from engines.policy.captured_sizes import CapturePlan
 from engines.policy.draft_length import LoadAdaptiveDraftLength
 from engines.policy.segment_shape import SegmentShape, catch_up_passes
@@ -32,7 +32,6 @@ class MeasuredStepTimes:
         self._known: dict[tuple[int, int, int, bool], float] = {}
         self._host_s: dict[tuple[int, bool, bool], float] = {}
         self._side_by_side: dict[tuple[int, int, int, int], tuple[float, float]] = {}
-        self._beside_prefill: dict[tuple[int, int, int, int], tuple[float, float]] = {}
         for k in (architecture.draft_length.minimum, architecture.draft_length.maximum):
             self.verify_s(1, k, 2.0)
             if k:
@@ -60,27 +59,13 @@ class MeasuredStepTimes:
                 self._shape(drafting, k, key[3], draft=True),
                 self._shape(verifying, k, key[3], draft=False),
             )
-            found = self._side_by_side[key] = self._rates(draft, verify)
+            running = [
+                RunningSegment(shape.segment, shape.rows, self._costs.cost(shape, None).kernel_ms)
+                for shape in (draft, verify)
+            ]
+            draft_rate, verify_rate = self._costs.contention.rates(running)
+            found = self._side_by_side[key] = draft_rate, verify_rate
         return found
-
-    def beside_prefill(self, batch: int, k: int, context_tokens: float, prompt_tokens: int) -> tuple[float, float]:
-        key = batch, k, prompt_tokens, round(context_tokens / CONTEXT_STEP)
-        found = self._beside_prefill.get(key)
-        if found is None:
-            prefill = SegmentShape.prefill(Segment.PREFILL_TARGET, 1, prompt_tokens)
-            verify = self._shape(batch, k, key[3], draft=False)
-            draft = self._shape(batch, k, key[3], draft=True) if k else verify
-            found = self._beside_prefill[key] = self._rates(draft, prefill)[0], self._rates(verify, prefill)[0]
-        return found
-
-    def _rates(self, one: SegmentShape, other: SegmentShape) -> tuple[float, float]:
-        """Return the rates of two segments that run at the same time."""
-        running = [
-            RunningSegment(shape.segment, shape.rows, self._costs.cost(shape, None).kernel_ms)
-            for shape in (one, other)
-        ]
-        first, second = self._costs.contention.rates(running)
-        return first, second
 
     def catch_up_s(self, tokens: int) -> float:
         return sum(self._costs.cost(shape, None).duration_s for shape in catch_up_passes(tokens))

@@ -97,7 +97,7 @@ class LoadAdaptiveDraftLength:
     prior: float = 0.7
     prior_drafts: int = 20
     margin: float = 0.01
-    payback: int = 16
+    payback: int = 64
     probe_every: int = 500
 
     def __post_init__(self) -> None:

@@ -13,12 +13,9 @@ from typing import NamedTuple, Protocol
 
 from engines.policy.draft_length import LoadAdaptiveDraftLength
 
-SMOOTHING = 1 / 32  # weight of the latest batch in the share of those that start beside a prefill
-LEAST_PREFILLS = 0.02  # a share below this is neglected
-
 
 class StepTimes(Protocol):
-    """The mean seconds of the parts of an architecture's steps, each alone, and how they slow one another.
+    """The mean seconds of the parts of an architecture's steps, each alone, and how two lanes slow one another.
 
     batch: requests. k: draft length. context_tokens: mean context per request. A rate is a speed as a fraction of the
     solo speed. Raises InputError for what was not measured.
@@ -36,9 +33,6 @@ class StepTimes(Protocol):
     def side_by_side(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
         """Return the rates of a draft and a verify that run at the same time."""
 
-    def beside_prefill(self, batch: int, k: int, context_tokens: float, prompt_tokens: int) -> tuple[float, float]:
-        """Return the rates of a draft and of a verify beside a prefill of this many tokens."""
-
     def catch_up_s(self, tokens: int) -> float:
         """Return the seconds that the draft model takes for this many tokens that it has not seen."""
 
@@ -48,7 +42,7 @@ class Load(NamedTuple):
 
     batch: its requests. beside: other requests that are being decoded. context_tokens: mean context of the batch.
     behind: tokens of the batch that the draft model has not seen. whole: draft and verify are one step. apart: they
-    are steps of two lanes that can run at the same time. prefilling: prompt tokens of the prefills that are running.
+    are steps of two lanes that can run at the same time.
     """
 
     batch: int
@@ -57,7 +51,6 @@ class Load(NamedTuple):
     behind: int
     whole: bool
     apart: bool
-    prefilling: int = 0
 
 
 class LoadAdaptiveController:
@@ -74,8 +67,6 @@ class LoadAdaptiveController:
         self._recent: deque[tuple[int, int]] = deque()
         self._accepted, self._judged = rule.prior * rule.prior_drafts, float(rule.prior_drafts)
         self._without = 0  # batches in a row without drafts
-        self._prefills = 0.0  # share of the latest batches that started beside a prefill
-        self._prompt_tokens = 1  # of the last such prefill
 
     @property
     def acceptance(self) -> float:
@@ -109,22 +100,22 @@ class LoadAdaptiveController:
                     rates[k] /= 1 + rule.margin
         return max(rates, key=lambda k: rates[k])
 
-    def chose(self, k: int, load: Load) -> None:
+    def chose(self, k: int) -> None:
         """Take note of the k that a batch was started with."""
         self.k = k
         self._without = 0 if k else self._without + 1
-        self._prefills += ((load.prefilling > 0) - self._prefills) * SMOOTHING
-        if load.prefilling:
-            self._prompt_tokens = load.prefilling
 
     def rate(self, load: Load, k: int) -> float:
-        """Return the expected tokens per second with draft length k."""
-        a, times = self.acceptance, self._times
+        """Return the expected tokens per second with draft length k.
+
+        Prefills that run meanwhile are left out. They take their share of the device whatever k is.
+        """
+        a, times, context = self.acceptance, self._times, load.context_tokens
         emitted = k + 1 if a >= 1.0 else (1.0 - a ** (k + 1)) / (1.0 - a)
         n, m = load.batch, load.beside
         if not k and load.apart and not load.whole:
             n, m = min(n + m, self._verify_limit), 0  # whoever is verified next joins
-        draft_s, verify_s = self._segments_s(load, n, k)
+        draft_s, verify_s = times.draft_s(n, k, context) if k else 0.0, times.verify_s(n, k, context)
         if k and load.behind:
             draft_s += times.catch_up_s(load.behind) / self.rule.payback
         if load.whole or not k:
@@ -133,21 +124,10 @@ class LoadAdaptiveController:
         verify_s += times.host_s(n, False, True)
         if not (load.apart and m):
             return n * emitted / (draft_s + verify_s)
-        other_draft_s, other_verify_s = self._segments_s(load, m, k)
-        drafts_s = draft_s + other_draft_s + times.host_s(m, True, False)
-        verifies_s = verify_s + other_verify_s + times.host_s(m, False, True)
-        rates = times.side_by_side(n, m, k, load.context_tokens)
+        drafts_s = draft_s + times.draft_s(m, k, context) + times.host_s(m, True, False)
+        verifies_s = verify_s + times.verify_s(m, k, context) + times.host_s(m, False, True)
+        rates = times.side_by_side(n, m, k, context)
         return (n + m) * emitted / max(_both_s(drafts_s, verifies_s, *rates), draft_s + verify_s)
-
-    def _segments_s(self, load: Load, batch: int, k: int) -> tuple[float, float]:
-        """Return the seconds of draft and verify on the device, beside prefills as often as lately."""
-        times, context = self._times, load.context_tokens
-        draft_s, verify_s = times.draft_s(batch, k, context) if k else 0.0, times.verify_s(batch, k, context)
-        if self._prefills < LEAST_PREFILLS:
-            return draft_s, verify_s
-        draft, verify = times.beside_prefill(batch, k, context, self._prompt_tokens)
-        slower_draft, slower_verify = (1 + self._prefills * (1 / rate - 1) for rate in (draft, verify))
-        return draft_s * slower_draft, verify_s * slower_verify
 
 
 def _both_s(one_s: float, other_s: float, one_rate: float, other_rate: float) -> float:

@@ -321,16 +321,14 @@ class Scheduler:
         """
         assert self._weighs is not None
         size = len(members)
-        prefills = [batch for batch in self.running.values() if batch.step is _PREFILL]
+        prefilling = sum(len(batch.members) for batch in self.running.values() if batch.step is _PREFILL)
         context = sum(state.request.prompt_tokens + state.emitted for state in members) / size
         behind = sum(state.behind for state in members)
         whole = self._queues[_TO_DRAFT].step is _DRAFT_VERIFY or self.hybrid
-        beside = len(self.active) - sum([len(batch.members) for batch in prefills]) - size
-        tokens = sum([batch.shapes[-1].tokens for batch in prefills])
-        load = Load(size, beside, context, behind, whole, self._overlaps, tokens)
-        k = self._weighs.choose(load, least)
+        beside = len(self.active) - prefilling - size
+        k = self._weighs.choose(Load(size, beside, context, behind, whole, self._overlaps), least)
         if least or not k or self._queues[_TO_DRAFT].step is _DRAFT_VERIFY:
-            self._weighs.chose(k, load)
+            self._weighs.chose(k)
         return k
 
     # --- starting ---------------------------------------------------------------------------------------

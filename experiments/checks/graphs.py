@@ -77,9 +77,6 @@ class Fickle:
     def side_by_side(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
         return 1.0, 1.0
 
-    def beside_prefill(self, batch: int, k: int, context_tokens: float, prompt_tokens: int) -> tuple[float, float]:
-        return 1.0, 1.0
-
     def catch_up_s(self, tokens: int) -> float:
         return 0.0
 

@@ -17,7 +17,6 @@ class Formula:
     one_draft_s: float = 1e-3
     rate: float = 0.6
     step_s: float = 0.0
-    prefill_rates: tuple[float, float] = (0.5, 0.8)
 
     def draft_s(self, batch: int, k: int, context_tokens: float) -> float:
         return k * self.one_draft_s
@@ -30,9 +29,6 @@ class Formula:
 
     def side_by_side(self, drafting: int, verifying: int, k: int, context_tokens: float) -> tuple[float, float]:
         return self.rate, self.rate
-
-    def beside_prefill(self, batch: int, k: int, context_tokens: float, prompt_tokens: int) -> tuple[float, float]:
-        return self.prefill_rates
 
     def catch_up_s(self, tokens: int) -> float:
         return 1e-3 + tokens * 1e-5

@@ -31,9 +31,9 @@ def controller(times: Formula | None = None, limit: int = 64, **rule: Any) -> Lo
     return LoadAdaptiveController(LoadAdaptiveDraftLength(**rule), times or Formula(), limit)
 
 
-def whole(batch: int, behind: int = 0, prefilling: int = 0) -> Load:
+def whole(batch: int, behind: int = 0) -> Load:
     """A batch of an architecture that drafts and verifies in one step."""
-    return Load(batch, 0, 100.0, behind, True, False, prefilling)
+    return Load(batch, 0, 100.0, behind, True, False)
 
 
 def learn(who: LoadAdaptiveController, alpha: float, verifications: int = 500, k: int = 4) -> LoadAdaptiveController:
@@ -94,7 +94,7 @@ def test_all_drafts_right_is_no_division_by_zero() -> None:
 
 def test_what_the_draft_model_has_not_seen_must_pay_back() -> None:
     who = learn(controller(payback=10), 0.8)
-    who.chose(0, whole(20))
+    who.chose(0)
     assert who.choose(whole(20)) > 0
     assert who.choose(whole(20, behind=20_000)) == 0
     assert who.rate(whole(20, behind=500), 2) == pytest.approx(
@@ -109,10 +109,10 @@ def test_only_changes_from_and_to_zero_need_a_margin() -> None:
     who = learn(controller(times, margin=0.0), 0.5)
     batch = next(n for n in range(1, 300) if who.choose(whole(n)) == 0) - 1
     reluctant = learn(controller(times, margin=0.5), 0.5)
-    reluctant.chose(0, whole(batch))
+    reluctant.chose(0)
     assert who.choose(whole(batch)) > 0
     assert reluctant.choose(whole(batch)) == 0
-    reluctant.chose(3, whole(batch))
+    reluctant.chose(3)
     assert reluctant.choose(whole(batch + 1)) > 0
     assert reluctant.choose(whole(1)) == who.choose(whole(1)) != 3  # a free choice among the others
 
@@ -123,26 +123,13 @@ def test_after_a_while_without_drafts_it_tries_some() -> None:
         for _ in range(5):
             k = who.choose(whole(64))
             assert k == 0
-            who.chose(k, whole(64))
+            who.chose(k)
         assert who.choose(whole(64)) > 0
-        who.chose(1, whole(64))
+        who.chose(1)
     never = learn(controller(probe_every=0), 0.1)
     for _ in range(1000):
-        never.chose(0, whole(64))
+        never.chose(0)
     assert never.choose(whole(64)) == 0
-
-
-def test_prefills_beside_it_slow_drafts_more_than_verifies() -> None:
-    who = learn(controller(), 0.8)
-    alone = who.rate(whole(8), 4)
-    for _ in range(400):
-        who.chose(4, whole(8, prefilling=512))
-    emitted = sum(who.acceptance**i for i in range(5))
-    assert who.rate(whole(8), 4) == pytest.approx(8 * emitted / (4e-3 / 0.5 + 5e-3 / 0.8), rel=1e-3)
-    assert who.rate(whole(8), 4) < alone
-    for _ in range(400):
-        who.chose(4, whole(8))
-    assert who.rate(whole(8), 4) == alone
 
 
 def test_two_lanes_are_as_fast_as_the_busier_one() -> None:

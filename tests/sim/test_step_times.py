@@ -69,9 +69,6 @@ def test_rates_are_those_of_the_contention_model() -> None:
     draft, verify = found.side_by_side(4, 4, 2, 256)
     assert draft + verify == pytest.approx(1.2, rel=0.01)
     assert draft < verify
-    beside = found.beside_prefill(4, 2, 256, 128)
-    assert beside[0] < beside[1] < 1
-    assert found.beside_prefill(4, 0, 256, 128)[1] == pytest.approx(beside[1], rel=0.1)
 
 
 def test_only_what_follows_the_load_has_times() -> None:
