@@ -20,7 +20,7 @@ from calibrate.contention import RunningSegment
 from engines.errors import InputError
 from engines.policy.architecture import Architecture, Lane, Segment, Step
 from engines.policy.batch import Batch, Outcome
-from engines.policy.captured_sizes import capture_plans
+from engines.policy.captured_sizes import CapturePlan, capture_plans
 from engines.policy.draft_length import MOST_DRAFTS
 from engines.policy.request import Emission, Request, RequestState
 from engines.policy.scheduler import QueueFullError, Scheduler
@@ -202,7 +202,7 @@ class Replica:
         self.segments["segments"] += len(batch.shapes)
         for shape in batch.shapes:
             if shape[0] is _PREFILL_DRAFT and batch.step is not _PREFILL:
-                segments.append(self._catch_up(shape))
+                segments.append(self._catch_up(shape, plan))
                 continue
             if plan is not None:
                 shape = plan.padded(shape)
@@ -217,10 +217,12 @@ class Replica:
         if self._beyond is not None and (outside := self._beyond(shape)):
             self.segments.update(outside, beyond=1)
 
-    def _catch_up(self, shape: SegmentShape) -> tuple[RunningSegment, float]:
-        """What the draft model does to catch up before it drafts. It is never captured, so nothing is padded."""
+    def _catch_up(self, shape: SegmentShape, plan: CapturePlan | None) -> tuple[RunningSegment, float]:
+        """What the draft model does to catch up before it drafts."""
         quantile = None if self._draw is None else self._draw()
         passes = catch_up_passes(shape.tokens)
+        if plan is not None:
+            passes = [plan.padded_pass(each) for each in passes]
         self._count(passes[0])  # the longest
         costs = [self._costs.cost(each, quantile) for each in passes]
         return RunningSegment(shape.segment, passes[0].rows, costs[0].kernel_ms), sum(c.duration_s for c in costs)

@@ -68,7 +68,10 @@ class MeasuredStepTimes:
         return found
 
     def catch_up_s(self, tokens: int) -> float:
-        return sum(self._costs.cost(shape, None).duration_s for shape in catch_up_passes(tokens))
+        plan, passes = self._draft_plan, catch_up_passes(tokens)
+        if plan is not None:
+            passes = [plan.padded_pass(each) for each in passes]
+        return sum(self._costs.cost(each, None).duration_s for each in passes)
 
     def _segment_s(self, batch: int, k: int, context_tokens: float, draft: bool) -> float:
         """Return the seconds on the device of a draft or a verify."""

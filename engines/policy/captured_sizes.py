@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from engines.policy.architecture import Architecture, Segment, Step
-from engines.policy.segment_shape import SegmentShape
+from engines.policy.segment_shape import CATCH_UP_TOKENS, SegmentShape
 
 BATCHES = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -36,6 +36,7 @@ class CapturePlan:
     draft_batch, verify_batch: largest batches; 0 for a stage that never runs. draft_lengths: all possible k. prompts,
     tokens: most prompts and most tokens of a prefill; 0 without prefill. sizes: the sizes to capture below the
     largest, which is always captured. drafts: whether anything can be drafted, so that prefill needs the draft model.
+    catches_up: whether the draft model may have to catch up here before it drafts.
     """
 
     draft_batch: int = 0
@@ -45,6 +46,7 @@ class CapturePlan:
     tokens: int = 0
     sizes: CapturedSizes = ENGINES
     drafts: bool = True
+    catches_up: bool = False
 
     @cached_property
     def draft_batches(self) -> list[int]:
@@ -57,6 +59,14 @@ class CapturePlan:
     @cached_property
     def prefill_tokens(self) -> list[int]:
         return sizes_up_to(self.tokens, self.sizes.tokens)
+
+    @cached_property
+    def catch_up_tokens(self) -> list[int]:
+        return sizes_up_to(CATCH_UP_TOKENS if self.catches_up else 0, self.sizes.tokens)
+
+    def padded_pass(self, shape: SegmentShape) -> SegmentShape:
+        """Return the captured shape of a pass that catches up (engines.policy.segment_shape.catch_up_passes)."""
+        return shape._replace(tokens=least_from(self.catch_up_tokens, shape.tokens) or shape.tokens)
 
     def padded(self, shape: SegmentShape) -> SegmentShape:
         """Return the captured shape that runs this one, or the shape itself if it is larger than all of them.
@@ -117,6 +127,7 @@ def _plan_for(architecture: Architecture, stream: int, prefill_tokens: int, size
         tokens=prefill_tokens if prompts else 0,
         sizes=sizes,
         drafts=architecture.drafts,
+        catches_up=draft > 0 and architecture.drafts and lengths.minimum == 0,
     )
 
 

@@ -61,6 +61,8 @@ def test_catching_up_is_a_prefill_of_the_draft_model_in_passes() -> None:
     one, rest = (duration_ms(Segment.PREFILL_DRAFT, 1, 0, tokens, 0) for tokens in (CATCH_UP_TOKENS, 40))
     assert 1e3 * times().catch_up_s(2 * CATCH_UP_TOKENS + 40) == pytest.approx(2 * one + rest)
     assert times().catch_up_s(0) == 0
+    captured = times(sizes=CapturedSizes((4, 8), (64, 128)))
+    assert 1e3 * captured.catch_up_s(40) == pytest.approx(duration_ms(Segment.PREFILL_DRAFT, 1, 0, 64, 0))
 
 
 def test_rates_are_those_of_the_contention_model() -> None:

@@ -13,7 +13,7 @@ from engines.policy.architecture import Segment
 from engines.policy.segment_shape import CATCH_UP_TOKENS
 
 
-def _cut(
+def cut(
     slots: Sequence[int], lengths: Sequence[int], behind: Sequence[int]
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """Yield slots, first positions and counts of passes of at most CATCH_UP_TOKENS tokens, in order of the slots."""
@@ -64,7 +64,7 @@ class EagerRunner:
         device = self.stages.device
         passes = [
             (to_device(members, device), to_device(first, device), Layout.of(counts, device))
-            for members, first, counts in _cut(slots, lengths, behind)
+            for members, first, counts in cut(slots, lengths, behind)
         ]
 
         def run() -> None:

@@ -20,13 +20,14 @@ from torch import Tensor
 from engines.live.device.host import Numbers, staged, to_host
 from engines.live.device.streams import Stream
 from engines.live.model.attention import Layout, packed_places
-from engines.live.model.eager import EagerRunner
+from engines.live.model.eager import EagerRunner, cut
 from engines.live.model.stages import Stages
 from engines.policy.architecture import Segment
 from engines.policy.captured_sizes import CapturePlan, least_from
 from engines.policy.segment_shape import SegmentShape
 
 WARM_UPS = 2
+CATCH_UP = "catch up"  # key of the graph of a pass that catches up
 
 
 class Captured:
@@ -73,6 +74,13 @@ class _Prompts(_Shape):
     layout: Layout = field(kw_only=True)
 
 
+@dataclass
+class _Late(_Prompts):
+    """The input tensors of a captured pass that catches up. first: [sequences] int64, see Stages.catch_up."""
+
+    first: Tensor = field(kw_only=True)
+
+
 class GraphRunner(EagerRunner):
     """Runs segments on one stream by replaying graphs, or uncaptured if there is no graph for them."""
 
@@ -87,6 +95,7 @@ class GraphRunner(EagerRunner):
             Segment.VERIFY: self._uniform(plan.verify_batches),
         }
         self._prefills = {tokens: self._ragged(plan.prompts, tokens) for tokens in plan.prefill_tokens}
+        self._late = {tokens: self._late_shape(plan.draft_batch, tokens) for tokens in plan.catch_up_tokens}
         self._plan = plan
         self._tasks = self._list_tasks()
 
@@ -121,6 +130,25 @@ class GraphRunner(EagerRunner):
         if segment is Segment.DRAFT:
             graphs += [shape.graphs["next", sampling] for _ in range(k - 1)]
         return partial(self._replay, [self._input(shape.slots, [*slots, *padding])], graphs, len(slots))
+
+    def ready_to_catch_up(
+        self, slots: Sequence[int], lengths: Sequence[int], behind: Sequence[int]
+    ) -> Callable[[], None]:
+        replays = []
+        for members, firsts, counts in cut(slots, lengths, behind):
+            late = self._late.get(least_from(list(self._late), sum(counts)) or 0)
+            graph = late.graphs.get(CATCH_UP) if late else None
+            if late is None or graph is None or len(late.layout.owner) - sum(counts) > self.stages.row_length:
+                return super().ready_to_catch_up(slots, lengths, behind)
+            unused = len(late.slots) - len(members)
+            inputs = [*self._prefill_inputs(late, members, counts), self._input(late.first, [*firsts, *[0] * unused])]
+            replays.append(partial(self._replay, inputs, [graph], 0))
+
+        def run() -> None:
+            for replay in replays:
+                replay()
+
+        return run
 
     def kernels(self, shape: SegmentShape) -> int:
         """Return the number of kernels that the graphs of a shape launch. The runner must be `counted`."""
@@ -162,6 +190,11 @@ class GraphRunner(EagerRunner):
         layout = dataclasses.replace(layout, longest=min(tokens, self.stages.row_length))
         return _Prompts(self._scratch_slots(prompts + 1), layout=layout)
 
+    def _late_shape(self, most: int, tokens: int) -> _Late:
+        """Return the inputs of a pass that catches up with `tokens` tokens of up to `most` sequences."""
+        prompts = self._ragged(most, tokens)
+        return _Late(prompts.slots, layout=prompts.layout, first=torch.zeros_like(prompts.slots))
+
     def _scratch_slots(self, size: int) -> Tensor:
         return torch.full((size,), self.stages.scratch, dtype=torch.int64, device=self.stages.device)
 
@@ -177,6 +210,8 @@ class GraphRunner(EagerRunner):
     def _list_tasks(self) -> list[tuple[_Shape, Any, Callable[[], Tensor | None]]]:
         stages = self.stages
         tasks: list[tuple[_Shape, Any, Callable[[], Tensor | None]]] = []
+        for late in self._late.values():
+            tasks.append((late, CATCH_UP, partial(stages.catch_up, late.slots, late.first, late.layout)))
         for x in (False, True) if self.sampling else (False,):
             for prompts in self._prefills.values():
                 place = (prompts.slots, prompts.layout)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from engines.live.model.attention import Layout
-from engines.live.model.eager import _cut
+from engines.live.model.eager import EagerRunner, cut
+from engines.live.model.graphs import GraphRunner
 from engines.live.model.pairs import Pair, load_pair
 from engines.live.model.stages import Stages
 from engines.live.serving.cache_check import check_engine
@@ -58,6 +59,27 @@ def test_no_token_changes(architecture: Architecture, graphs: bool, pair: Pair) 
     lengths = set(run.steps.loc[run.steps["position"] > 0, "draft_length"])
     assert 0 in lengths
     assert len(lengths) > 2
+
+
+@pytest.mark.usefixtures("restless")
+def test_catching_up_is_captured(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes of several sizes, padded to captured ones, and none of them uncaptured."""
+    requests = random_requests(20, longest=60)
+    expected = served(PD, llama, requests, 1)
+    caught: list[int] = []
+    ready = GraphRunner.ready_to_catch_up
+    monkeypatch.setattr(
+        GraphRunner, "ready_to_catch_up",
+        lambda self, *args: (caught.append(sum(args[2])), ready(self, *args))[1],
+    )  # fmt: skip
+    for name in ("_run", "ready_to_catch_up"):
+        monkeypatch.setattr(EagerRunner, name, lambda *args: pytest.fail("ran uncaptured"))
+    with restless_engine(PD.with_batch_limits({Step.DRAFT_VERIFY: 12}), llama, graphs=True) as engine:
+        handles, _ = collect(engine, Workload(requests, concurrency=12))
+        scratch = engine.stages.lengths[-1], engine.stages.draft_lengths[-1]
+    assert {i: handle.result() for i, handle in handles.items()} == expected
+    assert len({size for size in caught if size}) > 3
+    assert [int(each) for each in scratch] == [2, 1]
 
 
 @pytest.mark.usefixtures("restless")
@@ -111,9 +133,9 @@ def test_a_cache_that_caught_up_equals_one_that_never_fell_behind(llama: Pair) -
             assert not ours[1].any()
 
 
-def test_passes_are_cut_to_their_size_in_order() -> None:
+def test_passes_arecut_to_their_size_in_order() -> None:
     behind = [3, 0, CATCH_UP_TOKENS + 10, 1]
-    passes = list(_cut([7, 8, 9, 4], [50, 50, 600, 30], behind))
+    passes = list(cut([7, 8, 9, 4], [50, 50, 600, 30], behind))
     assert [sum(counts) for _, _, counts in passes] == [CATCH_UP_TOKENS, 14]
     seen = [
         (slot, place)
@@ -123,5 +145,5 @@ def test_passes_are_cut_to_their_size_in_order() -> None:
     ]
     wanted = [(7, range(45, 48)), (9, range(598 - CATCH_UP_TOKENS - 10, 598)), (4, range(27, 28))]
     assert seen == [(slot, place) for slot, places in wanted for place in places]
-    assert list(_cut([1, 2], [9, 9], [0, 0])) == []
-    assert list(itertools.chain(*_cut([1], [9], [4]))) == [[1], [3], [4]]
+    assert list(cut([1, 2], [9, 9], [0, 0])) == []
+    assert list(itertools.chain(*cut([1], [9], [4]))) == [[1], [3], [4]]
