@@ -15,7 +15,7 @@ from experiments.commands.arguments import config_argument
 from experiments.compare.report import results_console
 from experiments.program.outputs import check_output
 from experiments.search.config import CONFIGS, Search
-from experiments.search.report import candidates_report, rejections
+from experiments.search.report import candidates_report, notes, rejections
 from experiments.search.search import CANDIDATES, run_search
 from experiments.sweep.store import FIGURES, ROWS
 from experiments.sweep.workers import Backend
@@ -55,7 +55,7 @@ def search(
     started = time.monotonic()
     found = run_search(chosen, out, jobs=jobs, backend=backend, command=shlex.join(["pdv", *sys.argv[1:]]))
     results_console().print(candidates_report(chosen, found.candidates))
-    for line in rejections(found.candidates):
+    for line in (*rejections(found.candidates), *notes(chosen, found.candidates)):
         print(line)
     print(f"{len(found.candidates)} candidates in {out / CANDIDATES}, {len(found.rows)} rows in {out / ROWS}; "
           f"{found.simulations} simulations in {time.monotonic() - started:.0f} s")  # fmt: skip

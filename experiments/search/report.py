@@ -9,8 +9,11 @@ from rich import box
 from rich.table import Table
 
 from experiments.search.config import Search
+from experiments.sweep.cells import DEFAULT_REQUESTS
 
 MOST_SHOWN = 8
+HIDDEN_OVERLOAD = 0.05
+"""A note is printed if an overload of more than this could be missed."""
 
 
 def candidates_report(search: Search, candidates: pd.DataFrame) -> Table:
@@ -49,3 +52,23 @@ def rejections(candidates: pd.DataFrame) -> list[str]:
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return [f"{said}; see the column reason"] if said else []
+
+
+def notes(search: Search, candidates: pd.DataFrame) -> list[str]:
+    """Return a line if the requests arrive within so short a time that an overload could be missed.
+
+    At a rate that is too high by a fraction x, the last of the requests, which arrive within t seconds, waits for
+    about x * t. So an overload of up to (TTFT objective) / t meets the objective.
+    """
+    chosen = candidates[candidates["status"] == "chosen"]
+    if search.rates is None or search.slo_ttft_s is None or chosen.empty:
+        return []
+    requests, rate = search.workload.requests or DEFAULT_REQUESTS, float(chosen["final_objective"].iloc[0])
+    hidden = search.slo_ttft_s * rate / requests
+    if hidden <= HIDDEN_OVERLOAD:
+        return []
+    enough = math.ceil(hidden / HIDDEN_OVERLOAD * requests)
+    return [
+        f"{requests} requests arrive within {requests / rate:.1f} s: an overload of up to {hidden:.0%} still meets "
+        f"the TTFT objective; give {enough:,} requests"
+    ]

@@ -15,6 +15,7 @@ from engines.errors import InputError
 from experiments.cli import main
 from experiments.search.config import CONFIGS, OTHER_SEEDS, Search
 from experiments.search.proposals import Proposals
+from experiments.search.report import notes
 from experiments.search.search import run_search
 from experiments.sweep import workers
 from experiments.sweep.config import Sweep
@@ -154,6 +155,18 @@ def test_a_stopped_search_ends_in_the_same_tables(tmp_path: Path, monkeypatch: p
     assert searched(tmp_path / "out", **OPEN).simulations == whole.simulations - 20
     for name in ("rows.parquet", "candidates.parquet"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_run_that_is_too_short_to_show_an_overload_is_noted() -> None:
+    search = Search.from_dict({**OPEN, "workload": {"requests": 300}})
+    candidates = pd.DataFrame({"status": ["chosen", "rejected"], "final_objective": [60.0, 50.0]})
+    (said,) = notes(search, candidates)
+    assert said == (
+        "300 requests arrive within 5.0 s: an overload of up to 10% still meets the TTFT objective; give 600 requests"
+    )
+    assert notes(Search.from_dict({**OPEN, "workload": {"requests": 600}}), candidates) == []
+    assert notes(search, candidates[1:]) == []
+    assert notes(Search.from_dict(CLOSED), candidates) == []
 
 
 def test_an_objective_that_nothing_meets_ends_with_exit_code_1(
