@@ -87,10 +87,10 @@ class SpanRows:
 
     def add(self, batch: Batch, segments: Iterable[tuple[Any, ...]], completed_s: float) -> None:
         """Add the segments of a batch, given as SegmentTime, in order."""
-        lane = batch.lane.device, batch.lane.name  # in a fleet, replicas have lanes of the same names
+        device, name = batch.lane.device, batch.lane.name  # in a fleet, replicas have lanes of the same names
         number, dispatched_s = batch.id, batch.dispatched_s
         for (segment, start_s, end_s, solo_s), (_, size, k, tokens, context) in zip(segments, cycle(batch.shapes)):
-            key = (lane, batch.worker, batch.step, segment, batch.hybrid, batch.back_to_back)
+            key = (device, name, batch.worker, batch.step, segment, batch.hybrid, batch.back_to_back)
             kind = self._kinds.get(key)
             if kind is None:
                 kind = self._kinds[key] = len(self._kinds)
