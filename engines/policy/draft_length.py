@@ -85,7 +85,7 @@ class LoadAdaptiveDraftLength:
 
     engines.policy.load_adaptive explains the choice. k lies within minimum..maximum, and was `start` before the first
     batch. Acceptance is estimated from the last `window` verifications and, until there are enough, from
-    `prior_drafts` drafts of acceptance `prior`. Another k is chosen only if it promises more by a fraction `margin`.
+    `prior_drafts` drafts of acceptance `prior`. The shortest k within a fraction `margin` of the best counts as best.
     Where k was 0 and rises, what the draft model has not seen must pay back within `payback` batches. After
     `probe_every` batches without drafts, one has some, since acceptance may have changed; 0 never probes.
     """

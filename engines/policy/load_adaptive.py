@@ -88,17 +88,22 @@ class LoadAdaptiveController:
             self._judged -= old_judged
 
     def choose(self, load: Load, least: int = 0) -> int:
-        """Return the k to draft a batch with, `least` or more. Changes nothing; report what was done to `chose`."""
+        """Return the k to draft a batch with, `least` or more. Changes nothing; report what was done to `chose`.
+
+        Of draft lengths that promise about as much as the best, the shortest is taken: it wastes less at the end of
+        outputs, and suffers less beside prefills. A change from or to 0 must promise more by the margin.
+        """
         rule = self.rule
         low, high = max(rule.minimum, least), rule.maximum
         if low == 0 and rule.probe_every and self._without >= rule.probe_every:
             low = min(1, high)
         rates = {k: self.rate(load, k) for k in range(low, high + 1)}
-        if 0 in rates:  # a change between other lengths costs nothing, one from or to 0 does
-            for k in rates:
-                if (k == 0) != (self.k == 0):
-                    rates[k] /= 1 + rule.margin
-        return max(rates, key=lambda k: rates[k])
+        best = max(rate for k, rate in rates.items() if k)
+        drafting = next(k for k, rate in rates.items() if k and rate * (1 + rule.margin) >= best)
+        if 0 not in rates:
+            return drafting
+        gain = best / rates[0]
+        return drafting if gain > (1 / (1 + rule.margin) if self.k else 1 + rule.margin) else 0
 
     def chose(self, k: int) -> None:
         """Take note of the k that a batch was started with."""
