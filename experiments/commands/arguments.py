@@ -61,7 +61,11 @@ ArchitectureOption = Annotated[
     str | None, _layout("baseline, pd, pdv, target-only, or a TOML file \\[default: pdv].", "--architecture", "-a")
 ]
 DraftLengthOption = Annotated[
-    str | None, _layout("Draft length k: 4 (fixed), 0 (no drafts), or 2-8 or adaptive (adapts to acceptance).")
+    str | None,
+    _layout(
+        "Draft length k: 4 (fixed), 0 (no drafts), 2-8 or adaptive (follows acceptance), load or load0-4 (follows "
+        "the load)."
+    ),
 ]
 BatchLimitOption = Annotated[str | None, _layout("Batch limits in requests, such as draft=12,verify=24.")]
 WorkersOption = Annotated[int | None, _layout("Workers per lane. For baseline: requests served at once.")]
@@ -69,7 +73,7 @@ SlotsOption = Annotated[
     str | None,
     _layout(
         "Slots in the KV cache pool, one per request. `auto` takes as many as fit in memory and the load can use, "
-        "up to 1024. Live runs default to `auto`, unless the TOML file sets slots."
+        "1024 at most. Live runs default to `auto`, unless the TOML file sets slots."
     ),
 ]
 PermitsOption = Annotated[int | None, _layout("Steps that may run on the device at once. With 1, lanes take turns.")]
