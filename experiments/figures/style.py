@@ -15,6 +15,7 @@ import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, ScalarFormatter
@@ -231,13 +232,12 @@ def _width(rows: Sequence[Sequence[tuple[str, Artist]]]) -> float:
     return sum(LEGEND_KEY + LEGEND_LETTER * max(column) for column in columns)
 
 
-def log_ticks(panel: Axes) -> None:
-    """Label a logarithmic y axis at 1, 2 and 5 times the powers of 10, or at the powers if it spans many."""
-    low, high = panel.get_ylim()
-    few = high < MOST_DECADES * low
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_formatter(NullFormatter())
+def log_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis at 1, 2 and 5 times the powers of 10, or at the powers if it spans many."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MOST_DECADES * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def interval(

@@ -171,7 +171,7 @@ def _panel(sweep: Sweep, panel: Axes, rows: pd.DataFrame, x: str, dashed: str | 
     if metric in OBJECTIVES and means.min() > 0 and means.max() > LOG_FROM * means.min():
         panel.set_yscale("log")
         panel.set_ylim(means.min() / 2, 2 * max([means.max(), *objectives]))
-        style.log_ticks(panel)
+        style.log_ticks(panel.yaxis)
     else:
         panel.set_ylim(0, 1.05 if metric in SHARES else None)
 
