@@ -9,6 +9,8 @@ import typer
 
 from calibrate.profile import Profile
 from engines.errors import InputError, require_at_least
+from engines.pairs.origin import pair_name
+from engines.pairs.permutation import PREFIX, parse_pair
 from engines.policy.architecture import Architecture
 from engines.policy.draft_length import LoadAdaptiveDraftLength
 from engines.storage.locks import locked
@@ -79,12 +81,14 @@ def run(
             require_at_least(name, value, least)
     check_room(workload, max_context)
     check_record("out", out)
-    weighed = _weighed(layout, profile)
+    called = parse_pair(pair).name if target is None and pair.startswith(PREFIX) else pair_name(target or pair, draft)
+    weighed = _weighed(layout, profile, called)
     check_live(device, pair, target, draft)
 
     from engines.live.model.pairs import load_pair
     from experiments.runner.live import serve, started, warm_up
 
+    _check_device(weighed, profile, device)
     memory: dict[str, Any] = {"max_context": max_context, "reserve_gib": reserve_gib}
     check_room(workload, context_on(layout, target or pair, draft, max_context))
     if number is None and not (slots is None and names_slots(architecture or shared.DEFAULT_ARCHITECTURE)):
@@ -106,12 +110,31 @@ def run(
     conclude(record, out)
 
 
-def _weighed(layout: Architecture, profile: Path | None) -> Profile | None:
-    """Return the profile that the draft length weighs. Raises InputError if it is missing, or not needed."""
+def _weighed(layout: Architecture, folder: Path | None, pair: str) -> Profile | None:
+    """Return the profile that the draft length weighs.
+
+    Raises InputError if it is missing, not needed, or of another pair.
+    """
     follows = isinstance(layout.draft_length, LoadAdaptiveDraftLength)
-    if follows and profile is None:
-        remedy = f"draft length {layout.draft_length.label} weighs measured costs; give the folder of a profile"
-        raise InputError("profile", None, remedy)
-    if profile is not None and not follows:
-        raise InputError("profile", str(profile), "only a draft length that follows the load needs one; leave it out")
-    return None if profile is None else Profile.load(profile)
+    if folder is None:
+        if follows:
+            remedy = f"draft length {layout.draft_length.label} weighs measured costs; give the folder of a profile"
+            raise InputError("profile", None, remedy)
+        return None
+    if not follows:
+        raise InputError("profile", str(folder), "only a draft length that follows the load needs one; leave it out")
+    profile = Profile.load(folder)
+    if profile.info["pair"] != pair:
+        raise InputError("profile", str(folder), f"it is of {profile.info['pair']!r}; give a profile of {pair!r}")
+    return profile
+
+
+def _check_device(profile: Profile | None, folder: Path | None, device: str) -> None:
+    """Raise InputError if the profile was measured on another device."""
+    from engines.live.model.pairs import find_device
+    from engines.live.serving.serve import device_name
+
+    here = device_name(find_device(device))
+    if profile is not None and profile.info["device"] != here:
+        remedy = f"it was measured on {profile.info['device']}, and this is {here}; calibrate here"
+        raise InputError("profile", str(folder), remedy)

@@ -65,6 +65,12 @@ BAD_LIVE = {
     "model folder missing": ("--pair ./nowhere", "pair = './nowhere'"),
     "target folder missing": ("--target ./nowhere --draft ./nowhere", "target = './nowhere'"),
     "reserve below zero": ("--reserve-gib -1", "reserve_gib = -1.0"),
+    "nothing to weigh": ("--draft-length load0-8", "profile = None: draft length load0-8 weighs measured costs"),
+    "a profile that nothing weighs": ("--profile profile", "profile = 'profile': only a draft length that follows"),
+    "weighing another pair": (
+        "--draft-length load2-8 --profile profile",
+        "profile = 'profile': it is of 'made-up pair'",
+    ),
     "half a pair": ("--target ./nowhere", "target, draft = "),
 }
 
