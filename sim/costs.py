@@ -26,8 +26,8 @@ from engines.policy.segment_shape import SegmentShape
 
 _new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
 TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
-REMEDY = "calibrate over a wider range, or ask for extrapolation"
-ONE_VALUE = "a single measured value gives no slope to extrapolate along; calibrate at two or more"
+REMEDY = "calibrate over a wider range, or allow extrapolation"
+ONE_VALUE = "one value cannot be extrapolated; use it, or calibrate at two or more"
 DIMENSIONS = ("draft_length", "batch_size", "tokens", "context_tokens")
 """What a cost depends on, `tokens` for prefill and `context_tokens` for draft and verify."""
 

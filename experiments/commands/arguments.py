@@ -23,7 +23,7 @@ from engines.workload.lengths import parse_lengths
 from engines.workload.workload import PROCESSES, Workload, make_workload, with_sampling
 from experiments.program.progress import bar
 from experiments.runner.cells import load_runs
-from experiments.runner.config import read_rows
+from experiments.runner.config import built_in, read_rows
 from experiments.runner.folder import SETTINGS, load_experiment
 from experiments.runner.predict import FROM_PROFILE, AcceptanceChoice
 from experiments.runner.predictions import predictions
@@ -35,8 +35,7 @@ ARRIVALS, LENGTHS = ("process", "cv"), ("prompt_tokens", "output_tokens")
 
 def config_argument(configs: Path) -> Any:
     """Return the argument for a configuration: a file, or the name of one in this folder."""
-    names = ", ".join(path.stem for path in sorted(configs.glob("*.toml")))
-    return typer.Argument(help=f"TOML file, or a built-in configuration: {names}.")
+    return typer.Argument(help=f"TOML file, or a built-in configuration: {', '.join(built_in(configs))}.")
 
 
 def option(panel: str) -> Callable[..., Any]:
@@ -277,7 +276,7 @@ def parse_slots(text: str | None) -> int | None:
         raise InputError("slots", text, "a simulation has no device memory to fill; give a number")
     slots = None if text is None else whole_in(text)
     if text is not None and slots is None:
-        raise InputError("slots", text, f"use a whole number from 1 to {MOST_SLOTS}; or auto, in a live run")
+        raise InputError("slots", text, f"use a whole number from 1 to {MOST_SLOTS}, or auto in a live run")
     return slots
 
 

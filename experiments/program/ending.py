@@ -52,7 +52,10 @@ def ended_by(work: Callable[[], object], name: str = "") -> int:
     except Exception as error:
         usage = getattr(error, "format_message", None)  # of typer's errors, such as an unknown option
         if usage is not None:
-            return _fail(name, f"{usage()} (see {name} --help)", BAD_INPUT)
+            context = getattr(error, "ctx", None)
+            return _fail(
+                name, f"{usage().rstrip('.')} (see {getattr(context, 'command_path', name)} --help)", BAD_INPUT
+            )
         if type(error).__name__ == "OutOfMemoryError":  # torch's; not worth importing torch for
             return _fail(name, str(error), FAILED)
         said = f"{type(error).__name__}: {error}"

@@ -30,7 +30,7 @@ def sections(folders: Iterable[Path]) -> list[Section]:
     found = []
     for folder in folders:
         if not folder.is_dir():
-            raise InputError("report", str(folder), "no such folder; give the folder of a result")
+            raise InputError("report", str(folder), "not a folder; give the folder of a result")
         below = list(_results(folder, DEEPEST))
         if not below:
             remedy = "no results in it; give an experiment, comparison, sweep, search, map, bench or run"

@@ -33,6 +33,21 @@ def _name(value: str) -> str:
     return value
 
 
+def built_in(configs: Path) -> list[str]:
+    """Return the names of the configurations in a folder."""
+    return sorted(path.stem for path in configs.glob("*.toml"))
+
+
+def config_file(config: str | Path, configs: Path) -> Path:
+    """Return the path of a configuration: a file, or a built-in one by name. Raises InputError for another name."""
+    path, names = Path(config), built_in(configs)
+    if str(path) in names:
+        return configs / f"{path}.toml"
+    if not path.suffix and not path.exists():
+        raise InputError("config", str(path), f"no such file; give a TOML file, or one of {', '.join(names)}")
+    return path
+
+
 def read_rows(path: str | Path, requests: int | None, *cuts: int | None) -> Workload:
     """Read a trace, or its first `requests` rows. cuts: passed on to engines.workload.traces.read_trace.
 
@@ -203,9 +218,7 @@ class Experiment(Settings):
 
         Relative paths in it start at its folder. overrides: settings to replace. Raises InputError.
         """
-        path = Path(path)
-        if not path.suffix and (CONFIGS / f"{path}.toml").is_file():
-            path = CONFIGS / f"{path}.toml"
+        path = config_file(path, CONFIGS)
         values = _with_paths_from(path.parent, read_toml("config", path))
         return Experiment.from_dict({**values, **overrides})
 

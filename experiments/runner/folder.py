@@ -24,6 +24,7 @@ SETTINGS, CELLS = "experiment.toml", "cells.csv"
 COMPARISON = ("comparison.csv", "comparison_paired.csv", "comparison_fidelity.csv", "comparison.txt")
 FILES = (SETTINGS, CELLS, *COMPARISON, PROVENANCE)
 FOLDERS = ("live", "simulated", "profile", "figures", "traces")
+MOST_NAMED = 6  # cells in a message
 SUFFIXES = {"replay": "-replay", "blind": "-blind"}
 OWNED = {"record": RUN_FILES, "profile": PROFILE_FILES, "experiment": FILES}  # the first file of each marks it
 
@@ -48,8 +49,10 @@ def load_experiment(
     keys = booked(folder / CELLS)
     chosen = [key for key in keys if only is None or fnmatchcase(key[0], only)]
     if only is not None and not chosen:
-        cells = ", ".join(dict.fromkeys(cell for cell, *_ in keys)) or "none"
-        raise InputError("only", only, f"no cell matches; the experiment has {cells}")
+        cells = list(dict.fromkeys(cell for cell, *_ in keys)) or ["none"]
+        more = f", and {len(cells) - MOST_NAMED} more" if len(cells) > MOST_NAMED else ""
+        known = ", ".join(cells[:MOST_NAMED])
+        raise InputError("only", only, f"no cell matches; the experiment has {known}{more}")
     sides: dict[str, list[Path]] = {"live": [], "simulated": []}
     for key in chosen:
         side, name = place_of(key)

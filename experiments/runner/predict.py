@@ -103,7 +103,7 @@ def parse_acceptance(text: str) -> AcceptanceChoice:
         kind = "independent" if len(parts) == 1 and listed is text else "positions"
         values = tuple(float(part) for part in parts)
     if any(value > 1 for value in values):
-        raise InputError("acceptance", text, "probabilities lie between 0 and 1")
+        raise InputError("acceptance", text, "use probabilities from 0 to 1")
     if kind == "positions" and any(b > a for a, b in itertools.pairwise(values)):
         raise InputError("acceptance", text, "rates by position cannot rise: entry i covers the first i + 1 drafts")
     return AcceptanceChoice(kind, values)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from engines.errors import MOST_WHOLE, InputError, require_name, require_whole
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, Positive, Settings, Whole, checked
-from experiments.runner.config import WorkloadConfig
+from experiments.runner.config import WorkloadConfig, config_file
 from experiments.sweep.axes import Draw
 from experiments.sweep.cells import SLO, Cell, CellSettings, cell_of
 from experiments.sweep.config import SCHEMA_VERSION, as_setting, rebased
@@ -90,9 +90,7 @@ class Search(Settings):
 
         Relative paths in it start at its folder. overrides: settings to replace.
         """
-        path = Path(path)
-        if not path.suffix and (CONFIGS / f"{path}.toml").is_file():
-            path = CONFIGS / f"{path}.toml"
+        path = config_file(path, CONFIGS)
         values = rebased(path.parent.resolve(), read_toml("config", path))
         if values.get("schema_version") == SCHEMA_VERSION:  # the file of a result folder
             del values["schema_version"]

@@ -12,7 +12,7 @@ from engines.errors import InputError, require_name, require_whole
 from engines.record.masks import SUFFIX as MASKS
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, Positive, Settings, Whole, checked
-from experiments.runner.config import WorkloadConfig
+from experiments.runner.config import WorkloadConfig, config_file
 from experiments.sweep.axes import Grid, Random, Zip, combined
 from experiments.sweep.cells import AS_TEXT, SLO, Cell, CellSettings, cell_of
 
@@ -69,9 +69,7 @@ class Sweep(Settings):
 
         Relative paths in it start at its folder. overrides: settings to replace. Raises InputError.
         """
-        path = Path(path)
-        if not path.suffix and (CONFIGS / f"{path}.toml").is_file():
-            path = CONFIGS / f"{path}.toml"
+        path = config_file(path, CONFIGS)
         values = rebased(path.parent.resolve(), read_toml("config", path))
         if values.get("schema_version") == SCHEMA_VERSION:  # the file of a result folder
             del values["schema_version"]

@@ -165,6 +165,12 @@ BAD_SIMULATION = {
 
 BAD_OTHERS = {
     "unknown command": ("simulation", "simulation"),
+    "unknown option": ("trace live/pdv-r1 --foo", "(see pdv trace --help)"),
+    "unknown configuration": (
+        "sweep nothing --out x",
+        "config = 'nothing': no such file; give a TOML file, or one of",
+    ),
+    "unknown experiment": ("experiment nothing --out x", "or one of ablations, adaptive-high"),
     "live missing": ("compare nowhere simulated", "live = 'nowhere'"),
     "simulated empty": ("compare live profile", "simulated = 'profile'"),
     "simulated not named": ("compare live", "experiment = 'live': not the folder of an experiment"),

@@ -11,6 +11,7 @@ import pytest
 from engines.errors import InputError
 from engines.record.run import Run
 from experiments.runner.cells import keep, kept, load_runs
+from experiments.runner.folder import load_experiment
 from tests.experiments import synthetic
 from tests.experiments.live_backend import Backend, perform
 
@@ -71,3 +72,9 @@ def test_hidden_folders_are_no_runs_and_a_damaged_run_is_named(tmp_path: Path) -
     (tmp_path / "b" / "spans.parquet").write_bytes(b"not a table")
     with pytest.raises(InputError, match=rf"run = '{tmp_path}/b/spans.parquet': missing or damaged"):
         load_runs("live", tmp_path)
+
+
+def test_a_few_of_many_cells_are_named() -> None:
+    fidelity = Path(__file__).parents[2] / "results" / "h100" / "fidelity"
+    with pytest.raises(InputError, match=r"has PD 4-64-c8-k4, .*, and 21 more$"):
+        load_experiment(fidelity, only="x*")

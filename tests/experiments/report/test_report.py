@@ -158,7 +158,7 @@ def test_bad_folders_are_refused_in_one_line(broken: str, tmp_path: Path, refusa
     if broken == "text":
         (folder / "comparison.csv").write_text("architecture,metric\npd,ttft\n")
     said = refusal(f"report {folder} --out {tmp_path}/r.html")
-    expected = {"missing": "no such folder", "empty": "no results in it", "text": "has no column draft_length"}
+    expected = {"missing": "not a folder", "empty": "no results in it", "text": "has no column draft_length"}
     assert expected[broken] in said
     assert not (tmp_path / "r.html").exists()
 

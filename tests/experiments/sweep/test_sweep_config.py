@@ -94,7 +94,7 @@ def test_axes_may_be_loads_of_any_kind_and_tables(tmp_path: Path) -> None:
         ({"rates": [1.0]}, "cell loads = 'concurrency, rate': give each cell exactly one"),
         ({"concurrencies": []}, "cell loads = None: give each cell exactly one"),
         ({"architectures": []}, "cell architecture = None: it is missing"),
-        ({"acceptance": "2"}, "acceptance = '2': probabilities lie between 0 and 1"),
+        ({"acceptance": "2"}, "acceptance = '2': use probabilities from 0 to 1"),
         ({"workload": {"cv": 2.0}}, "workload.cv = 2.0: a closed loop has no arrival process"),
         ({"grid": {"batch_limit": ["draft=3"]}}, "batch_limit = 'draft': pd has no such step"),
         ({"grid": {"k": ["4-2"]}}, "draft_length = '4-2': use a whole number"),
