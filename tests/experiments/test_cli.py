@@ -57,13 +57,14 @@ assert "torch" not in sys.modules
 """
 
 
-def test_simulating_comparing_drawing_and_tracing_need_no_torch(work: Path, tmp_path: Path) -> None:
+def test_simulating_comparing_drawing_tracing_and_reporting_need_no_torch(work: Path, tmp_path: Path) -> None:
     commands = [
         f"simulate -p {work}/profile -c 3 --requests 6 --out {tmp_path}/simulated",
         f"simulate -p {work}/profile --replay {work}/live/pdv-r1 --out {tmp_path}/replay",
         f"compare {work}/live {work}/simulated --profile {work}/profile --out {tmp_path}/comparison.csv",
         f"figures {work}/live {work}/simulated --profile {work}/profile --out {tmp_path}/figures",
         f"trace {work}/simulated/pdv --out {tmp_path}/trace.json",
+        f"report {work} --out {tmp_path}/report.html",
     ]
     script = NO_TORCH.format(commands=commands)
     done = subprocess.run(
