@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 
 from engines.errors import InputError
 from engines.policy.architecture import BASELINE, Segment
+from engines.policy.changes import changed
 from engines.record.metrics import PARTS, steady_window, summary
+from engines.record.run import Run
 from engines.workload.workload import FixedLength, make_workload
 from experiments.compare.explain import explanations
 from experiments.figures.acceptance import drawn_rates, measured_rates, request_alphas
@@ -58,6 +60,16 @@ def test_open_loops_are_drawn_over_the_rate(tmp_path: Path) -> None:
     simulations = [synthetic.simulated("pd", rate=rate) for rate in (2.0, 8.0)]
     check(load_curves(lives, simulations, tmp_path), "load")
     check(decomposition(lives, simulations, tmp_path), "decomposition")
+
+
+def test_draft_lengths_are_no_repeats_but_lines_in_a_row_per_architecture(tmp_path: Path) -> None:
+    def height(runs: list[Run]) -> int:
+        check(load_curves([], runs, tmp_path), "load")
+        return int.from_bytes((tmp_path / "load.png").read_bytes()[20:24], "big")
+
+    fixed = [synthetic.simulated(name) for name in ("pd", "baseline")]
+    follows = changed(synthetic.ARCHITECTURES["pd"], draft_length="load4-4")
+    assert height([*fixed, synthetic.simulated(follows)]) > 1.6 * height(fixed)
 
 
 def test_the_error_is_drawn_over_the_load(tmp_path: Path) -> None:
