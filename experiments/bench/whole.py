@@ -30,6 +30,7 @@ from experiments.bench.settings import BenchSettings
 from experiments.bench.stages import find_ceilings, measure_stages
 from experiments.program.outputs import save_table
 from experiments.program.progress import bar, console
+from experiments.program.provenance import made_by
 from experiments.runner import preflight as fitting
 
 T = TypeVar("T")
@@ -129,6 +130,7 @@ def _info(settings: BenchSettings, device: torch.device, command: str) -> dict[s
         "pair": settings.pair,
         "dtype": str(default_dtype(device)).removeprefix("torch."),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **made_by(),
         "command": command,
         "versions": library_versions(),
         "settings": asdict(settings),

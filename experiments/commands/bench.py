@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +11,7 @@ import typer
 from experiments.bench.settings import defaults_for
 from experiments.commands.arguments import DeviceOption, PairOption, one_device, option, parse_numbers
 from experiments.program.outputs import check_output
+from experiments.program.provenance import this_command
 from experiments.runner.preflight import check_live
 
 _stages, _engines = option("Stages"), option("Engines")
@@ -72,7 +71,7 @@ def bench(
     from experiments.bench.whole import run_bench
     from experiments.compare.report import results_console
 
-    result, folder = run_bench(settings, out, shlex.join(["pdv", *sys.argv[1:]]))
+    result, folder = run_bench(settings, out, this_command())
     results_console().print(bench_report(result))
     print(f"tables: {write_bench_report(result, folder).parent}")
     if result.failures:

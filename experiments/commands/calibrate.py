@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +14,7 @@ from engines.storage.locks import locked
 from experiments.commands.arguments import DeviceOption, DraftOption, ModelsOption, TargetOption, parse_numbers
 from experiments.program.outputs import UNFINISHED, check_ours, check_output
 from experiments.program.progress import bar, console
+from experiments.program.provenance import made_by, this_command
 from experiments.runner.preflight import check_calibration_fits, check_live, grid_of
 
 
@@ -71,9 +70,9 @@ def calibrate(
     with locked(out):
         with console.status("loading the pair"):
             models = load_pair(target or pair, draft, device)
-        command = shlex.join(["pdv", *sys.argv[1:]])
         with bar("calibrating") as progress:
-            profile = measure(models, points, budget_s, command, out / UNFINISHED, progress)
+            profile = measure(models, points, budget_s, this_command(), out / UNFINISHED, progress)
+        profile.info |= made_by()
         profile.save(out)
         remove_parts(out / UNFINISHED)
     print(f"profile: {out}")

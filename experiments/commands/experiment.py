@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +13,7 @@ from engines.errors import require_at_least, require_positive
 from experiments.commands.arguments import WithoutOption, config_argument
 from experiments.compare.report import comparison_report, grid_table, results_console
 from experiments.program.outputs import check_output
+from experiments.program.provenance import this_command
 from experiments.runner.config import CONFIGS, Experiment
 from experiments.runner.experiment import Runner
 from experiments.runner.live import PairBackend
@@ -78,7 +77,7 @@ def perform(chosen: Experiment, out: Path, only: str | None = None, **options: A
     """Run an experiment and print what came of it. Leaves with exit code 1 if a cell failed or is left."""
     check_output("out", out)
     pair, device = chosen.pair or "embedded", chosen.device or "cpu"
-    command = shlex.join(["pdv", *sys.argv[1:]])
+    command = this_command()
     backend = PairBackend(pair, device, chosen.max_context, command)
     runner = Runner(chosen, out, backend, only=only, command=command, **options)
     if runner.serves:

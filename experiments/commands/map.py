@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +12,7 @@ from engines.errors import InputError, require_at_least
 from experiments.maps.questions import MAPS
 from experiments.program.outputs import check_output
 from experiments.program.progress import bar
-from experiments.program.provenance import note_call
+from experiments.program.provenance import note_call, this_command
 
 
 def map_(
@@ -47,7 +45,7 @@ def map_(
 
     with bar(question) as progress:
         tables = run_map(MAPS[question](), measured, out, replicates, jobs or -1, progress)
-    note_call(out, shlex.join(["pdv", *sys.argv[1:]]))
+    note_call(out, this_command())
     for panel, found in tables.items():
         print(f"{question}-{panel}: {len(found)} cells, gain {found['gain'].min():.2f} to {found['gain'].max():.2f}, "
               f"{int((found['open'] | found['gain_open']).sum())} open")  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +9,7 @@ import typer
 
 from experiments.program.outputs import check_file
 from experiments.program.progress import console
+from experiments.program.provenance import this_command
 from experiments.runner.folder import check_apart
 
 
@@ -39,5 +38,5 @@ def report(
 
     with console.status("gathering"):
         found = sections(folders)
-        write_page(out, found, title, shlex.join(["pdv", *sys.argv[1:]]))
+        write_page(out, found, title, this_command())
     print(f"report: {out} ({len(found)} results)")

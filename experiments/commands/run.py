@@ -18,6 +18,7 @@ from experiments.commands import arguments as shared
 from experiments.commands.outcome import conclude
 from experiments.program.outputs import check_record
 from experiments.program.progress import bar, console
+from experiments.program.provenance import made_by
 from experiments.runner.cells import at_once, check_room
 from experiments.runner.layouts import names_slots
 from experiments.runner.preflight import check_fits, check_live, context_on, fill
@@ -105,7 +106,7 @@ def run(
                 warm_up(engine, [workload])
             with bar(f"{layout.name}, live") as progress:
                 record = serve(engine, workload, target or pair, progress)
-        record.info["name"] = out.name
+        record.info |= {"name": out.name, **made_by()}
         record.save(out)
     conclude(record, out)
 

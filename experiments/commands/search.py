@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +12,7 @@ from engines.errors import require_at_least
 from experiments.commands.arguments import config_argument
 from experiments.compare.report import results_console
 from experiments.program.outputs import check_output
+from experiments.program.provenance import this_command
 from experiments.search.config import CONFIGS, Search
 from experiments.search.report import candidates_report, notes, rejections
 from experiments.search.search import CANDIDATES, run_search
@@ -53,7 +52,7 @@ def search(
     chosen = Search.load(config, **overrides)
     check_output("out", out)
     started = time.monotonic()
-    found = run_search(chosen, out, jobs=jobs, backend=backend, command=shlex.join(["pdv", *sys.argv[1:]]))
+    found = run_search(chosen, out, jobs=jobs, backend=backend, command=this_command())
     results_console().print(candidates_report(chosen, found.candidates))
     for line in (*rejections(found.candidates), *notes(chosen, found.candidates)):
         print(line)

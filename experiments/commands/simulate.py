@@ -47,6 +47,7 @@ from experiments.compare.fleet_report import COLUMNS as FLEET_COLUMNS
 from experiments.compare.fleet_report import print_fleet
 from experiments.program.outputs import check_record, check_table, save_table
 from experiments.program.progress import bar
+from experiments.program.provenance import made_by
 from experiments.runner.beyond import beyond_text
 from experiments.runner.predict import Prediction, check, parse_acceptance, predict, predict_fleet, replayed
 from sim.routers import Fleet
@@ -182,7 +183,7 @@ def simulate(
     )  # fmt: skip
     if live is None:
         check(layout, workload, settings)
-    info = {"name": out.name}
+    info = {"name": out.name, **made_by()}
     record: Run | None = None
     table: pd.DataFrame | None = None
     beyond: dict[str, int] = {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +12,7 @@ from engines.errors import require_at_least
 from experiments.commands.arguments import config_argument
 from experiments.compare.report import results_console
 from experiments.program.outputs import check_output
+from experiments.program.provenance import this_command
 from experiments.sweep.config import CONFIGS, Sweep
 from experiments.sweep.report import failures, notes, summary_report
 from experiments.sweep.store import FIGURES, ROWS, SUMMARY
@@ -53,9 +52,7 @@ def sweep(
     chosen = Sweep.load(config, **overrides)
     check_output("out", out)
     started = time.monotonic()
-    outcome = run_sweep(
-        chosen, out, jobs=jobs, backend=backend, records=records, command=shlex.join(["pdv", *sys.argv[1:]])
-    )
+    outcome = run_sweep(chosen, out, jobs=jobs, backend=backend, records=records, command=this_command())
     results_console().print(summary_report(chosen, outcome.summary))
     for note in notes(outcome.rows):
         print(note)

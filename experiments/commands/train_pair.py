@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +12,7 @@ from engines.storage.locks import locked
 from experiments.commands.arguments import DeviceOption, option
 from experiments.program.outputs import MOVE, check_output
 from experiments.program.progress import bar
+from experiments.program.provenance import this_command
 from experiments.runner.preflight import check_live
 
 _time, _measuring = option("Seconds per phase"), option("Measuring")
@@ -56,6 +55,6 @@ def train_pair(
         output_tokens, library,
     )  # fmt: skip
     with locked(out), bar("training") as progress:
-        said = train_pair(training, out, find_device(device), shlex.join(["pdv", *sys.argv[1:]]), progress.part)
+        said = train_pair(training, out, find_device(device), this_command(), progress.part)
     print(said, end="")
     print(f"pair: {out}")

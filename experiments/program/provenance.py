@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,10 @@ def note_call(folder: Path, command: str) -> None:
     begun again. Only a process that has locked the folder may call this.
     """
     call: dict[str, Any] = {
+        **made_by(),
         "command": command,
-        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": {name: installed(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }
-    if (commit := git_commit()) is not None:
-        call["commit"] = commit
     known = calls(folder)
     if known and {name: value for name, value in known[-1].items() if name != "date"} == call:
         return
@@ -40,12 +41,23 @@ def note_call(folder: Path, command: str) -> None:
         beside.write_text(tomli_w.dumps({"calls": [*known, call]}), encoding="utf-8")
 
 
-def _version(name: str) -> str:
+def installed(name: str) -> str:
     """Return the version of a distribution; "not installed" for a checkout that is run in place."""
     try:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
+
+
+def made_by() -> dict[str, str]:
+    """Return the command line of this process and, in a checkout, its commit, for the description of a result."""
+    commit = git_commit()
+    return {"command": this_command(), **({} if commit is None else {"commit": commit})}
+
+
+def this_command() -> str:
+    """Return the command line of this process, as a user types it."""
+    return shlex.join(["pdv", *sys.argv[1:]])
 
 
 def calls(folder: Path) -> list[dict[str, Any]]:

@@ -6,13 +6,12 @@ import base64
 import datetime
 import struct
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
 
 from engines.storage.files import replaced
-from experiments.program.provenance import git_commit
+from experiments.program.provenance import git_commit, installed
 from experiments.report.provenance import date_text
 from experiments.report.section import Picture, Section
 
@@ -27,7 +26,7 @@ def write_page(path: Path, found: Sequence[Section], title: str, command: str) -
     )
     environment.filters |= {"data_uri": _data_uri, "size": _size}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=title, command=command, sections=found, version=version("pdv"), commit=git_commit(),
+        title=title, command=command, sections=found, version=installed("pdv"), commit=git_commit(),
         date=date_text(datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
     )  # fmt: skip
     with replaced(path) as beside:

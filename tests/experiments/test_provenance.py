@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from engines.record.run import Run
 from experiments.cli import main
 from experiments.compare.fidelity import Fidelity, fidelity, fidelity_path
 from experiments.program import provenance
@@ -62,3 +63,13 @@ def test_errors_by_mode_are_read_as_they_were_saved(tmp_path: Path) -> None:
     table = pd.read_csv(path, dtype={"draft_length": str})
     pd.testing.assert_frame_equal(Fidelity.of_table(table).totals(), found.totals(), rtol=1e-4)
     assert found.totals()["mean"].iloc[0] == pytest.approx(0.1)
+
+
+def test_a_record_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synthetic.profile().save(tmp_path / "profile")
+    command = ["simulate", "-p", str(tmp_path / "profile"), "-n", "4", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", ["pdv", *command])
+    monkeypatch.setattr(provenance, "git_commit", lambda: "0123abc")
+    assert main(command) == 0
+    info = Run.load(tmp_path / "run").info
+    assert (info["command"], info["commit"]) == (" ".join(["pdv", *command]), "0123abc")
