@@ -42,7 +42,8 @@ class Load(NamedTuple):
 
     batch: its requests. beside: other requests that are being decoded. context_tokens: mean context of the batch.
     behind: tokens of the batch that the draft model has not seen. whole: draft and verify are one step. apart: they
-    are steps of two lanes that can run at the same time.
+    are steps of two lanes that can run at the same time. joins: without drafts, the batch is verified with all the
+    others at once, and can go on with them as one batch.
     """
 
     batch: int
@@ -51,6 +52,7 @@ class Load(NamedTuple):
     behind: int
     whole: bool
     apart: bool
+    joins: bool = False
 
 
 class LoadAdaptiveController:
@@ -115,6 +117,9 @@ class LoadAdaptiveController:
 
         Prefills that run meanwhile are left out. They take their share of the device whatever k is.
         """
+        if not k and load.joins and load.batch <= load.beside:  # the smaller group gives up the drafts of one step
+            one = load._replace(batch=load.batch + load.beside, beside=0, joins=False)
+            return max(self.rate(one, length) for length in range(self.rule.maximum + 1))
         a, times, context = self.acceptance, self._times, load.context_tokens
         emitted = k + 1 if a >= 1.0 else (1.0 - a ** (k + 1)) / (1.0 - a)
         n, m = load.batch, load.beside

@@ -324,10 +324,13 @@ class Scheduler:
         prefilling = sum(len(batch.members) for batch in self.running.values() if batch.step is _PREFILL)
         context = sum(state.request.prompt_tokens + state.emitted for state in members) / size
         behind = sum(state.behind for state in members)
-        whole = self._queues[_TO_DRAFT].step is _DRAFT_VERIFY or self.hybrid
-        beside = len(self.active) - prefilling - size
-        k = self._weighs.choose(Load(size, beside, context, behind, whole, self._overlaps), least)
-        if least or not k or self._queues[_TO_DRAFT].step is _DRAFT_VERIFY:
+        draft, beside, joins = self._queues[_TO_DRAFT], len(self.active) - prefilling - size, False
+        whole = draft.step is _DRAFT_VERIFY or self.hybrid
+        if self._overlaps:
+            verify = self._queues[_TO_VERIFY]
+            joins = 0 < beside == len(verify.waiting) and size + beside <= min(draft.limit, verify.limit)
+        k = self._weighs.choose(Load(size, beside, context, behind, whole, self._overlaps, joins), least)
+        if least or not k or draft.step is _DRAFT_VERIFY:
             self._weighs.chose(k)
         return k
 

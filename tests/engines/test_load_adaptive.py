@@ -280,3 +280,25 @@ def test_what_the_draft_model_has_not_seen_is_counted_and_caught_up_with() -> No
     alone, drafting = [("verify", 1)], [("prefill_draft", 2), ("draft", 3), ("verify", 4)]
     assert shapes[0] == [("prefill_draft", 10), ("prefill_target", 10)]
     assert shapes[1:7] == [alone, alone, drafting] * 2
+
+
+def test_a_smaller_group_gives_up_drafts_to_join_the_others_where_one_batch_is_faster() -> None:
+    who = learn(controller(Formula(rate=0.8)), 0.8)
+    joins = Load(4, 12, 100.0, 0, False, True, joins=True)
+    assert who.choose(joins._replace(joins=False)) > 0
+    assert who.choose(joins) == 0
+    together = Load(16, 0, 100.0, 0, False, True)
+    assert who.rate(joins, 0) == max(who.rate(together, k) for k in range(9))
+    assert who.choose(joins._replace(batch=12, beside=4)) > 0
+    balanced = learn(controller(Formula(one_draft_s=2.5e-3, row_s=1e-6, rate=1.0), maximum=2, start=2), 0.8)
+    assert balanced.choose(joins) == 2  # two lanes that share nothing and are equally busy
+
+
+def test_two_lanes_join_their_groups_and_are_faster_than_with_any_fixed_length() -> None:
+    """A fixed length above 0 keeps groups apart; a step without drafts joins them."""
+    wide, times = PDV.with_batch_limits(WIDE), {"one_draft_s": 5e-4, "rate": 0.9}
+    fixed = {k: serve(wide.replace(draft_length=FixedDraftLength(k)), 4, 80, **times) for k in range(9)}
+    follows = serve(wide.replace(draft_length=RULE), 4, 80, **times)
+    assert follows.duration_s < 0.95 * min(run.duration_s for run in fixed.values())
+    sizes = [run.spans.loc[run.spans["segment"] == "draft", "batch_size"].mean() for run in (follows, fixed[4])]
+    assert sizes[0] > 1.3 * sizes[1]
