@@ -95,7 +95,9 @@ class GraphRunner(EagerRunner):
             Segment.VERIFY: self._uniform(plan.verify_batches),
         }
         self._prefills = {tokens: self._ragged(plan.prompts, tokens) for tokens in plan.prefill_tokens}
-        self._late = {tokens: self._late_shape(plan.draft_batch, tokens) for tokens in plan.catch_up_tokens}
+        longest = (plan.draft_batch + 1) * stages.row_length  # what that many sequences can have at most
+        late = [tokens for tokens in plan.catch_up_tokens if tokens <= longest]
+        self._late = {tokens: self._late_shape(plan.draft_batch, tokens) for tokens in late}
         self._plan = plan
         self._tasks = self._list_tasks()
 
