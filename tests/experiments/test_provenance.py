@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -44,15 +45,17 @@ def test_the_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.
     assert calls(tmp_path / "out")[0]["commit"] == head
 
 
-def test_experiments_note_their_calls(tmp_path: Path) -> None:
+def test_experiments_note_their_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synthetic.profile().save(tmp_path / "profile")
     (tmp_path / "mine.toml").write_text(
         'mode = "simulated"\nprofile = "profile"\narchitectures = ["pd"]\nconcurrencies = [2]\n'
         '[workload]\nrequests = 4\nprompt_tokens = "16"\noutput_tokens = "8"\n'
     )
-    assert main(["experiment", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out"), "--jobs", "1"]) == 0
+    options = ["experiment", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    monkeypatch.setattr("sys.argv", ["anything", *options])
+    assert main(options) == 0
     (call,) = calls(tmp_path / "out")
-    assert call["command"].startswith("pdv ")
+    assert call["command"] == shlex.join(["pdv", *options])
 
 
 def test_errors_by_mode_are_read_as_they_were_saved(tmp_path: Path) -> None:
