@@ -139,11 +139,14 @@ def test_folders_below_a_folder_are_found(work: Path, tmp_path: Path) -> None:
     assert found.table("Means over the repeats")[1][0] == "pdv"
 
 
-def test_older_comparisons_and_benches_are_shown_too(tmp_path: Path) -> None:
+def test_comparisons_without_an_experiment_and_older_benches_are_shown_too(tmp_path: Path) -> None:
     folders = [ROOT / "results" / "demo-cpu", ROOT / "results" / "h200" / "bench-llama2-7b"]
     assert main(["report", *map(str, folders), "--out", str(tmp_path / "r.html")]) == 0
     found = Page(tmp_path / "r.html")
-    assert found.table("Throughput and TPOT")[1][:4] == ["baseline", "1 client", "279.6", "261.5"]
+    compared = pd.read_csv(folders[0] / "comparison.csv")
+    first = compared[compared["metric"] == "throughput_tokens_per_s"].iloc[0]
+    numbers = [f"{first['live']:.1f}", f"{first['simulated']:.1f}"]
+    assert found.table("Throughput and TPOT")[1][:4] == ["baseline", "1 client", *numbers]
     assert found.table("Stages alone")[1][:2] == ["draft", "1"]
     engines = found.table("Engines in closed loops")
     assert dict(zip(engines[0], engines[1], strict=True))["TTFT median (ms)"] == "8.398"
