@@ -164,7 +164,8 @@ class Architecture:
         except (ValueError, TypeError) as error:
             raise InputError("priority", self.priority, f"list stages: {', '.join(Stage)}") from error
         if self.priority and sorted(self.priority) != sorted(Stage):
-            raise InputError("priority", list(self.priority), "list each stage once, or leave it empty for FIFO")
+            remedy = "list each stage once, or leave it empty for first come, first served"
+            raise InputError("priority", [str(stage) for stage in self.priority], remedy)
         if self.verify_first_above is not None:
             require_whole("verify_first_above", self.verify_first_above, 0)
             if not self.priority or not self._runs(Step.VERIFY):
