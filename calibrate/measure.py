@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import platform
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from calibrate.acceptance import acceptance_table
@@ -25,7 +23,7 @@ from calibrate.stage_costs import Grid, Progress, measure_stage_costs
 from engines.live.model.pairs import Pair
 from engines.live.serving.engine import LiveEngine
 from engines.live.serving.prompts import prompts_for
-from engines.live.serving.serve import device_name, serve
+from engines.live.serving.serve import device_name, library_versions, serve
 from engines.policy.architecture import BASELINE, PD, PDV, TARGET_ONLY, Architecture, Step
 from engines.policy.captured_sizes import BATCHES, TOKENS
 from engines.policy.context import context_of
@@ -82,8 +80,7 @@ def calibrate(
         "dtype": dtype,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "versions": {name: version(name) for name in ("torch", "transformers")}
-        | {"python": platform.python_version()},
+        "versions": library_versions(),
         "max_context": pair.max_context,
         "draft_length": k,
     }

@@ -22,12 +22,12 @@ from experiments.compare.compare import compare
 from sim.acceptance import Independent, Markov, PerPosition, PerRequestSpread, Tapes
 from sim.acceptance_fits import from_profile
 from sim.engine import simulate, summarise
-from sim.fleet import simulate_fleet, summarise_fleet
+from sim.fleet import simulate_fleet
 from sim.routers import Fleet
 
 __all__ = [
     "BASELINE", "PD", "PDV", "Architecture", "FixedLength", "Fleet", "Independent", "Lane", "ListedLength",
     "LogNormalLength", "Markov", "PerPosition", "PerRequestSpread", "Profile", "Run", "Stage", "Step", "Tapes",
     "UniformLength", "compare", "decompose", "from_profile", "load_architecture", "make_workload", "read_trace",
-    "simulate", "simulate_fleet", "summarise", "summarise_fleet", "summary",
+    "simulate", "simulate_fleet", "summarise", "summary",
 ]  # fmt: skip

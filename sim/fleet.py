@@ -27,9 +27,9 @@ RATES = ("throughput_", "goodput_", "lane_busy.", "running_at_least_")
 
 
 class FleetRun(NamedTuple):
-    """run: the record of all replicas. metrics: see summarise_fleet."""
+    """run: the record of all replicas, if one was asked for. metrics: see simulate_fleet."""
 
-    run: Run
+    run: Run | None
     metrics: pd.DataFrame
 
 
@@ -40,67 +40,31 @@ def simulate_fleet(
     costs: Profile | Costs,
     acceptance: AcceptanceSource,
     *,
-    seed: int = 0,
-    jitter: bool = True,
-    max_context: int | None = None,
-    prefill_tokens: int | None = None,
+    record: bool = True,
     info: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     objectives: tuple[float, float] | None = None,
+    **more: Any,
 ) -> FleetRun:
-    """Return the record of a fleet, as sim.engine.simulate does, and the metrics of `summarise_fleet`."""
-    conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
-    recorder, tapes = Recorder(), dict[int, np.ndarray]()
-    metrics, beyond = _run(fleet, architecture, workload, conditions, progress, objectives, recorder, tapes)
-    made = {**described(architecture, workload, conditions, fleet), **beyond, **(info or {})}
-    return FleetRun(recorder.run(made, tapes), metrics)
+    """Return the record of a fleet, as sim.engine.simulate does, and the metrics of the fleet and of its replicas.
 
+    The metrics have a row for the fleet ("fleet") and one per replica ("0", "1", ...). The columns are `requests`
+    (that the router gave to it), `finished`, `rejected`, `output_tokens`, `duration_s`, `mean_in_system` (requests,
+    averaged over time), `segments`, those of them beyond the profile (`beyond_profile`, by dimension, and their
+    share), and those of engines.record.metrics.summary. All rates and shares of time are over the duration of the
+    fleet's run, so the throughputs of the replicas add up.
 
-def summarise_fleet(
-    fleet: Fleet,
-    architecture: Architecture,
-    workload: Workload,
-    costs: Profile | Costs,
-    acceptance: AcceptanceSource,
-    *,
-    seed: int = 0,
-    jitter: bool = True,
-    max_context: int | None = None,
-    prefill_tokens: int | None = None,
-    progress: Progress | None = None,
-    objectives: tuple[float, float] | None = None,
-) -> pd.DataFrame:
-    """Return the metrics of a fleet and of its replicas, without a record.
-
-    There is a row for the fleet ("fleet") and one per replica ("0", "1", ...). The columns are `requests` (that the
-    router gave to it), `finished`, `rejected`, `output_tokens`, `duration_s`, `mean_in_system` (requests, averaged
-    over time), `segments`, those of them beyond the profile (`beyond_profile`, by dimension, and their share), and
-    those of engines.record.metrics.summary. All rates and shares of time are over the duration of the fleet's run, so
-    the throughputs of the replicas add up. objectives: a TTFT and a TPOT in seconds, for which to add
-    goodput_requests_per_s. Raises what `simulate` does.
+    record: False keeps none. objectives: a TTFT and a TPOT in seconds, for which to add goodput_requests_per_s. more:
+    seed, jitter, max_context and prefill_tokens, as for `simulate`. Raises what `simulate` does.
     """
-    conditions = Conditions(cost_model(costs), acceptance, seed, jitter, max_context, prefill_tokens)
-    metrics, _ = _run(fleet, architecture, workload, conditions, progress, objectives)
-    return metrics
-
-
-def _run(
-    fleet: Fleet,
-    architecture: Architecture,
-    workload: Workload,
-    conditions: Conditions,
-    progress: Progress | None,
-    objectives: tuple[float, float] | None,
-    recorder: Recorder | None = None,
-    tapes: dict[int, np.ndarray] | None = None,
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Run the fleet to the end, tell the recorder, and return the metrics and Deployment.beyond."""
+    conditions = Conditions(cost_model(costs), acceptance, **more)
     deployment = Deployment(architecture, workload, conditions, progress, fleet)
     replicas = deployment.replicas
     whole = Totals(deployment.running)
     parts = [Totals(replica.running) for replica in replicas]
-    shared: list[Bookkeeper] = [whole] if recorder is None else [whole, recorder]
-    deployment.run([_Several([part, *shared]) for part in parts], tapes)
+    recorder, tapes = Recorder(), dict[int, np.ndarray]()
+    shared: list[Bookkeeper] = [whole, recorder] if record else [whole]
+    deployment.run([_Several([part, *shared]) for part in parts], tapes if record else None)
     duration_s = _duration_s(whole.table)
     found = whole.summary(asked(architecture, workload, fleet), objectives)
     rows = {"fleet": _counts(whole.table, replicas, duration_s) | found}
@@ -110,7 +74,9 @@ def _run(
         longer = duration_s / _duration_s(part.table)
         found |= {name: value / longer for name, value in found.items() if name.startswith(RATES)}
         rows[str(number)] = _counts(part.table, [replica], duration_s) | found
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("replica"), deployment.beyond()
+    metrics = pd.DataFrame.from_dict(rows, orient="index").rename_axis("replica")
+    made = {**described(architecture, workload, conditions, fleet), **deployment.beyond(), **(info or {})}
+    return FleetRun(recorder.run(made, tapes) if record else None, metrics)
 
 
 class _Several:

@@ -212,6 +212,11 @@ class Architecture:
         return self.draft_length.maximum > 0
 
     @property
+    def catches_up(self) -> bool:
+        """Whether the draft model may have tokens to catch up with: k can be 0, and can rise from there."""
+        return self.drafts and self.draft_length.minimum == 0
+
+    @property
     def devices(self) -> tuple[int, ...]:
         return tuple(sorted({lane.device for lane in self.lanes}))
 

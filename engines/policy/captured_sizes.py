@@ -127,7 +127,7 @@ def _plan_for(architecture: Architecture, stream: int, prefill_tokens: int, size
         tokens=prefill_tokens if prompts else 0,
         sizes=sizes,
         drafts=architecture.drafts,
-        catches_up=draft > 0 and architecture.drafts and lengths.minimum == 0,
+        catches_up=draft > 0 and architecture.catches_up,
     )
 
 

@@ -140,6 +140,7 @@ class Scheduler:
         self.permits = {device: architecture.permits_on(device) for device in architecture.devices}
         self._few_permits = architecture.permits is not None  # without a number, every worker has one
         self._may_not_draft = architecture.draft_length.minimum == 0
+        self._catches_up = architecture.catches_up
         self.free_slots = list(range(architecture.slots))
         self.active: dict[int, RequestState] = {}  # by slot
         self.running: dict[int, Batch] = {}  # by batch id
@@ -359,7 +360,7 @@ class Scheduler:
                 self._carried[lane.name, worker] = state
         lengths = [state.draft_length for state in members]
         shapes = shapes_of(step, members, max(lengths), self.architecture.drafts)
-        if drafts and k and self._may_not_draft:
+        if drafts and k and self._catches_up:
             shapes = (*catch_up_of(members), *shapes)
         back_to_back = self._completed_s.get((lane.name, worker)) == now
         number = next(self._batch_ids)

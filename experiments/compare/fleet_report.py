@@ -23,7 +23,7 @@ _SHOWN = {
 
 
 def print_fleet(metrics: pd.DataFrame) -> None:
-    """Print the metrics of sim.fleet.summarise_fleet, and Little's law."""
+    """Print the metrics of sim.fleet.simulate_fleet, and Little's law."""
     results_console().print(fleet_table(metrics))
 
 

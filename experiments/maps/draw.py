@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 from experiments.figures import style
 from experiments.maps.questions import Panel
 
-WIDTH, HEIGHT = 3.3, 2.5
+HEIGHT = 2.5  # inches
 LETTERS = 7  # size of the text in cells, in points
 HATCH = "////"
 MOST_GAIN = 2.0  # colours are full from here on, and from its inverse down
@@ -30,7 +30,7 @@ def draw(panel: Panel, found: pd.DataFrame, folder: Path, name: str, source: str
     Each cell has the winner or the gain in it, and is hatched where that is open. Gains within NEAR of 1 look
     different.
     """
-    figure, axes = style.canvas(1, 1, WIDTH, HEIGHT)
+    figure, axes = style.canvas(1, 1, style.COLUMN, HEIGHT)
     axis: Axes = axes[0, 0]
     shown = "open" if panel.shows == "winner" else "gain_open"
     values, texts, unsure = (_table(found, column) for column in (panel.shows, panel.shows, shown))

@@ -41,7 +41,7 @@ from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
 from sim.costs import CostModel, MeasuredCosts
 from sim.engine import simulate, totalled
-from sim.fleet import simulate_fleet, summarise_fleet
+from sim.fleet import simulate_fleet
 from sim.replica import Conditions
 from sim.routers import ALONE, Fleet
 
@@ -241,7 +241,7 @@ def predict_totals(
 
 
 class FleetPrediction(NamedTuple):
-    """run: the record, if there is one. metrics: see sim.fleet.summarise_fleet. beyond: what lies beyond the profile.
+    """run: the record, if there is one. metrics: see sim.fleet.simulate_fleet. beyond: what lies beyond the profile.
 
     beyond is empty unless extrapolation was asked for.
     """
@@ -265,12 +265,10 @@ def predict_fleet(
 
     Raises InputError.
     """
-    given = (fleet, architecture, workload, settings.costs(), _source(settings, workload, None))
-    asked, run = _asked(architecture, settings), None
-    if record:
-        run, metrics = simulate_fleet(*given, **asked, info=info, progress=progress)
-    else:
-        metrics = summarise_fleet(*given, **asked, progress=progress)
+    run, metrics = simulate_fleet(
+        fleet, architecture, workload, settings.costs(), _source(settings, workload, None),
+        **_asked(architecture, settings), record=record, info=info, progress=progress,
+    )  # fmt: skip
     beyond: dict[str, int] = {}
     if settings.extrapolate:
         beyond = beyond_of_fleet(metrics) | _requests_beyond(architecture, workload, settings)

@@ -17,7 +17,7 @@ from engines.record.run import Run
 from engines.workload.workload import LogNormalLength, UniformLength, Workload, make_workload
 from sim.acceptance import Independent
 from sim.engine import simulate
-from sim.fleet import FleetRun, replica_of, simulate_fleet, summarise_fleet
+from sim.fleet import FleetRun, replica_of, simulate_fleet
 from sim.routers import ROUTERS, Fleet
 from tests.sim.random_runs import costs, digest, random_run
 from tests.sim.runs import CLOSED, COSTS, OPEN, QUIET
@@ -123,7 +123,8 @@ def _mean_in_system(requests: pd.DataFrame, duration_s: float) -> float:
 def test_the_metrics_are_those_of_the_record_with_or_without_one(fleet: Fleet, layout: Architecture) -> None:
     objectives = (0.5, 0.05)
     run, metrics = served(fleet, layout, objectives=objectives)
-    without = summarise_fleet(fleet, layout, BUSY, COSTS, Independent(0.7), objectives=objectives)
+    none, without = simulate_fleet(fleet, layout, BUSY, COSTS, Independent(0.7), objectives=objectives, record=False)
+    assert none is None
     pd.testing.assert_frame_equal(without, metrics, check_exact=True)
     expected = summary(run)
     assert {name: metrics.loc["fleet", name] for name in expected} == pytest.approx(expected, rel=0, nan_ok=True)
@@ -207,7 +208,8 @@ def test_a_fleet_serves_more_than_one_engine_can() -> None:
     layout = PD.with_batch_limits({Step.PREFILL: 4, Step.DRAFT_VERIFY: 64})
     load = make_workload(400, UniformLength(100, 400), UniformLength(20, 60), rate=200.0, seed=2)
     one, four = (
-        summarise_fleet(Fleet(n), layout, load, costs("h100"), Independent(0.7)).loc["fleet"] for n in (1, 4)
+        simulate_fleet(Fleet(n), layout, load, costs("h100"), Independent(0.7), record=False).metrics.loc["fleet"]
+        for n in (1, 4)
     )
     assert four["ttft_s.mean"] < one["ttft_s.mean"] / 2
     assert four["duration_s"] < one["duration_s"] - 0.5

@@ -134,14 +134,14 @@ def _workspace(
     architecture: Architecture, configs: Configs, device: torch.device, dtype: torch.dtype, row_length: int
 ) -> int:
     """Return the bytes that the largest steps of all workers need together."""
-    k, catches_up = architecture.draft_length.maximum, architecture.draft_length.minimum == 0 and architecture.drafts
+    k = architecture.draft_length.maximum
     total = 0
     for lane in architecture.lanes:
         for config in configs:
             widest = 0
             for step, batch in lane.steps.items():
                 tokens, rows = (batch * row_length, batch) if step is Step.PREFILL else (batch * (k + 1),) * 2
-                if step is not Step.PREFILL and catches_up:
+                if step is not Step.PREFILL and architecture.catches_up:
                     tokens = max(tokens, CATCH_UP_TOKENS)
                 gathered = batch * row_length if device.type == "cpu" else 0
                 widest = max(widest, _pass_bytes(config, dtype, tokens, rows, gathered))
