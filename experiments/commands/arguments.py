@@ -114,7 +114,8 @@ OnlyOption = Annotated[
 WithoutOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="Leave out a part of the model, to see its effect: contention, host or padding. Repeatable.",
+        help="Leave out a part of the model, to see its effect: contention, contention-differences (between the law "
+        "and the measured rates), host, host-growth (with the batch and what runs beside it) or padding. Repeatable.",
         rich_help_panel="Prediction",
     ),
 ]

@@ -70,7 +70,7 @@ def test_errors_are_explained_and_written(work: Work, tmp_path: Path, capsys: py
     [
         ("--without host", "add --predict"),
         ("--predict", "predictions need one"),
-        ("--predict --profile {0}/profile --without luck", "use contention, host, padding"),
+        ("--predict --profile {0}/profile --without luck", "use contention, contention-differences"),
         ("--predict --profile {0}/profile --tolerances strict", "use fidelity"),
         ("{0}/live --predict --profile {0}/profile", "not both"),
         ("--predict --profile {0}/profile --only pd", "it selects cells of an experiment"),
