@@ -35,6 +35,7 @@ def test_without_any_contention_the_law_is_gone_too(profile: Profile) -> None:
 def test_without_growth_host_time_is_that_of_one_request_alone(profile: Profile) -> None:
     costs = CostModel(profile)
     flat = CostsWithout(costs, ["host-growth"])
-    for back_to_back in (True, False):
-        assert flat.host_s(Step.VERIFY, 32, back_to_back, 2) == costs.host_s(Step.VERIFY, 1, back_to_back, 0)
-        assert sum(flat.host_s(Step.VERIFY, 32, back_to_back, 2)) < sum(costs.host_s(Step.VERIFY, 32, back_to_back, 2))
+    for straight_on in (True, False):
+        alone, busy = costs.host_s(Step.VERIFY, 1, straight_on, 0), costs.host_s(Step.VERIFY, 32, straight_on, 2)
+        assert flat.host_s(Step.VERIFY, 32, straight_on, 2) == alone
+        assert sum(alone) < sum(busy)
