@@ -124,6 +124,11 @@ LOAD = "load"  # before the bounds of a load-adaptive draft length
 DraftLength = FixedDraftLength | AdaptiveDraftLength | LoadAdaptiveDraftLength
 
 
+def covers(one: DraftLength, other: DraftLength) -> bool:
+    """Return whether every k of the other lies within the bounds of the one."""
+    return one.minimum <= other.minimum and other.maximum <= one.maximum
+
+
 def parse_draft_length(text: str) -> DraftLength:
     """Parse a draft length: "4" (fixed), "0" (no drafts), "adaptive" (follows acceptance by rule, 2 to 8, starting at
     4), "3-6" (the same within these bounds), "load" (follows the load, 0 to 8) or "load0-4".

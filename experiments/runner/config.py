@@ -14,7 +14,7 @@ from engines.pairs.permutation import PREFIX, parse_pair
 from engines.pairs.prompts import check_alpha
 from engines.policy.architecture import Step
 from engines.policy.changes import changed
-from engines.policy.draft_length import LoadAdaptiveDraftLength
+from engines.policy.draft_length import DraftLength, LoadAdaptiveDraftLength
 from engines.record.masks import SUFFIX as MASKS
 from engines.storage.reading import read_toml
 from engines.storage.validation import Count, NotNegative, Positive, Settings, Whole, checked
@@ -150,6 +150,10 @@ class Point:
     def repeats(self) -> range:
         """The numbers of its repeats, from 1."""
         return range(1, len(self.workloads) + 1)
+
+    @property
+    def draft_length(self) -> DraftLength:
+        return self.layout.architecture.draft_length
 
 
 class Experiment(Settings):

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from engines.record.metrics import summary
 from engines.record.run import Run
 from engines.storage.files import replaced
 from engines.storage.locks import locked
-from engines.workload.workload import Workload
 from experiments.compare.comparable import BLIND, SIMULATED, mode_of
 from experiments.compare.compare import Comparison, compare
 from experiments.compare.decisions import decisions
@@ -42,6 +40,7 @@ from experiments.program.provenance import note_call
 from experiments.runner.cells import cell_of, described, fingerprint, keep, kept
 from experiments.runner.config import Experiment, Point
 from experiments.runner.folder import CELLS, SETTINGS, check_folder, check_profile_folder, place_of
+from experiments.runner.grouping import by_engine, by_layout, widest, workloads_of
 from experiments.runner.layouts import Layout
 from experiments.runner.live import LiveBackend, Serve, check_finished
 from experiments.runner.predict import (
@@ -148,7 +147,7 @@ class Runner:
         """Raise InputError if the given profile is of another pair or cannot predict the simulations, or if a file of
         masks does not cover them."""
         if self.simulates and self.acceptance is not None and self.acceptance.masks:
-            for workload in _workloads(self.points):
+            for workload in workloads_of(self.points):
                 masks_of(self.acceptance).check(workload.requests, self.experiment.max_context)
         if self.given is None:
             return
@@ -165,7 +164,7 @@ class Runner:
                     check(point.layout.architecture, workload, settings)
 
     def _check_backend(self) -> None:
-        layouts = [(self._resolved(points[0]), _workloads(points)) for points in _by_layout(self.points)]
+        layouts = [(self._resolved(points[0]), workloads_of(points)) for points in by_layout(self.points)]
         points = self.experiment.calibration_points() if self._calibrates else None
         device = self.backend.check(layouts, points)
         if self.given is not None and self.given.info["device"] != device:
@@ -202,11 +201,11 @@ class Runner:
         """
         parts: list[Profile] = []
         end_s = time.monotonic() + self.budget_s if self.budget_s is not None else float("inf")
-        left = 0
+        left, context_named = 0, self.experiment.max_context is not None
         for repeat in self.rounds:
             if self._calibrates and self.experiment.weighs and repeat in self.parts:
                 self._weighed = self._weighed or self._calibration(repeat, end_s)
-            groups = _by_engine([point for point in self.points if repeat in point.repeats])
+            groups = by_engine([point for point in self.points if repeat in point.repeats], context_named)
             for points in groups if repeat % 2 else [group[::-1] for group in reversed(groups)]:
                 left += self._serve(points, repeat, end_s)
             if self._calibrates and repeat in self.parts and (found := self._calibration(repeat, end_s)) is not None:
@@ -225,7 +224,7 @@ class Runner:
         while missing and time.monotonic() < end_s:
             point = missing.popleft()
             try:
-                with self.backend.engine(point.layout, _workloads(points), self._weighed) as serve:
+                with self.backend.engine(widest(points).layout, workloads_of(points), self._weighed) as serve:
                     self._live(point, repeat, serve)
                     while missing and time.monotonic() < end_s:
                         point = missing.popleft()
@@ -239,7 +238,7 @@ class Runner:
     def _live(self, point: Point, repeat: int, serve: Serve) -> None:
         key = point.name, repeat, "live"
         with bar(f"{point.name}, repeat {repeat}") as progress:
-            run = serve(point.workloads[repeat - 1], progress)
+            run = serve(point.workloads[repeat - 1], point.draft_length, progress)
         run.info["architecture"]["name"] = point.layout.architecture.name
         try:
             check_finished(run)
@@ -377,22 +376,3 @@ class Runner:
             for pair in busiest(lives, simulations)
             for run in pair
         ]
-
-
-def _by_layout(points: list[Point]) -> list[list[Point]]:
-    return [list(group) for _, group in groupby(points, key=lambda point: id(point.layout))]
-
-
-def _by_engine(points: list[Point]) -> list[list[Point]]:
-    """Return the points that one engine can serve together: those of a layout, and of others with the same settings
-    but another name or load, if they name their slots."""
-    groups: dict[object, list[Point]] = {}
-    for point in points:
-        layout = point.layout
-        same = fingerprint({**layout.architecture.to_dict(), "name": ""}) if layout.slots_named else id(layout)
-        groups.setdefault(same, []).append(point)
-    return list(groups.values())
-
-
-def _workloads(points: list[Point]) -> list[Workload]:
-    return [workload for point in points for workload in point.workloads]

@@ -13,7 +13,7 @@ from engines.errors import InputError
 from engines.pairs.permutation import PREFIX, expected_output, parse_pair
 from engines.policy.architecture import Architecture
 from engines.policy.captured_sizes import capture_plans, prefill_tokens_of
-from engines.policy.draft_length import LoadAdaptiveDraftLength
+from engines.policy.draft_length import DraftLength, LoadAdaptiveDraftLength
 from engines.policy.load_adaptive import StepTimes
 from engines.record.run import Run
 from engines.workload.workload import FixedLength, Workload, make_workload
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engines.live.serving.engine import Handle, LiveEngine
 
 WARM_UP_TOKENS, WARM_UP_CLIENTS = 16, 64
-Serve = Callable[[Workload, Report], Run]
+Serve = Callable[[Workload, DraftLength, Report], Run]
 
 
 class LiveBackend(Protocol):
@@ -43,7 +43,8 @@ class LiveBackend(Protocol):
     def engine(
         self, layout: Layout, workloads: Sequence[Workload], profile: Profile | None
     ) -> AbstractContextManager[Serve]:
-        """Return an engine that is warmed up and ready for these workloads. profile: see `started`."""
+        """Return an engine that is warmed up and ready for these workloads, with any draft length that the layout's
+        covers. profile: see `started`."""
 
     def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
         """Return a profile over these points (see experiments.runner.preflight.grid_of)."""
@@ -87,7 +88,7 @@ class PairBackend:
         with engine:
             with console.status(f"{architecture.name}: warming up"):
                 warm_up(engine, workloads)
-            yield lambda workload, progress: serve(engine, workload, self.name, progress)
+            yield lambda workload, length, progress: serve(engine, workload, self.name, progress, length)
 
     def measure(self, points: dict[str, list[int]], budget_s: float, unfinished: Path, progress: Bar) -> Profile:
         free_memory()
@@ -134,17 +135,21 @@ def _times(architecture: Architecture, profile: Profile | None, prefill_tokens: 
     return step_times(costs, architecture, capture_plans(architecture, prefill_tokens, costs.captured))
 
 
-def serve(engine: LiveEngine, workload: Workload, pair: str, progress: Report | None = None) -> Run:
+def serve(
+    engine: LiveEngine, workload: Workload, pair: str, progress: Report | None = None,
+    draft_length: DraftLength | None = None,
+) -> Run:  # fmt: skip
     """Serve the workload, with prompts of real text (or random tokens if the pair has no tokenizer).
 
-    pair: the name of the pair; if it has a closed form, the outputs are checked against it.
+    pair: the name of the pair; if it has a closed form, the outputs are checked against it. draft_length: see
+    LiveEngine.record.
     """
     from engines.live.serving.prompts import prompts_for
     from engines.live.serving.serve import serve as serve_with
 
     handles: list[Handle] = []
     prompted = prompts_for(engine.pair, workload, int(workload.info.get("seed", 0)))
-    run = serve_with(engine, prompted, progress, on_end=handles.append)
+    run = serve_with(engine, prompted, progress, on_end=handles.append, draft_length=draft_length)
     found = exactness(pair, handles)
     if found is not None:
         run.info["exactness"] = found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.profile import Profile
+from engines.policy.draft_length import DraftLength, covers
 from engines.record.run import Run
 from engines.workload.workload import Workload
 from experiments.program.progress import Bar, Report
@@ -51,14 +52,16 @@ class Backend:
         architecture = self.resolved[layout.architecture.name]
         self.opened.append(architecture.name)
 
-        def serve(workload: Workload, progress: Report) -> Run:
+        def serve(workload: Workload, length: DraftLength, progress: Report) -> Run:
+            assert covers(architecture.draft_length, length)
             name = f"{architecture.name}-c{workload.concurrency}"
             if len(self.served) == self.interrupt_at:
                 raise KeyboardInterrupt
             if name in self.broken:
                 raise self.broken[name]
             self.served.append(name)
-            layout = architecture if self.slots is None else architecture.replace(slots=self.slots)
+            layout = architecture.replace(draft_length=length)
+            layout = layout if self.slots is None else layout.replace(slots=self.slots)
             run = synthetic.live(layout, seed=len(self.served), slower=1.04, asked=workload)
             run.info |= {} if self.exactness is None else {"exactness": self.exactness}
             return run

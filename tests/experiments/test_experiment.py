@@ -55,14 +55,18 @@ def test_what_a_draft_length_weighs_is_measured_before_it_is_served(
         backend, "engine", lambda layout, loads, profile: (weighed.append(profile), engine(layout, loads, profile))[1]
     )
     monkeypatch.setattr(backend, "measure", lambda *args: (measured.append(len(backend.served)), measure(*args))[1])
-    entry = {"base": "pd", "slots": 6, "draft_length": "load4-4"}
+    entry = {"base": "pd", "slots": 6}
     entries = [{**entry, "name": "calm", "concurrencies": [1]}, {**entry, "name": "busy", "concurrencies": [3]}]
-    outcome = perform(tmp_path, backend, architectures=entries, concurrencies=[], repeats=2)
-    assert measured == [0, 4]  # the first part before the first round, the second after the second
+    outcome = perform(
+        tmp_path, backend, architectures=entries, concurrencies=[], k=["4", "load4-4"], max_context=100, repeats=2
+    )
+    assert measured == [0, 8]  # the first part before the first round, the second after the second
     assert len(weighed) == 2  # one engine per round
     assert all(isinstance(profile, Profile) for profile in weighed)
     names = [run.info["architecture"]["name"] for run in outcome.runs if run.info["kind"] == "live"]
-    assert sorted(names) == ["busy", "busy", "calm", "calm"]
+    assert sorted(names) == ["busy"] * 4 + ["calm"] * 4
+    lengths = [run.info["architecture"]["draft_length"] for run in outcome.runs if run.info["kind"] == "live"]
+    assert lengths.count(4) == 4
     assert all((tmp_path / "live" / f"calm-c1-kload4-4-r{n}" / "run.toml").is_file() for n in (1, 2))
 
 

@@ -27,6 +27,7 @@ from engines.live.serving.tape import TapeBuilder
 from engines.policy.architecture import Architecture
 from engines.policy.batch import Batch
 from engines.policy.captured_sizes import capture_plans, prefill_tokens_of
+from engines.policy.draft_length import DraftLength, covers
 from engines.policy.load_adaptive import StepTimes
 from engines.policy.request import Emission, Request, RequestState, Settlement, Status
 from engines.policy.scheduler import Scheduler
@@ -85,7 +86,8 @@ class LiveEngine:
     loading itself may have used part of the reserve. times: of the architecture's steps, for a load-adaptive draft
     length (sim.step_times makes them of a profile).
 
-    There is one thread per worker. The thread that reports a completed batch also dispatches the next ones.
+    There is one thread per worker. The thread that reports a completed batch also dispatches the next ones. An engine
+    can serve with any draft length within the bounds of its own (`record`): the graphs are the same.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class LiveEngine:
         plan = plan_slots(architecture, configs, device, pair.dtype, max_context, reserve=reserve, loaded=True)
         plan.check(architecture.slots)
         self.architecture, self.pair = architecture, pair
+        self._widest = architecture.draft_length
         self.stages = Stages(pair, architecture.slots, architecture.draft_length.maximum, max_context)
         self.max_context = self.stages.max_context
         self._times = times
@@ -164,15 +167,23 @@ class LiveEngine:
         """Return the time of the completion that is being reported, or now if none is. Call it under the lock."""
         return self.now() if self._completing_s is None else self._completing_s
 
-    def record(self, on_end: Callable[[Handle], None] = lambda handle: None) -> Recorder:
+    def record(
+        self, on_end: Callable[[Handle], None] = lambda handle: None, draft_length: DraftLength | None = None
+    ) -> Recorder:
         """Start a new record at time 0.
 
-        on_end: called with each handle that is done, under the lock. Raises RuntimeError while requests are being
+        on_end: called with each handle that is done, under the lock. draft_length: to serve with from now on, within
+        the bounds of the engine's own. Raises InputError if it is not, and RuntimeError while requests are being
         served.
         """
         with self.lock:
             if not self.scheduler.idle:
                 raise RuntimeError("requests are still being served")
+            if draft_length is not None:
+                if not covers(self._widest, draft_length):
+                    remedy = f"the engine was started for {self._widest.label}; start another"
+                    raise InputError("draft_length", draft_length.label, remedy)
+                self.architecture = self.architecture.replace(draft_length=draft_length)
             for executor in self._executors.values():
                 executor.stream.anchor()
             self.scheduler = Scheduler(self.architecture, times=self._times)

@@ -15,6 +15,7 @@ from engines.live.model.verification import request_key
 from engines.live.serving.engine import Handle, LiveEngine
 from engines.live.serving.tape import RIGHT, UNKNOWN, WRONG
 from engines.live.serving.utilisation import Sampler, nvml_reader, utilisation
+from engines.policy.draft_length import DraftLength
 from engines.policy.request import Request, Status
 from engines.record.roofline import Ceilings
 from engines.record.run import Run
@@ -32,13 +33,14 @@ def serve(
     *,
     on_end: Callable[[Handle], None] = lambda handle: None,
     complete_tapes: bool = True,
+    draft_length: DraftLength | None = None,
 ) -> Run:
     """Serve all requests of a workload and return the record, with tapes and utilisation.
 
     ceilings: the limits of the device (engines.live.serving.utilisation.measure_ceilings), to compare achieved rates
     with. on_end: called with the handle of each request that is done, under the engine's lock. complete_tapes: after
-    serving, ask the draft model about last tokens that were never drafted. Raises RuntimeError if the engine fails.
-    On KeyboardInterrupt, close the engine.
+    serving, ask the draft model about last tokens that were never drafted. draft_length: see LiveEngine.record.
+    Raises RuntimeError if the engine fails. On KeyboardInterrupt, close the engine.
     """
     handles: list[Handle] = []
     clients = Clients(workload, lambda request: handles.append(engine.submit(request)))
@@ -50,7 +52,7 @@ def serve(
             clients.submit_due(engine.moment())
 
     with sampler, engine.lock:
-        recorder = engine.record(on_end=ended)
+        recorder = engine.record(on_end=ended, draft_length=draft_length)
         while clients.done < clients.total and engine.crash is None:
             due_s = clients.submit_due(engine.now())
             if clients.done < clients.total:

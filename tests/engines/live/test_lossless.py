@@ -9,20 +9,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from engines.errors import InputError
 from engines.live.model.fused import FusedDecoder
 from engines.live.model.pairs import Pair, load_pair
 from engines.live.serving.engine import Handle, LiveEngine
 from engines.live.serving.serve import serve
 from engines.policy.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Step
-from engines.policy.draft_length import AdaptiveDraftLength, FixedDraftLength
+from engines.policy.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength, LoadAdaptiveDraftLength
 from engines.policy.request import Request
 from engines.record.metrics import PARTS, acceptance, decompose
 from engines.record.run import Run
 from engines.workload.workload import Workload
+from experiments.checks.graphs import Fickle
 from tests.engines.live.conftest import random_requests
 
 
-def collect(engine: LiveEngine, workload: Workload) -> tuple[dict[int, Handle], Run]:
+def collect(
+    engine: LiveEngine, workload: Workload, draft_length: DraftLength | None = None
+) -> tuple[dict[int, Handle], Run]:
     handles: dict[int, Handle] = {}
     submit = engine.submit
 
@@ -31,7 +35,10 @@ def collect(engine: LiveEngine, workload: Workload) -> tuple[dict[int, Handle], 
         return handles[request.id]
 
     engine.submit = keep  # type: ignore[method-assign]
-    return handles, serve(engine, workload)
+    try:
+        return handles, serve(engine, workload, draft_length=draft_length)
+    finally:
+        engine.submit = submit  # type: ignore[method-assign]
 
 
 def served(
@@ -143,6 +150,29 @@ def test_the_draft_model_never_runs_where_nothing_is_drafted(
     assert run.requests["drafted"].sum() == run.steps["draft_length"].sum() == 0
     assert (run.requests["verifications"] == run.requests["output_tokens"] - 1).all()
     assert all((tape == -1).all() for tape in run.tapes.values())
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("architecture", [PD, PDV], ids=lambda a: a.name)
+def test_one_engine_serves_with_every_draft_length_within_its_own(
+    architecture: Architecture, graphs: bool, llama: Pair, llama_expected: dict[int, list[int]],
+    requests_to_serve: tuple[Request, ...],
+) -> None:  # fmt: skip
+    loads = LoadAdaptiveDraftLength(0, 6)
+    workload = Workload(requests_to_serve, concurrency=5)
+    lengths = [FixedDraftLength(6), loads, FixedDraftLength(0), AdaptiveDraftLength(1, 3, 2), FixedDraftLength(2)]
+    with LiveEngine(architecture.replace(draft_length=loads), llama, graphs=graphs, times=Fickle()) as engine:
+        for length in lengths:
+            handles, run = collect(engine, workload, length)
+            assert {i: handle.result() for i, handle in handles.items()} == llama_expected
+            assert run.info["architecture"] == architecture.replace(draft_length=length).to_dict()
+            used = set(run.spans.loc[run.spans["segment"] == "verify", "draft_length"])
+            assert used
+            assert used <= set(range(length.minimum, length.maximum + 1))
+            assert ("prefill_draft" in set(run.spans["segment"])) == (length.maximum > 0)
+        for wide in (FixedDraftLength(7), LoadAdaptiveDraftLength(0, 8)):
+            with pytest.raises(InputError, match=f"{wide.label}.*started for load0-6"):
+                engine.record(draft_length=wide)
 
 
 def test_drafts_are_accepted_and_rejected_in_these_tests(llama: Pair) -> None:
