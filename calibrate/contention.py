@@ -24,7 +24,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
 
 from engines.errors import InputError
 from engines.policy.architecture import Segment
@@ -119,6 +118,8 @@ def fit_contention(table: pd.DataFrame) -> ContentionModel:
     Raises InputError if no group of the table has two or more streams. Also raises InputError, naming the row, for a
     rate or a kernel duration (solo_ms / kernels) that cannot have been measured.
     """
+    from scipy.optimize import least_squares  # takes 0.2 s to import, and not every command fits
+
     _check_rows(table)
     together = _of_several_streams(table)
     if together.empty:
@@ -163,7 +164,7 @@ def leave_one_group_out(table: pd.DataFrame, fit: Callable[[pd.DataFrame], Rates
 
 
 def running_segments(group: pd.DataFrame) -> list[RunningSegment]:
-    """Return the segments of one group of a contention table, in the order of its rows."""
+    """Return the segments of a contention table, or of one of its groups, in the order of the rows."""
     sizes = group[["segment", "batch_size", "draft_length", "tokens"]].to_numpy().tolist()
     shapes = [SegmentShape(Segment(segment), int(n), int(k), int(tokens), 0) for segment, n, k, tokens in sizes]
     return [

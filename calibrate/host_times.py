@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
 
 from calibrate.profile_tables import HOST_COLUMNS
 from engines.policy.architecture import Step
@@ -80,6 +79,8 @@ def _fit(columns: np.ndarray, measured_ms: pd.Series, signed: int | None = None)
 
     Long times scatter more than short ones, so a second fit weighs errors relative to what the first one predicts.
     """
+    from scipy.optimize import least_squares  # takes 0.2 s to import
+
     scale = np.maximum(columns.max(axis=0, initial=1.0), 1.0)
     measured = measured_ms.to_numpy(float)
     known = np.concatenate([[0.0], np.ones(columns.shape[1] - 1)])  # the constant is free

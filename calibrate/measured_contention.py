@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.interpolate import RBFInterpolator
 
 from calibrate.contention import LEAST_RATE, ContentionModel, RunningSegment, fit_contention, running_segments
 from engines.policy.architecture import Segment
@@ -68,6 +67,8 @@ class _Correction:
     """Measured minus fitted rates of one combination of kinds. sizes: [groups, sizes]. found: [groups, segments]."""
 
     def __init__(self, sizes: np.ndarray, found: np.ndarray) -> None:
+        from scipy.interpolate import RBFInterpolator  # takes 0.2 s to import
+
         self._least, self._most = sizes.min(axis=0), sizes.max(axis=0)
         self._interpolated = RBFInterpolator(sizes, found, kernel="linear", smoothing=SMOOTHING)
 
@@ -77,10 +78,12 @@ class _Correction:
 
 
 def _corrections(residuals: pd.DataFrame) -> dict[tuple[Segment, ...], _Correction]:
-    sizes, differences = defaultdict(list), defaultdict(list)
-    for _, group in residuals.groupby("group", sort=False):
-        pairs = zip(running_segments(group), (-group["error"]).tolist(), strict=True)
-        members = sorted(pairs, key=lambda member: member[0].segment)
+    groups, sizes, differences = defaultdict(list), defaultdict(list), defaultdict(list)
+    errors = residuals["error"].tolist()
+    for group, running, error in zip(residuals["group"].tolist(), running_segments(residuals), errors, strict=True):
+        groups[group].append((running, -error))
+    for group in groups.values():
+        members = sorted(group, key=lambda member: member[0].segment)
         kinds = tuple(running.segment for running, _ in members)
         sizes[kinds].append(np.concatenate([_size(one.rows, math.log2(one.kernel_ms)) for one, _ in members]))
         differences[kinds].append([difference for _, difference in members])

@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from scipy.optimize import brentq
-
 Span = tuple[float, float]  # start and end, seconds on one clock
 HICCUP = 3.0
 SLOWEST, FASTEST = 1e-4, 1.05  # range of rates; they can be measured slightly above 1
@@ -61,6 +59,8 @@ def rate_beside_all(
     some of the others, or None if unknown; each further stream is then assumed to slow it by the same factor. If they
     never all ran together, the rate is unknown and returned as 1.
     """
+    from scipy.optimize import brentq  # takes 0.2 s to import
+
     if beside.get(others, 0.0) <= 0:
         return 1.0
 

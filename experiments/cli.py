@@ -6,27 +6,20 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import pairwise
 
 import typer
 
 from engines.errors import InputError
-from experiments.commands.bench import bench
-from experiments.commands.calibrate import calibrate
-from experiments.commands.check import check
-from experiments.commands.compare import compare
-from experiments.commands.experiment import demo, experiment
-from experiments.commands.figures import figures
-from experiments.commands.map import map_
-from experiments.commands.profile_kernels import profile_kernels
-from experiments.commands.report import report
-from experiments.commands.run import run
-from experiments.commands.search import search
-from experiments.commands.simulate import simulate
-from experiments.commands.sweep import sweep
-from experiments.commands.trace import trace
-from experiments.commands.train_pair import train_pair
 from experiments.program.ending import ended_by
+
+COMMANDS = (
+    "run", "calibrate", "simulate", "compare", "figures", "trace", "report", "experiment", "sweep", "search", "bench",
+    "demo", "map", "check", "profile-kernels", "train-pair",
+)  # fmt: skip
+"""In the order of the help. Each is a function of its module in experiments.commands, or a group of functions."""
+ELSEWHERE = {"demo": "experiment"}  # module of a command that has none of its own
 
 
 def _joined(text: str) -> str:
@@ -34,30 +27,38 @@ def _joined(text: str) -> str:
     return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
 
 
-app = typer.Typer(
-    name="pdv",
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help=_joined("""Compare layouts of speculative decoding, live and in simulation.
+def app_of(names: Sequence[str]) -> typer.Typer:
+    """Return `pdv` with these commands. Only their modules are imported, since all take a second."""
+    app = typer.Typer(
+        name="pdv",
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=_joined("""Compare layouts of speculative decoding, live and in simulation.
 
-    [bold]run[/bold] serves a workload live, [bold]calibrate[/bold] measures the device, [bold]simulate[/bold]
-    predicts the same workload, [bold]compare[/bold] shows the errors and [bold]figures[/bold] draws both sides.
-    [bold]experiment[/bold] does all of this for a grid of cells, and [bold]demo[/bold] for a small one.
-    [bold]sweep[/bold] simulates many cells, [bold]search[/bold] finds the best settings for a load and an SLO, and
-    [bold]report[/bold] writes results as one HTML page. Times are in seconds, lengths in tokens and rates in requests
-    per second, unless stated otherwise.
-    """),
-)
-for command in (run, calibrate, simulate, compare, figures, trace, report, experiment, sweep, search, bench, demo):
-    app.command()(command)
-app.command("map")(map_)
-app.add_typer(check)
-app.command()(profile_kernels)
-app.command()(train_pair)
-for info in (*app.registered_commands, *check.registered_commands):
-    info.help = _joined(info.callback.__doc__ or "")
+        [bold]run[/bold] serves a workload live, [bold]calibrate[/bold] measures the device, [bold]simulate[/bold]
+        predicts the same workload, [bold]compare[/bold] shows the errors and [bold]figures[/bold] draws both sides.
+        [bold]experiment[/bold] does all of this for a grid of cells, and [bold]demo[/bold] for a small one.
+        [bold]sweep[/bold] simulates many cells, [bold]search[/bold] finds the best settings for a load and an SLO,
+        and [bold]report[/bold] writes results as one HTML page. Times are in seconds, lengths in tokens and rates in
+        requests per second, unless stated otherwise.
+        """),
+    )
+    app.callback()(lambda: None)  # without it, an app of one command takes no name of a command
+    for name in names:
+        attribute = name.replace("-", "_")
+        module = import_module(f"experiments.commands.{ELSEWHERE.get(name, attribute)}")
+        command = getattr(module, "map_" if name == "map" else attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command)
+            infos = command.registered_commands
+        else:
+            app.command(name)(command)
+            infos = app.registered_commands[-1:]
+        for info in infos:
+            info.help = _joined(info.callback.__doc__ or "")
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> object:
         _refuse_empty(given)
-        return app(given or ["--help"], prog_name="pdv", standalone_mode=False)
+        named = given[:1] if given and given[0] in COMMANDS else COMMANDS
+        return app_of(named)(given or ["--help"], prog_name="pdv", standalone_mode=False)
 
     return ended_by(work, "pdv")
 

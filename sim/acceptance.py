@@ -13,8 +13,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import betaincinv
 
 from engines.errors import InputError, require_whole
 from engines.policy.draft_length import MOST_DRAFTS
@@ -148,6 +146,8 @@ def alpha_of(length: float, k: int) -> float:
     length: tokens emitted per verify step, the target's own (the bonus token) included, so from 1 to k + 1. It is
     1 + alpha + alpha^2 + ... + alpha^k (Leviathan et al. 2023, equation 1). Raises InputError.
     """
+    from scipy.optimize import brentq  # takes 0.2 s to import
+
     require_whole("acceptance k", k, 1, MOST_DRAFTS)
     if not 1 <= length <= k + 1:
         remedy = f"a step of k = {k} emits from 1 (the target's own token) to {k + 1} tokens; give such a length"
@@ -208,6 +208,8 @@ class PerRequestSpread:
         """Return the alpha of a request."""
         if self.sd == 0:
             return self.mean
+        from scipy.special import betaincinv  # takes 0.1 s to import
+
         total = self.mean * (1 - self.mean) / self.sd**2 - 1
         quantile = uniform(seed, request.id, _ALPHA, 1)[0]
         return float(betaincinv(self.mean * total, (1 - self.mean) * total, quantile))

@@ -111,7 +111,8 @@ class Run:
 
 def _parquet(table: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
+    repeated = [name for name in table if table[name].dtype.kind != "f"]  # hardly two numbers of a column are equal
+    table.to_parquet(buffer, index=False, use_dictionary=repeated if len(repeated) < table.shape[1] else True)
     return buffer.getvalue()
 
 

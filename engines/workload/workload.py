@@ -14,7 +14,6 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaincinv
 
 from engines.errors import InputError, require_positive, require_whole
 from engines.policy.request import LATEST_S, Request, check_moment, check_temperature
@@ -264,6 +263,8 @@ def _gaps(uniform: np.ndarray, rate: float, process: str, cv: float) -> np.ndarr
     if isinstance(cv, bool) or not isinstance(cv, int | float) or not LEAST_CV <= cv <= MOST_CV:
         raise InputError("cv", cv, f"use a number from {LEAST_CV:g} to {MOST_CV:g}")
     shape = 1 / cv**2
+    from scipy.special import gammaincinv  # takes 0.1 s to import
+
     return gammaincinv(shape, uniform) / (shape * rate)
 
 

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from calibrate.contention import RunningSegment
 from calibrate.host_times import host_times
@@ -220,6 +219,8 @@ def _held(ratio: np.ndarray, expected: float, noise: float) -> float:
 
 def _slowdowns(ran: Sequence[_Ran], needed_s: np.ndarray) -> dict[Neighbours, Slowdown]:
     """Return the corrections of the rates of one kind of segment, by neighbours. needed_s: work of each segment."""
+    from scipy.optimize import least_squares  # takes 0.2 s to import
+
     combinations = sorted({piece.kinds for one in ran for piece in one.pieces})
     if not combinations:
         return {}
