@@ -26,6 +26,7 @@ from experiments.runner.layouts import Layout, layout_of, loads_of
 from sim.costs import TOLERANCE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+RateSteps = Annotated[tuple[Positive, ...], Field(strict=False)]
 
 
 def _name(value: str) -> str:
@@ -75,7 +76,7 @@ class WorkloadConfig(Settings):
     output_tokens: str = "64"
     process: Literal["poisson", "gamma", "fixed"] | None = None
     cv: Positive | None = None
-    rate_steps: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
+    rate_steps: RateSteps | None = None
     temperature: NotNegative = 0.0
     trace: str | None = None
     alpha: NotNegative | None = None

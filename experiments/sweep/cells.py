@@ -19,7 +19,7 @@ from engines.storage.validation import Count, NotNegative, Positive, Settings, W
 from engines.workload.lengths import parse_lengths
 from engines.workload.workload import Workload
 from experiments.runner.cells import draft_length_label, fingerprint
-from experiments.runner.config import WorkloadConfig
+from experiments.runner.config import RateSteps, WorkloadConfig
 from experiments.runner.layouts import layout_of
 from experiments.runner.predict import AcceptanceChoice, parse_acceptance
 from sim.routers import ALONE, Fleet
@@ -59,6 +59,7 @@ class CellSettings(Settings):
     output_tokens: str = "64"
     process: Literal["poisson", "gamma", "fixed"] | None = None
     cv: Positive | None = None
+    rate_steps: RateSteps | None = None
     temperature: NotNegative = 0.0
     trace: str | None = None
     replicas: Count = 1
@@ -174,6 +175,7 @@ class Cell:
             "hybrid": architecture.hybrid_at_or_below,
             "acceptance": self.settings.acceptance or acceptance.kind,
             "requests": self.requests,
+            "rate_steps": ",".join(f"{factor:g}" for factor in self.settings.rate_steps or ()) or None,
         }
         return {**self.settings.model_dump(), **resolved}
 

@@ -43,9 +43,17 @@ def test_every_setting_reaches_the_cell_and_its_columns() -> None:
         "architecture": "pdv", "k": "2", "batch_limit": "draft=7,verify=7,prefill=3", "prefill_limit": 3,
         "decode_limit": 7, "workers": 1, "slots": 9, "permits": 1, "hybrid": 1, "acceptance": "0.5",
         "concurrency": 4, "rate": None, "requests": 40, "requests_per_client": 1, "prompt_tokens": "100",
-        "output_tokens": "16-32", "process": None, "cv": None, "temperature": 0.0, "trace": None,
+        "output_tokens": "16-32", "process": None, "cv": None, "rate_steps": None, "temperature": 0.0, "trace": None,
         "slo_ttft_s": 0.5, "slo_tpot_s": 0.1, "replicas": 2, "router": "least-loaded",
     }  # fmt: skip
+
+
+def test_a_rate_may_change_within_a_cell() -> None:
+    zipped = {"rate": [4.0, 8.0], "rate_steps": [[1, 3], [2.0, 0.5]]}
+    cells = Sweep.from_dict({"profile": "p", "architectures": ["pd"], "zip": [zipped]}).cells()
+    assert [cell.columns(CLOSED_FORM)["rate_steps"] for cell in cells] == ["1,3", "2,0.5"]
+    built = cells[1].settings.workload().build(cells[1].settings.load, seed=0)
+    assert (built.info["rate"], built.info["rate_steps"]) == (8.0, [2.0, 0.5])
 
 
 def test_columns_name_what_was_chosen_by_default() -> None:
