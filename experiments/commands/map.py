@@ -20,7 +20,7 @@ def map_(
     profile: Annotated[Path, typer.Option("--profile", "-p", help="Folder of a profile, from `pdv calibrate`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables and figures.")],
     replicates: Annotated[
-        int, typer.Option("--replicates", "-n", help="Number of seeds. Each draws its own calibration.")
+        int, typer.Option("--replicates", "-n", help="Number of seeds, at least 2. Each draws its own calibration.")
     ] = 8,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", help="Parallel simulations \\[default: one per core].")

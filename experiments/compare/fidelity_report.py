@@ -90,8 +90,12 @@ def verdicts_report(verdicts: pd.DataFrame) -> RenderableType:
     table.add_column("worst cell")
     for row in verdicts.to_dict("records"):
         r = row["metric"] == CORRELATION
-        numbers = [f"{row[name]:.3f}" if r else percent(row[name]) for name in ("mean", "most_mean", "worst")]
+        kind, digits = ("f", 3) if r else ("%", 1)
         limit = "" if math.isinf(row["most_worst"]) else percent(row["most_worst"])
+        numbers = [
+            _apart(row["mean"], row["most_mean"], kind, digits), f"{row['most_mean']:.{digits}{kind}}",
+            _apart(row["worst"], row["most_worst"], kind, digits),
+        ]  # fmt: skip
         style = None if row["met"] else "bold"
         numbers[1] = f"least {numbers[1]}" if r else numbers[1]
         table.add_row(
@@ -105,6 +109,15 @@ def verdicts_report(verdicts: pd.DataFrame) -> RenderableType:
         )
     missed = int((~verdicts["met"].astype(bool)).sum())
     return Group(table, Text(f"{len(verdicts) - missed} of {len(verdicts)} tolerances are met"))
+
+
+def _apart(value: float, limit: float, kind: str, digits: int) -> str:
+    """Return a value with so many digits, or with more if it would look like a limit that it is not (at most 6)."""
+    for more in range(digits, 7):
+        text = f"{value:.{more}{kind}}"
+        if value == limit or text != f"{limit:.{more}{kind}}":
+            break
+    return text
 
 
 def decisions_report(found: Sequence[Decision]) -> RenderableType:

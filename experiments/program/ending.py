@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import typer
 
@@ -52,6 +53,8 @@ def ended_by(work: Callable[[], object], name: str = "") -> int:
     except Exception as error:
         usage = getattr(error, "format_message", None)  # of typer's errors, such as an unknown option
         if usage is not None:
+            if (refused := _refused_value(error)) is not None:
+                return _fail(name, str(refused), BAD_INPUT)
             context = getattr(error, "ctx", None)
             return _fail(
                 name, f"{usage().rstrip('.')} (see {getattr(context, 'command_path', name)} --help)", BAD_INPUT
@@ -63,6 +66,20 @@ def ended_by(work: Callable[[], object], name: str = "") -> int:
     if code == INTERRUPTED:
         return _fail(name, "interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _refused_value(error: Any) -> InputError | None:
+    """Return typer's error about the value of an option as one of ours; None for other errors."""
+    from pydantic import ValidationError  # only needed on failure
+
+    from engines.storage.validation import remedy_of
+
+    if not isinstance(error.__context__, ValidationError):
+        return None
+    (found,) = error.__context__.errors()
+    remedy = remedy_of([found])
+    _, _, choices = remedy.rstrip(".").partition(" is not one of ")
+    return InputError(error.param.name, found["input"], f"use {choices}".replace("'", "") if choices else remedy)
 
 
 def _fail(name: str, message: str, code: int) -> int:

@@ -33,7 +33,7 @@ def test_masks_are_read_by_request(tmp_path: Path) -> None:
         (GOOD + '{"request": 1}', "line 4 bits = None: it is missing"),
         (GOOD + '{"bits": [1]}', "line 4 request = None: it is missing"),
         (GOOD + '{"request": 1, "bits": []}', "line 4 bits = []"),
-        (GOOD + '{"request": 1, "bits": [0, 2]}', "line 4 bits.1 = 2: input should be -1, 0 or 1"),
+        (GOOD + '{"request": 1, "bits": [0, 2]}', "line 4 bits.1 = 2: use -1, 0 or 1"),
         (GOOD + '{"request": 1, "bits": [null]}', "line 4 bits.0 = None"),
         (GOOD + '{"request": 1, "bits": "101"}', "line 4 bits = '101'"),
         (GOOD + '{"request": -1, "bits": [1]}', "line 4 request = -1"),

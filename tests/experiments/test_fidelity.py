@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from engines.policy.architecture import ARCHITECTURES
 from engines.record.run import Run
 from experiments.cli import main
 from experiments.compare.decisions import decisions
-from experiments.compare.fidelity import FIDELITY, fidelity
+from experiments.compare.fidelity import FIDELITY, VERDICT_COLUMNS, fidelity
+from experiments.compare.fidelity_report import verdicts_report
 from experiments.runner.cells import cell_of
 from experiments.runner.predict import FROM_PROFILE, Prediction, planned, predict
 from experiments.runner.predictions import predictions
@@ -182,3 +184,16 @@ def test_layouts_within_the_live_spread_are_no_decision() -> None:
 def test_layouts_under_other_loads_are_no_decision() -> None:
     lives = [as_live(synthetic.simulated("pd", concurrency=1)), as_live(synthetic.simulated("pdv", concurrency=3))]
     assert decisions(lives, []) == []
+
+
+def test_a_number_that_misses_its_limit_never_looks_like_it() -> None:
+    row = ("replay", "throughput", 0.01549, 0.015, 0.04, 0.04, "pd, concurrency 5, k 4", False)
+    other = ("replay", "r", 0.97996, 0.98, 0.9, float("inf"), "pd, concurrency 5, k 4", False)
+    console = Console(width=140, force_terminal=False)
+    with console.capture() as capture:
+        console.print(verdicts_report(pd.DataFrame([row, other], columns=VERDICT_COLUMNS)))
+    lines = [line.split() for line in capture.get().splitlines() if "NOT MET" in line]
+    assert [line[2:7] for line in lines] == [
+        ["1.55%", "1.5%", "4.0%", "4.0%", "NOT"],
+        ["0.97996", "least", "0.980", "0.900", "NOT"],
+    ]
