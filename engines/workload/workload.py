@@ -8,7 +8,7 @@ earlier ones.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -175,12 +175,19 @@ def with_random_prompts(workload: Workload, vocabulary: int, seed: int = 0) -> W
 
     Adding requests at the end does not change the prompts of earlier ones.
     """
-    rng = np.random.default_rng(seed)
+    prompts = random_prompts(workload, vocabulary, seed)
     requests = tuple(
-        dataclasses.replace(request, prompt=tuple(rng.integers(0, vocabulary, request.prompt_tokens).tolist()))
-        for request in workload.requests
+        dataclasses.replace(request, prompt=tuple(prompt.tolist()))
+        for request, prompt in zip(workload.requests, prompts, strict=True)
     )
     return dataclasses.replace(workload, requests=requests, info={**workload.info, "prompt_seed": seed})
+
+
+def random_prompts(workload: Workload, vocabulary: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Yield the prompt of each request that `with_random_prompts` gives it, [prompt_tokens] int64."""
+    rng = np.random.default_rng(seed)
+    for request in workload.requests:
+        yield rng.integers(0, vocabulary, request.prompt_tokens)
 
 
 def _prompt(request: Request, encode: Callable[[str], Sequence[int]], seed: int) -> tuple[int, ...]:

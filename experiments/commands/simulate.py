@@ -49,10 +49,23 @@ from experiments.program.outputs import check_record, check_table, save_table
 from experiments.program.progress import bar
 from experiments.program.provenance import made_by
 from experiments.runner.beyond import beyond_text
-from experiments.runner.predict import Prediction, check, parse_acceptance, predict, predict_fleet, replayed
+from experiments.runner.predict import (
+    CLOSED_FORM,
+    FROM_PROFILE,
+    AcceptanceChoice,
+    Prediction,
+    check,
+    parse_acceptance,
+    predict,
+    predict_fleet,
+    replayed,
+    without_live,
+)
 from sim.routers import Fleet
 
 MODEL, FLEET = "Prediction", "Fleet"
+OUT = Path("simulated/run")
+DEFAULTS = {CLOSED_FORM: "closed form of the permutation pair", FROM_PROFILE: "as the profile measured it"}
 REPLAYED = [field.name for field in dataclasses.fields(Load) if field.name != "seed"]  # the live run has these
 
 
@@ -74,7 +87,8 @@ def simulate(
             help="profile (alpha and spread over requests, as measured), tape (of the live run or of the profile), "
             "0.8 (alpha), 0.8,0.6,0.5 (rates by position), 0.7±0.1 or 0.7+-0.1 (alpha and spread), length=3.36,k=4 "
             "(mean acceptance length, with the bonus token) or masks.jsonl (recorded masks) "
-            "\\[default: tape with --replay, else profile].",
+            "\\[default: tape with --replay; else, as in an experiment, the closed form of the profile's permutation "
+            "pair, or profile for another pair].",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -136,7 +150,9 @@ def simulate(
     slots: SlotsOption = None,
     permits: PermitsOption = None,
     hybrid: HybridOption = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the record.")] = Path("runs/simulated"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help=f"Folder for the record \\[default: {OUT}].")
+    ] = None,
 ) -> None:
     """Simulate a workload from a profile. Needs no torch and no device.
 
@@ -145,9 +161,7 @@ def simulate(
 
     Example: pdv simulate --profile profile --architecture pdv --concurrency 5 --acceptance 0.8 --out simulated/pdv-c5
     """
-    if acceptance is None:
-        acceptance = "profile" if replay is None else "tape"
-    chosen = parse_acceptance(acceptance)
+    chosen = None if acceptance is None else parse_acceptance(acceptance)
     load = Load(
         concurrency=concurrency, rate=rate, process=process, cv=cv, trace=trace, max_prompt=max_prompt,
         max_output=max_output, requests=requests, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
@@ -172,13 +186,19 @@ def simulate(
         layout = chosen_architecture(architecture, *limits)
         workload = chosen_workload(load)
     fleet.check(layout)
+    if no_record and out is not None:
+        raise InputError("out", str(out), "--no-record saves nothing there; omit one of the two")
+    out = out or OUT
     if metrics is not None:
         check_table("metrics", metrics, FLEET_COLUMNS)
     if not no_record:
         _check_out(out)
+    known = Profile.load(profile)
+    if chosen is None:
+        chosen = AcceptanceChoice("tape") if live is not None else without_live(known)
     off = [*(without or ()), *(["contention"] if no_contention else [])]
     settings = Prediction(
-        Profile.load(profile), chosen, extrapolate=extrapolate, jitter=not no_jitter, without=off, seed=seed or 0,
+        known, chosen, extrapolate=extrapolate, jitter=not no_jitter, without=off, seed=seed or 0,
         max_context=max_context,
     )  # fmt: skip
     if live is None:
@@ -197,6 +217,8 @@ def simulate(
                 record = predict(layout, workload, settings, live=live, info=info, progress=progress)
         if record is not None:
             record.save(out)
+    if acceptance is None and live is None:
+        print(f"acceptance: {DEFAULTS[chosen]}; --acceptance takes another")
     if table is not None:
         if metrics is not None:
             save_table(table.reset_index(), metrics)

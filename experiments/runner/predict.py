@@ -21,7 +21,7 @@ from calibrate.contention import NoContention
 from calibrate.profile import COLUMNS, Profile
 from engines.errors import InputError, require_whole
 from engines.pairs.permutation import PREFIX, expected_tape, parse_pair
-from engines.pairs.prompts import permutation_prompts
+from engines.pairs.prompts import last_tokens
 from engines.policy.architecture import Architecture
 from engines.policy.context import context_of
 from engines.policy.request import MOST_TOKENS
@@ -325,8 +325,8 @@ def closed_form(pair: str, workload: Workload) -> sources.Tapes:
     """Return the tape of each request, for the prompts that a live run of a permutation pair would have."""
     spec = parse_pair(pair)
     seed = int(workload.info.get("seed", 0))
-    prompted = permutation_prompts(workload, spec, seed)
-    return sources.Tapes({r.id: expected_tape(spec, r.prompt or (), r.max_tokens) for r in prompted.requests})
+    last = zip(workload.requests, last_tokens(workload, spec, seed), strict=True)
+    return sources.Tapes({r.id: expected_tape(spec, (token,), r.max_tokens) for r, token in last})
 
 
 def masks_of(chosen: AcceptanceChoice) -> sources.Tapes:

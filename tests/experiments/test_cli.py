@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -10,11 +11,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from engines.pairs.permutation import expected_tape, parse_pair
+from engines.pairs.prompts import permutation_prompts
 from engines.record.metrics import summary
 from engines.record.run import Run
+from engines.workload.workload import FixedLength, make_workload
 from experiments.cli import main
+from tests.experiments import synthetic
 
 ROOT = Path(__file__).parents[2]
+PAIR = "permutation:tiny+tiny-draft:alpha=0.7,0.3"
 
 
 INTERRUPTED = """
@@ -112,6 +118,33 @@ def test_without_a_record_the_metrics_are_the_same_and_nothing_else_is_written(
     assert with_record.startswith(without)
 
 
+def test_a_simulation_without_an_out_is_apart_from_the_live_runs(
+    in_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(f"simulate -p {in_work}/profile --requests 4".split()) == 0
+    assert Run.load(Path("simulated/run")).info["kind"] == "simulated"
+    assert [path.name for path in tmp_path.iterdir()] == ["simulated"]
+
+
+@pytest.mark.parametrize("options", ["--out made", "--no-record", "--no-record --acceptance 0.5"])
+def test_without_a_live_run_a_permutation_pair_accepts_what_it_would_live(
+    options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in an experiment, and the command says so."""
+    monkeypatch.chdir(tmp_path)
+    known = synthetic.profile()
+    dataclasses.replace(known, info={**known.info, "pair": PAIR}).save(Path("profile"))
+    assert main(f"simulate -p profile --requests 4 --prompt-tokens 20 --seed 3 {options}".split()) == 0
+    said = "acceptance: closed form of the permutation pair; --acceptance takes another"
+    assert (said in capsys.readouterr().out) == ("--acceptance" not in options)
+    if "made" in options:
+        run, spec = Run.load(Path("made")), parse_pair(PAIR)
+        asked = make_workload(4, FixedLength(20), FixedLength(64), concurrency=4, seed=3)
+        for request in permutation_prompts(asked, spec, seed=3).requests:
+            assert run.tapes[request.id].tolist() == expected_tape(spec, request.prompt or (), 64).tolist()
+
+
 def test_what_lies_beyond_the_profile_is_counted_and_printed(
     in_work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -142,7 +175,8 @@ def test_what_lies_beyond_the_profile_is_counted_and_printed(
     assert re.search(words, " ".join(printed.split()))
     fleet, printed = found("--max-context 1000 --replicas 2")
     assert (fleet["requests"], fleet["too_long"], fleet["tokens"]) == (2, 1, whole["tokens"])
-    assert main(f"{command} --max-context 1000 --replicas 2 --no-record".split()) == 0
+    command = command.replace(f"--out {tmp_path}/out", "--no-record")
+    assert main(f"{command} --max-context 1000 --replicas 2".split()) == 0
     assert f"beyond the profile: {fleet['beyond'] / fleet['segments']:.1%} of the segments" in capsys.readouterr().out
 
 

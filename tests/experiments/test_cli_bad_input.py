@@ -53,7 +53,8 @@ BAD_WORKLOAD = {
     "outputs of a trace": ("--trace trace.csv --output-tokens 9", "output_tokens = '9'"),
     "out is a file": ("--out no_column.csv/deep", "out = 'no_column.csv/deep'"),
     "out cannot be written": ("--out /proc/nope/x", "out = '/proc/nope/x': cannot write to /proc"),
-    "not a number": ("--concurrency many", "--concurrency"),
+    "not a number": ("--concurrency many", "concurrency = 'many': use a whole number"),
+    "rate of letters": ("--rate often", "rate = 'often': use a number"),
     "no such option": ("--clients 3", "--clients"),
 }
 
@@ -149,6 +150,7 @@ BAD_SIMULATION = {
         "--profile profile --replay live/pdv-r1 --max-context 99",
         "max_context = '99': a replay",
     ),
+    "a place for no record": ("--profile profile --no-record --out made", "out = 'made': --no-record saves nothing"),
     "replay without a record": ("--profile profile --replay live/pdv-r1 --no-record", "no_record = True: a replay"),
     "metrics over another table": (
         "--profile profile --metrics trace.csv",
@@ -209,6 +211,8 @@ BAD_OTHERS = {
     "experiment without time": ("experiment demo --out x --budget-s 0", "budget_s = 0.0"),
     "profile of another pair": ("experiment demo --out x --profile profile", "pair = 'embedded': the profile is of"),
     "half of an experiment that it is not": ("experiment taped.toml --out x --only live", "only = 'live'"),
+    "no half of an experiment": ("experiment taped.toml --out x --only foo", "only = 'foo': use live, simulated"),
+    "sweep on no backend": ("sweep swept.toml --out x --backend foo", "backend = 'foo': use processes, ray"),
     "no value": ("simulate --profile profile --out=", "out = ''"),
 }
 
