@@ -13,6 +13,9 @@ from typing import NamedTuple, Protocol
 
 from engines.policy.draft_length import LoadAdaptiveDraftLength
 
+CONTEXT_STEP = 32  # contexts are rounded to it: times change little within, and are looked up for every batch
+MOST_KNOWN = 10_000
+
 
 class StepTimes(Protocol):
     """The mean seconds of the parts of an architecture's steps, each alone, and how two lanes slow one another.
@@ -69,6 +72,7 @@ class LoadAdaptiveController:
         self._recent: deque[tuple[int, int]] = deque()
         self._accepted, self._judged = rule.prior * rule.prior_drafts, float(rule.prior_drafts)
         self._without = 0  # batches in a row without drafts
+        self._known: dict[tuple[int, int, int, int, bool, bool], list[tuple[int, float]]] = {}  # see _paces
 
     @property
     def acceptance(self) -> float:
@@ -99,10 +103,11 @@ class LoadAdaptiveController:
         low, high = max(rule.minimum, least), rule.maximum
         if low == 0 and rule.probe_every and self._without >= rule.probe_every:
             low = min(1, high)
-        rates = {k: self.rate(load, k) for k in range(low, high + 1)}
-        best = max(rate for k, rate in rates.items() if k)
-        drafting = next(k for k, rate in rates.items() if k and rate * (1 + rule.margin) >= best)
-        if 0 not in rates:
+        rates = self.rates(load)
+        first = max(low, 1)
+        best = max(rates[first:])
+        drafting = next(k for k in range(first, high + 1) if rates[k] * (1 + rule.margin) >= best)
+        if low:
             return drafting
         gain = best / rates[0]
         return drafting if gain > (1 / (1 + rule.margin) if self.k else 1 + rule.margin) else 0
@@ -112,16 +117,37 @@ class LoadAdaptiveController:
         self.k = k
         self._without = 0 if k else self._without + 1
 
-    def rate(self, load: Load, k: int) -> float:
-        """Return the expected tokens per second with draft length k.
+    def rates(self, load: Load) -> list[float]:
+        """Return the expected tokens per second with each draft length from 0, and 0 for those below the minimum.
 
         Prefills that run meanwhile are left out. They take their share of the device whatever k is.
         """
-        if not k and load.joins and load.batch <= load.beside:  # the smaller group gives up the drafts of one step
-            one = load._replace(batch=load.batch + load.beside, beside=0, joins=False)
-            return max(self.rate(one, length) for length in range(self.rule.maximum + 1))
-        a, times, context = self.acceptance, self._times, load.context_tokens
-        emitted = k + 1 if a >= 1.0 else (1.0 - a ** (k + 1)) / (1.0 - a)
+        a, emitted, likely, rates = self.acceptance, 1.0, 1.0, []
+        for requests, seconds in self._paces(load):
+            rates.append(requests * emitted / seconds)
+            likely *= a
+            emitted += likely
+        if load.joins and load.batch <= load.beside:  # the smaller group gives up the drafts of one step
+            rates[0] = max(self.rates(load._replace(batch=load.batch + load.beside, beside=0, joins=False)))
+        return rates
+
+    def _paces(self, load: Load) -> list[tuple[int, float]]:
+        """Return how many requests go on, and the seconds for it, with each draft length."""
+        step = round(load.context_tokens / CONTEXT_STEP)
+        key = load.batch, load.beside if load.apart else 0, step, load.behind, load.whole, load.apart
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            exact = load._replace(context_tokens=max(2.0, step * CONTEXT_STEP))
+            lengths = range(self.rule.maximum + 1)
+            found = [self._pace(exact, k) if k >= self.rule.minimum else (0, 1.0) for k in lengths]
+            self._known[key] = found
+        return found
+
+    def _pace(self, load: Load, k: int) -> tuple[int, float]:
+        """Return how many requests go on, and the seconds for it, with draft length k."""
+        times, context = self._times, load.context_tokens
         n, m = load.batch, load.beside
         if not k and load.apart and not load.whole:
             n, m = min(n + m, self._verify_limit), 0  # whoever is verified next joins
@@ -129,15 +155,15 @@ class LoadAdaptiveController:
         if k and load.behind:
             draft_s += times.catch_up_s(load.behind) / self.rule.payback
         if load.whole or not k:
-            return n * emitted / (draft_s + verify_s + times.host_s(n, load.whole and k > 0, True))
+            return n, draft_s + verify_s + times.host_s(n, load.whole and k > 0, True)
         draft_s += times.host_s(n, True, False)
         verify_s += times.host_s(n, False, True)
         if not (load.apart and m):
-            return n * emitted / (draft_s + verify_s)
+            return n, draft_s + verify_s
         drafts_s = draft_s + times.draft_s(m, k, context) + times.host_s(m, True, False)
         verifies_s = verify_s + times.verify_s(m, k, context) + times.host_s(m, False, True)
         rates = times.side_by_side(n, m, k, context)
-        return (n + m) * emitted / max(_both_s(drafts_s, verifies_s, *rates), draft_s + verify_s)
+        return n + m, max(_both_s(drafts_s, verifies_s, *rates), draft_s + verify_s)
 
 
 def _both_s(one_s: float, other_s: float, one_rate: float, other_rate: float) -> float:

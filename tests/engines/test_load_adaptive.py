@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -55,8 +56,32 @@ def test_it_takes_the_k_with_the_most_expected_tokens_per_second(alpha: float, b
         seconds = 5e-4 + k * 1e-3 + max(5e-3, batch * (k + 1) * 4e-5)
         return batch * sum(a**i for i in range(k + 1)) / seconds
 
-    assert who.rate(whole(batch), 3) == pytest.approx(tokens_per_s(3))
+    assert who.rates(whole(batch))[3] == pytest.approx(tokens_per_s(3))
     assert who.choose(whole(batch)) == max(range(9), key=tokens_per_s)
+
+
+def test_times_are_looked_up_once_for_about_the_same_load() -> None:
+    """They depend on the context, rounded to 32 tokens, and on everything else in the load, but not on acceptance."""
+
+    @dataclass
+    class Counting(Formula):
+        asked: int = 0
+
+        def verify_s(self, batch: int, k: int, context_tokens: float) -> float:
+            self.asked += 1
+            return super().verify_s(batch, k, context_tokens) + context_tokens * 1e-5
+
+    times = Counting()
+    who = controller(times)
+    first = who.rates(whole(8))
+    assert first[0] == pytest.approx(8 / (5e-3 + 96e-5))  # 100 tokens count as 96
+    assert who.rates(whole(8)._replace(context_tokens=110.0, beside=3)) == first
+    assert learn(who, 0.3).rates(whole(8)) != first
+    assert times.asked == 9
+    others = [whole(9), whole(8, behind=1), whole(8)._replace(context_tokens=120.0), whole(8)._replace(whole=False)]
+    for other in others:
+        who.rates(other)
+    assert times.asked == 9 * (1 + len(others))
 
 
 def test_it_drafts_less_the_more_requests_there_are_and_the_less_is_accepted() -> None:
@@ -89,7 +114,7 @@ def test_it_forgets_what_left_the_window_but_not_the_prior() -> None:
 
 
 def test_all_drafts_right_is_no_division_by_zero() -> None:
-    assert controller(prior=1.0).rate(whole(1), 8) == pytest.approx(9 / 13e-3)
+    assert controller(prior=1.0).rates(whole(1))[8] == pytest.approx(9 / 13e-3)
 
 
 def test_what_the_draft_model_has_not_seen_must_pay_back() -> None:
@@ -97,10 +122,10 @@ def test_what_the_draft_model_has_not_seen_must_pay_back() -> None:
     who.chose(0)
     assert who.choose(whole(20)) > 0
     assert who.choose(whole(20, behind=20_000)) == 0
-    assert who.rate(whole(20, behind=500), 2) == pytest.approx(
+    assert who.rates(whole(20, behind=500))[2] == pytest.approx(
         20 * sum(who.acceptance**i for i in range(3)) / (2e-3 + 5e-3 + 6e-3 / 10)
     )
-    assert who.rate(whole(20, behind=500), 0) == who.rate(whole(20), 0)
+    assert who.rates(whole(20, behind=500))[0] == who.rates(whole(20))[0]
 
 
 def test_a_change_from_or_to_zero_needs_a_margin() -> None:
@@ -119,7 +144,7 @@ def test_a_change_from_or_to_zero_needs_a_margin() -> None:
 def test_of_lengths_that_are_about_as_good_the_shortest_is_taken() -> None:
     exact, content = (learn(controller(margin=margin), 0.8) for margin in (0.0, 0.05))
     load = whole(8)
-    rates = [exact.rate(load, k) for k in range(9)]
+    rates = exact.rates(load)
     best = max(range(9), key=rates.__getitem__)
     assert exact.choose(load) == best
     chosen = content.choose(load)
@@ -147,17 +172,17 @@ def test_two_lanes_are_as_fast_as_the_busier_one() -> None:
     who = learn(controller(Formula(rate=1.0)), 0.8)
     emitted = sum(who.acceptance**i for i in range(5))
     both = Load(8, 8, 100.0, 0, False, True)
-    assert who.rate(both, 4) == pytest.approx(16 * emitted / 10e-3)  # two verifies of 5 ms; drafts take 4 ms each
-    assert who.rate(both, 0) == pytest.approx(16 / 5e-3)  # all in one verify
+    assert who.rates(both)[4] == pytest.approx(16 * emitted / 10e-3)  # two verifies of 5 ms; drafts take 4 ms each
+    assert who.rates(both)[0] == pytest.approx(16 / 5e-3)  # all in one verify
     alone = Load(16, 0, 100.0, 0, False, True)
-    assert who.rate(alone, 4) == pytest.approx(16 * emitted / 9e-3)
+    assert who.rates(alone)[4] == pytest.approx(16 * emitted / 9e-3)
     in_turn = Load(8, 8, 100.0, 0, False, False)
-    assert who.rate(in_turn, 4) == pytest.approx(8 * emitted / 9e-3)
-    assert who.rate(in_turn, 0) == pytest.approx(8 / 5e-3)
+    assert who.rates(in_turn)[4] == pytest.approx(8 * emitted / 9e-3)
+    assert who.rates(in_turn)[0] == pytest.approx(8 / 5e-3)
     slow = learn(controller(Formula(rate=0.5)), 0.8)
-    assert slow.rate(both, 4) == pytest.approx(16 * emitted / 18e-3)  # 8 ms and 8 ms at half speed, then 2 ms alone
+    assert slow.rates(both)[4] == pytest.approx(16 * emitted / 18e-3)  # 8 ms and 8 ms at half speed, then 2 ms alone
     few = learn(controller(Formula(rate=1.0), limit=10), 0.8)
-    assert few.rate(both, 0) == pytest.approx(10 / 5e-3)
+    assert few.rates(both)[0] == pytest.approx(10 / 5e-3)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +313,7 @@ def test_a_smaller_group_gives_up_drafts_to_join_the_others_where_one_batch_is_f
     assert who.choose(joins._replace(joins=False)) > 0
     assert who.choose(joins) == 0
     together = Load(16, 0, 100.0, 0, False, True)
-    assert who.rate(joins, 0) == max(who.rate(together, k) for k in range(9))
+    assert who.rates(joins)[0] == max(who.rates(together))
     assert who.choose(joins._replace(batch=12, beside=4)) > 0
     balanced = learn(controller(Formula(one_draft_s=2.5e-3, row_s=1e-6, rate=1.0), maximum=2, start=2), 0.8)
     assert balanced.choose(joins) == 2  # two lanes that share nothing and are equally busy

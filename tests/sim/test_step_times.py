@@ -40,11 +40,6 @@ def test_times_are_those_of_the_profile(batch: int, k: int) -> None:
         assert 1e3 * found.draft_s(batch, k, 256) == pytest.approx(ms(Segment.DRAFT, batch, k, 256))
 
 
-def test_contexts_are_rounded() -> None:
-    found = times()
-    assert found.verify_s(4, 2, 250) == found.verify_s(4, 2, 256) < found.verify_s(4, 2, 300)
-
-
 def test_a_batch_takes_as_long_as_the_captured_size_that_runs_it() -> None:
     found = times(PD.with_batch_limits({Step.DRAFT_VERIFY: 16}), CapturedSizes((4, 8), (128,)))
     assert 1e3 * found.draft_s(5, 2, 256) == pytest.approx(ms(Segment.DRAFT, 8, 2, 160))  # padding has no context
