@@ -32,7 +32,7 @@ def map_(
     calibrations drawn within the spread of the profile's measurements. Writes a Parquet table, a PDF and a PNG per
     panel.
 
-    Example: pdv map speculation --profile profile --out maps
+    Example: pdv map speculation --profile results/h100/speculation/profile --out maps
     """
     if question not in MAPS:
         raise InputError("question", question, f"use {', '.join(MAPS)}")
