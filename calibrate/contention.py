@@ -20,12 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
 from engines.errors import InputError
+from engines.pickling import by_fields
 from engines.policy.architecture import Segment
 from engines.policy.segment_shape import SegmentShape
 
@@ -69,6 +70,9 @@ class ContentionModel:
     log_weight_of: dict[Segment, float]
     log_fill_of: dict[Segment, float]
     residuals: pd.DataFrame = field(repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return by_fields(self)
 
     def rates(self, running: Sequence[RunningSegment]) -> list[float]:
         """Return the rate of each segment in (0, 1], in order. A segment alone runs at 1.

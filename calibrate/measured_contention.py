@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,9 @@ class MeasuredContention:
         self.law = law
         self._corrections = _corrections(law.residuals)
         self._known: dict[tuple[tuple[Segment, int, int], ...], list[float]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.law,)
 
     def rates(self, running: Sequence[RunningSegment]) -> list[float]:
         """Return the rate of each segment in (0, 1], in order. A segment alone runs at 1.

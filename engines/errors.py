@@ -1,4 +1,4 @@
-"""The error that every layer raises for bad input, and checks that raise it."""
+"""The errors that every layer raises for bad input and full queues, and checks that raise them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return f"{_printable(self.field)} = {_shown(self.value)}: {_printable(self.remedy)}"
+
+
+class QueueFullError(RuntimeError):
+    """Raised for a request that was not accepted because `queue_limit` requests already wait for a slot."""
 
 
 def _shown(value: object) -> str:

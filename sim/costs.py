@@ -11,72 +11,23 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from calibrate.contention import NoContention, RunningSegment
+from calibrate.contention import NoContention
 from calibrate.measured_contention import measured_contention
 from calibrate.profile import QUANTILES, Profile
 from engines.errors import InputError
 from engines.policy.architecture import Segment, Step
-from engines.policy.captured_sizes import CapturedSizes
 from engines.policy.segment_shape import SegmentShape
+from sim.cost_protocols import Contention, SegmentCost
 
-_new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
+_new: Final = tuple.__new__  # makes a named tuple in half the time that calling its class takes
 TOLERANCE = 0.1  # how far past the largest measured value a cost is still given, as a fraction of it
 REMEDY = "calibrate over a wider range, or allow extrapolation"
 ONE_VALUE = "one value cannot be extrapolated; use it, or calibrate at two or more"
-DIMENSIONS = ("draft_length", "batch_size", "tokens", "context_tokens")
-"""What a cost depends on, `tokens` for prefill and `context_tokens` for draft and verify."""
-
-
-class SegmentCost(NamedTuple):
-    """duration_s: on the device, alone. kernel_ms: mean kernel duration."""
-
-    duration_s: float
-    kernel_ms: float
-
-
-class Contention(Protocol):
-    """How segments that run together slow one another; calibrate.contention has the measured one."""
-
-    def rates(self, running: Sequence[RunningSegment]) -> list[float]: ...
-
-
-class Costs(Protocol):
-    """What the simulator asks: durations, and how segments that run together slow one another."""
-
-    contention: Contention
-    captured: CapturedSizes | None
-    """What the engine captures and pads to; None where it pads nothing."""
-
-    def cost(self, shape: SegmentShape, quantile: float | None) -> SegmentCost:
-        """Return the cost of one execution. quantile: where in the measured spread it falls; None is the mean."""
-
-    def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
-        """Return the seconds that a batch spends outside the device, before and after it. back_to_back: its worker
-        comes straight from another batch. beside: other batches that the host works on when this one is
-        dispatched."""
-
-    def describe(self) -> dict[str, object]:
-        """Plain values for run.toml."""
-
-
-@runtime_checkable
-class MeasuredCosts(Costs, Protocol):
-    """Costs that know for which shapes they were measured. The others are refused, or extrapolated."""
-
-    @property
-    def extrapolate(self) -> bool:
-        """Whether they are extrapolated."""
-
-    def covered(self, segment: Segment) -> dict[str, tuple[float, float]]:
-        """Return the least and the most that were measured of each of its DIMENSIONS."""
-
-    def beyond(self, shape: SegmentShape) -> tuple[str, ...]:
-        """Return in which of these a shape lies outside."""
 
 
 class CostModel:
@@ -104,6 +55,10 @@ class CostModel:
             for segment, rows in ((s, profile.stage_costs[profile.stage_costs["segment"] == s]) for s in Segment)
         }
         self._lines: dict[tuple[Segment, int, int], _Line] = {}
+        self._profile = profile
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._profile, self.extrapolate, self.contention)
 
     def cost(self, shape: SegmentShape, quantile: float | None = None) -> SegmentCost:
         """quantile: from 0 to 1. The mean over a uniform quantile is the mean duration."""
@@ -121,12 +76,12 @@ class CostModel:
     def beyond(self, shape: SegmentShape) -> tuple[str, ...]:
         segment, batch_size, draft_length, tokens, context_tokens = shape
         grid = self._grids[segment]
+        least, longest, largest, most = grid.limits
         load = tokens if grid.by_tokens else context_tokens
-        (least, longest), (_, largest), (_, most) = grid.covered
         if least <= draft_length <= longest and batch_size <= largest and load <= most:
             return ()
-        asked = zip(grid.names, grid.covered, (draft_length, batch_size, load), strict=True)
-        return tuple(name for name, (low, high), value in asked if not low <= value <= high)
+        outside = (not least <= draft_length <= longest, batch_size > largest, load > most)
+        return tuple([name for name, beyond in zip(grid.names, outside, strict=True) if beyond])
 
     def host_s(self, step: Step, batch_size: int, back_to_back: bool, beside: int) -> tuple[float, float]:
         before, per_request, wake_up, per_other, after, after_per_request = self._host_s[step]
@@ -144,7 +99,8 @@ class _Grid:
     spread[draft length, batch, load] = the measured quantiles as ratios to the mean.
 
     by_tokens: the load is the tokens of all prompts, not the mean context. measured, covered: the least and the most
-    of each axis that was measured, and for which a cost is given without extrapolation.
+    of each axis that was measured, and for which a cost is given without extrapolation. limits: of these, the least
+    and the most drafts, the most requests and the most load.
     """
 
     def __init__(self, segment: Segment, rows: pd.DataFrame, extrapolate: bool) -> None:
@@ -161,6 +117,8 @@ class _Grid:
         self.axes = [sorted(set(points[:, i].tolist())) for i in range(3)]
         self.measured = [(axis[0], axis[-1]) for axis in self.axes]
         self.covered = [self.measured[0], *((-math.inf, high * (1 + TOLERANCE)) for _, high in self.measured[1:])]
+        (least, longest), (_, largest), (_, most) = self.covered
+        self.limits = least, longest, largest, most
         self.values, nearest = _filled(points, values, self.axes)
         self.spread = spread[nearest]
         for axis in (1, 2):
@@ -198,7 +156,7 @@ class _Grid:
             spread = spread[i + (part > 0.5)]
         return _Line(self, values, spread)
 
-    def check(self, axis: int, asked: float) -> None:
+    def check(self, axis: int, asked: int | float) -> None:
         """Raises InputError for a value outside the measured range, unless extrapolation was asked for and two or
         more values were measured."""
         (least, most), (low, high) = self.covered[axis], self.measured[axis]
@@ -250,6 +208,10 @@ class _Line:
         return _new(SegmentCost, (duration_s, kernel_ms))
 
 
+_KNOTS: Final = (0.0, *QUANTILES.values(), 1.0)  # quantiles
+_JITTER_ENDS: Final = _KNOTS[1:-1]  # of all parts but the last
+
+
 class _Jitter:
     """Duration as a ratio to the mean, as a piecewise-linear function of the quantile whose mean is 1.
 
@@ -259,23 +221,19 @@ class _Jitter:
     """
 
     __slots__ = ("parts",)
-    PLACES = (0.0, *QUANTILES.values(), 1.0)
 
     def __init__(self, ratios: Sequence[float]) -> None:
-        fall = (ratios[1] - ratios[0]) * self.PLACES[1] / (self.PLACES[2] - self.PLACES[1])
+        fall = (ratios[1] - ratios[0]) * _KNOTS[1] / (_KNOTS[2] - _KNOTS[1])
         low = max(ratios[0] / 1e3, ratios[0] - fall)
         known = [low, *ratios]
-        tail = self.PLACES[-1] - self.PLACES[-2]
-        lacking = 1.0 - float(np.trapezoid(known, self.PLACES[:-1]))
+        tail = _KNOTS[-1] - _KNOTS[-2]
+        lacking = 1.0 - float(np.trapezoid(known, _KNOTS[:-1]))
         known.append(max(ratios[-1], 2 * lacking / tail - ratios[-1]))
-        scaled = (np.array(known) / np.trapezoid(known, self.PLACES)).tolist()
+        scaled = (np.array(known) / np.trapezoid(known, _KNOTS)).tolist()
         self.parts = [  # of the curve: the ratio and the quantile at its start, and how far each rises
             (ratio, after - ratio, place, end - place)
-            for (ratio, after), (place, end) in zip(pairwise(scaled), pairwise(self.PLACES), strict=True)
+            for (ratio, after), (place, end) in zip(pairwise(scaled), pairwise(_KNOTS), strict=True)
         ]
-
-
-_JITTER_ENDS = _Jitter.PLACES[1:-1]  # of all parts but the last
 
 
 def _place(places: Sequence[float], asked: float) -> tuple[int, float]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import simpy
 
-from engines.errors import require_whole
 from engines.policy.architecture import Architecture, device_of
 from engines.policy.batch import Batch
 from engines.policy.captured_sizes import prefill_tokens_of
@@ -18,8 +17,9 @@ from engines.policy.request import Request
 from engines.workload.clients import Clients
 from engines.workload.workload import Workload
 from sim.acceptance import Tapes
-from sim.costs import DIMENSIONS
-from sim.replica import Bookkeeper, Conditions, Process, Replica
+from sim.conditions import Conditions
+from sim.cost_protocols import DIMENSIONS
+from sim.replica import Bookkeeper, Process, Replica
 from sim.routers import ALONE, Fleet
 
 Progress = Callable[[int, int], None]
@@ -42,7 +42,6 @@ class Deployment:
         fleet: Fleet = ALONE,
     ) -> None:
         fleet.check(architecture)
-        require_whole("seed", conditions.seed, 0)
         if isinstance(conditions.acceptance, Tapes):
             conditions.acceptance.check(workload.requests, conditions.max_context)
         longest = max((request.prompt_tokens for request in workload.requests), default=1)

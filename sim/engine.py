@@ -14,9 +14,10 @@ from engines.record.run import Recorder, Run
 from engines.record.totals import Totals
 from engines.workload.workload import Workload
 from sim.acceptance import AcceptanceSource
-from sim.costs import CostModel, Costs
+from sim.conditions import Conditions
+from sim.cost_protocols import Costs
+from sim.costs import CostModel
 from sim.deployment import Deployment, Progress
-from sim.replica import Conditions
 from sim.routers import ALONE, Fleet
 
 

@@ -11,15 +11,17 @@ import pandas as pd
 from calibrate.profile import Profile
 from engines.policy.architecture import Architecture, device_of
 from engines.policy.batch import Batch
-from engines.policy.request import Request, RequestState, Status
+from engines.policy.request import Request, Status
+from engines.policy.request_state import RequestState
 from engines.record.run import Recorder, Run, SegmentTime
 from engines.record.totals import Totals
 from engines.workload.workload import Workload
 from sim.acceptance import AcceptanceSource
-from sim.costs import DIMENSIONS, Costs
+from sim.conditions import Conditions
+from sim.cost_protocols import DIMENSIONS, Costs
 from sim.deployment import Deployment, Progress, counts_of
 from sim.engine import asked, cost_model, described
-from sim.replica import Bookkeeper, Conditions, Replica
+from sim.replica import Bookkeeper, Replica
 from sim.routers import Fleet
 
 RATES = ("throughput_", "goodput_", "lane_busy.", "running_at_least_")

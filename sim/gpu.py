@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 import simpy
 
 from calibrate.contention import RunningSegment
 from engines.errors import InputError
 from engines.record.run import SegmentTime
-from sim.costs import Contention
+from sim.cost_protocols import Contention
 
-_new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
+_new: Final = tuple.__new__  # makes a named tuple in half the time that calling its class takes
 
 
 class Job(simpy.Event):

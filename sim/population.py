@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from engines.policy.request import RequestState
+from engines.policy.request_state import RequestState
 
 
 class Population:

@@ -8,26 +8,27 @@ both exactly as in the live engine.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import simpy
+from simpy.events import Timeout
 
 from calibrate.contention import RunningSegment
-from engines.errors import InputError
+from engines.errors import InputError, QueueFullError
 from engines.policy.architecture import Architecture, Lane, Segment, Step
 from engines.policy.batch import Batch, Outcome
 from engines.policy.captured_sizes import CapturePlan, capture_plans
 from engines.policy.draft_length import MOST_DRAFTS
-from engines.policy.request import Emission, Request, RequestState
-from engines.policy.scheduler import QueueFullError, Scheduler
+from engines.policy.request import Emission, Request
+from engines.policy.request_state import RequestState
+from engines.policy.scheduler import Scheduler
 from engines.policy.segment_shape import SegmentShape, catch_up_passes
 from engines.record.run import Recorder, SegmentTime
-from sim.acceptance import AcceptanceSource, RequestAcceptance
-from sim.costs import Costs, MeasuredCosts
+from sim.acceptance import RequestAcceptance
+from sim.conditions import Conditions
+from sim.cost_protocols import DIMENSIONS, MeasuredCosts
 from sim.gpu import Gpu, times_alone
 from sim.population import Population
 from sim.step_times import step_times
@@ -47,21 +48,37 @@ class Bookkeeper(Protocol):
     def rejected(self, request: Request, now: float, error: Exception) -> None: ...
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What all replicas of a simulation share; sim.engine.simulate explains the fields."""
-
-    costs: Costs
-    acceptance: AcceptanceSource
-    seed: int = 0
-    jitter: bool = True
-    max_context: int | None = None
-    prefill_tokens: int | None = None
+_DRAFT: Final = Step.DRAFT
+_PREFILL: Final = Step.PREFILL
+_PREFILL_DRAFT: Final = Segment.PREFILL_DRAFT
+_new: Final = tuple.__new__  # makes a named tuple in half the time that calling its class takes
+_FOUND: Final = [Emission(matched) for matched in range(MOST_DRAFTS + 1)]  # by how many drafts agree
 
 
-_DRAFT, _PREFILL, _PREFILL_DRAFT = Step.DRAFT, Step.PREFILL, Segment.PREFILL_DRAFT
-_new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
-_FOUND = [Emission(matched) for matched in range(MOST_DRAFTS + 1)]  # by how many drafts agree
+class _Worker:
+    """One worker of a lane, and the batch that it is given next."""
+
+    __slots__ = ("batch", "lane", "process", "segments", "waiting")
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.process: simpy.Process | None = None
+        self.batch: Batch | None = None
+        self.segments: Segments = []
+        self.waiting: simpy.Event | None = None  # while it has no batch
+
+    def give(self, batch: Batch, segments: Segments) -> None:
+        """Give it a batch, and wake it if it waits for one."""
+        self.batch, self.segments = batch, segments
+        if self.waiting is not None:
+            self.waiting.succeed()
+            self.waiting = None
+
+    def take(self) -> tuple[Batch, Segments]:
+        """Return what it was given."""
+        batch, self.batch = self.batch, None
+        assert batch is not None
+        return batch, self.segments
 
 
 class Replica:
@@ -88,7 +105,7 @@ class Replica:
         self._costs, self._acceptance = conditions.costs, conditions.acceptance
         costs = conditions.costs
         self._beyond = costs.beyond if isinstance(costs, MeasuredCosts) and costs.extrapolate else None
-        self.segments: Counter[str] = Counter()
+        self.segments = dict.fromkeys(("segments", "beyond", *DIMENSIONS), 0)
         self._seed, self._max_context = conditions.seed, conditions.max_context
         self._ended = ended
         self._plans = capture_plans(architecture, prefill_tokens, self._costs.captured)
@@ -100,12 +117,12 @@ class Replica:
         self._gpus = {device: Gpu(environment, self._costs.contention) for device in architecture.devices}
         self._known: dict[int, RequestAcceptance] = {}  # of the requests that are here
         self.population = Population()
-        self._given: dict[tuple[str, int], tuple[Batch, Segments]] = {}  # by worker
-        self._waiting: dict[tuple[str, int], simpy.Event] = {}  # workers that are idle
-        self._alone: simpy.Process | None = None  # the worker in _run_alone, until another batch starts
+        self._alone: simpy.Process | None = None  # the worker that runs the only batch, until another one starts
+        self._workers: dict[tuple[str, int], _Worker] = {}
         for lane in architecture.lanes:
-            for worker in range(lane.workers):
-                environment.process(self._worker(lane, worker))
+            for number in range(lane.workers):
+                worker = self._workers[lane.name, number] = _Worker(lane)
+                worker.process = environment.process(self._work(worker))
 
     def report_to(self, bookkeeper: Bookkeeper, tapes: dict[int, np.ndarray] | None) -> None:
         """Tell a bookkeeper what happens. tapes: gets the tapes, by request."""
@@ -124,75 +141,73 @@ class Replica:
 
     # --- the life of a worker ---------------------------------------------------------------------------
 
-    def _worker(self, lane: Lane, worker: int) -> Process:
-        """Wait for a batch, occupy the device, report what came out, repeat."""
-        environment, gpu, key = self._environment, self._gpus[lane.device], (lane.name, worker)
+    def _work(self, worker: _Worker) -> Process:
+        """Wait for a batch, occupy the device, report what came out, repeat.
+
+        The only batch there is runs in one event as long as no other starts. Its end must be met to the last bit.
+        Adding the difference of two times to the earlier one gives exactly the later one if that is at most twice the
+        earlier one (Sterbenz's lemma), which only fails early in a run.
+        """
+        environment, lane, running = self._environment, worker.lane, self.running
+        gpu, stream, host_s = self._gpus[lane.device], lane.stream, self._costs.host_s
         while True:
-            if key not in self._given:
-                self._waiting[key] = environment.event()
-                yield self._waiting[key]
-            batch, segments = self._given.pop(key)
-            alone = len(self.running) == 1
+            if worker.batch is None:
+                worker.waiting = environment.event()
+                yield worker.waiting
+            batch, segments = worker.take()
+            alone, now = len(running) == 1, environment.now
             beside = 0 if alone else self._on_host() - 1
-            before_s, after_s = self._costs.host_s(batch.host_step, len(batch.members), batch.back_to_back, beside)
+            before_s, after_s = host_s(batch.host_step, len(batch.members), batch.back_to_back, beside)
             if alone:
-                times = yield from self._run_alone(lane, segments, before_s, after_s)
+                times = times_alone(segments, now + before_s)
+                end_s = times[-1].end_s + after_s
+                alone = end_s <= 2 * now
+            if alone:
+                self._alone = worker.process
+                try:
+                    yield Timeout(environment, end_s - now)
+                    self._alone = None
+                except simpy.Interrupt:
+                    times = yield from self._no_longer_alone(lane, segments, now + before_s, after_s, times)
             else:
-                yield environment.timeout(before_s)
-                times = yield gpu.run(lane.stream, segments, after_s)
+                yield Timeout(environment, before_s)
+                times = yield gpu.run(stream, segments, after_s)
             self._report(batch, times)  # this may bring the next batch
 
-    def _run_alone(self, lane: Lane, segments: Segments, before_s: float, after_s: float) -> Process:
-        """Run the only batch there is, in one event as long as no other starts.
-
-        Its end must be met to the last bit. Adding the difference of two times to the earlier one gives exactly the
-        later one if that is at most twice the earlier one (Sterbenz's lemma), which only fails early in a run.
-        """
+    def _no_longer_alone(
+        self, lane: Lane, segments: Segments, arrival_s: float, after_s: float, times: list[SegmentTime]
+    ) -> Process:
+        """Go on with a batch that was the only one until now. times: of its segments, had it stayed so."""
         environment, gpu = self._environment, self._gpus[lane.device]
-        now = environment.now
-        arrival_s = now + before_s
-        times = times_alone(segments, arrival_s)
-        left_s = times[-1].end_s
-        end_s = left_s + after_s
-        if end_s > 2 * now:
-            yield environment.timeout(before_s)
+        now, left_s = environment.now, times[-1].end_s
+        if now < arrival_s:
+            yield Timeout(environment, arrival_s - now)
             return (yield gpu.run(lane.stream, segments, after_s))
-        self._alone = environment.active_process
-        try:
-            yield environment.timeout(end_s - now)
-            self._alone = None
-        except simpy.Interrupt:
-            if environment.now < arrival_s:
-                yield environment.timeout(arrival_s - environment.now)
-                return (yield gpu.run(lane.stream, segments, after_s))
-            if environment.now < left_s:
-                return (yield gpu.go_on(lane.stream, segments, after_s, times))
-            yield environment.timeout(end_s - environment.now)
+        if now < left_s:
+            return (yield gpu.go_on(lane.stream, segments, after_s, times))
+        yield Timeout(environment, left_s + after_s - now)
         return times
 
     def _on_host(self) -> int:
         """How many batches are running, but not on a device."""
         return len(self.running) - sum([gpu.jobs for gpu in self._gpus.values()])
 
-    def _dispatch(self) -> None:
-        """Give workers what can start now, and wake those that wait."""
-        started = self._scheduler.dispatch(self._environment.now)
+    def _dispatch(self, now: float) -> None:
+        """Give workers what can start now."""
+        started = self._scheduler.dispatch(now)
         if started and self._alone is not None:
             self._alone.interrupt()
             self._alone = None
         for batch in started:
-            key = batch.lane.name, batch.worker
-            self._given[key] = batch, self._segments(batch)
-            if key in self._waiting:
-                self._waiting.pop(key).succeed()
+            self._workers[batch.lane.name, batch.worker].give(batch, self._segments(batch))
 
     def _report(self, batch: Batch, times: list[SegmentTime]) -> None:
         now = self._environment.now
         ended = self._scheduler.complete(batch, self._outcomes(batch), now)
         self._bookkeeper.completed(batch, times, now)
         for state in ended:
-            self._leave(state)
-        self._dispatch()
+            self._leave(state, now)
+        self._dispatch(now)
 
     def _segments(self, batch: Batch) -> Segments:
         """What the batch does on the device, and how long each of it takes alone."""
@@ -215,7 +230,9 @@ class Replica:
     def _count(self, shape: SegmentShape) -> None:
         """Count a segment if it is beyond the profile."""
         if self._beyond is not None and (outside := self._beyond(shape)):
-            self.segments.update(outside, beyond=1)
+            self.segments["beyond"] += 1
+            for dimension in outside:
+                self.segments[dimension] += 1
 
     def _catch_up(self, shape: SegmentShape, plan: CapturePlan | None) -> tuple[RunningSegment, float]:
         """What the draft model does to catch up before it drafts."""
@@ -232,7 +249,8 @@ class Replica:
         if batch.step is _DRAFT:
             return [None] * len(batch.members)
         known, outcomes = self._known, []
-        for state, k in zip(batch.members, batch.draft_lengths, strict=True):  # k is 0 in prefill
+        for state in batch.members:
+            k = state.draft_length  # 0 in prefill
             output_tokens, matches, _ = known[state.request.id]
             position = state.emitted
             matched = matches[position]
@@ -258,7 +276,7 @@ class Replica:
             return
         self._known[request.id] = self._acceptance.acceptance(request, self._seed, state.max_tokens)
         self.population.enter(now)
-        self._dispatch()
+        self._dispatch(now)
 
     def _output_limit(self, request: Request) -> int:
         """Output tokens that fit. Raises InputError for a prompt that leaves no room."""
@@ -270,9 +288,9 @@ class Replica:
             raise InputError("prompt_tokens", request.prompt_tokens, remedy)
         return min(request.max_tokens, room)
 
-    def _leave(self, state: RequestState) -> None:
+    def _leave(self, state: RequestState, now: float) -> None:
         self._bookkeeper.ended(state)
-        self.population.leave(self._environment.now, state)
+        self.population.leave(now, state)
         tape = self._known.pop(state.id).tape
         if tape is not None and self._tapes is not None:
             self._tapes[state.id] = tape[: state.emitted]

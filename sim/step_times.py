@@ -12,7 +12,7 @@ from engines.policy.architecture import Architecture, Stage, Step
 from engines.policy.captured_sizes import CapturePlan
 from engines.policy.draft_length import LoadAdaptiveDraftLength
 from engines.policy.segment_shape import SegmentShape, catch_up_passes
-from sim.costs import Costs
+from sim.cost_protocols import Costs
 
 
 class MeasuredStepTimes:

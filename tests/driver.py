@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from engines.errors import QueueFullError
 from engines.policy.architecture import Step
 from engines.policy.batch import Batch, Outcome
-from engines.policy.request import Emission, Request, RequestState
-from engines.policy.scheduler import QueueFullError, Scheduler
+from engines.policy.request import Emission, Request
+from engines.policy.request_state import RequestState
+from engines.policy.scheduler import Scheduler
 from engines.record.run import Recorder, Run, SegmentTime
 
 Duration = Callable[[Batch], float]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engines.policy.architecture import Lane, Step
-from engines.policy.request import Emission, RequestState, Settlement
+from engines.policy.request import Emission, Settlement
+from engines.policy.request_state import RequestState
 from engines.policy.segment_shape import SegmentShape
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+from engines.pickling import by_fields
 from engines.policy.architecture import Architecture, Segment, Step
 from engines.policy.segment_shape import CATCH_UP_TOKENS, SegmentShape
 
@@ -47,20 +47,26 @@ class CapturePlan:
     sizes: CapturedSizes = ENGINES
     drafts: bool = True
     catches_up: bool = False
+    _captured: dict[tuple[Segment, int, int, int], tuple[int, int]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # the batch and the tokens of what was asked for so far
 
-    @cached_property
+    def __reduce__(self) -> tuple[Any, ...]:
+        return by_fields(self)
+
+    @property
     def draft_batches(self) -> list[int]:
         return sizes_up_to(self.draft_batch, self.sizes.batches)
 
-    @cached_property
+    @property
     def verify_batches(self) -> list[int]:
         return sizes_up_to(self.verify_batch, self.sizes.batches)
 
-    @cached_property
+    @property
     def prefill_tokens(self) -> list[int]:
         return sizes_up_to(self.tokens, self.sizes.tokens)
 
-    @cached_property
+    @property
     def catch_up_tokens(self) -> list[int]:
         return sizes_up_to(CATCH_UP_TOKENS if self.catches_up else 0, self.sizes.tokens)
 
@@ -82,11 +88,6 @@ class CapturePlan:
         if batch == size and fed == tokens and mean == context:
             return shape
         return tuple.__new__(SegmentShape, (segment, batch, k, fed, mean))  # faster than calling the class
-
-    @cached_property
-    def _captured(self) -> dict[tuple[Segment, int, int, int], tuple[int, int]]:
-        """The captured batch and tokens of what was asked for so far."""
-        return {}
 
     def _captured_for(self, segment: Segment, size: int, k: int, tokens: int) -> tuple[int, int]:
         if segment is Segment.DRAFT:

@@ -1,13 +1,12 @@
-"""Requests to an engine, and what became of them."""
+"""Requests to an engine, and what its target makes of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
 from engines.errors import InputError, require_whole
-from engines.policy.architecture import Stage
 
 MOST_TOKENS = 10_000_000  # per prompt or output: beyond any model's context
 MOST_TEMPERATURE = 1e6  # logits are divided by it in float32; far below this only noise is left
@@ -67,56 +66,6 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
     FAILED = "failed"
     REJECTED = "rejected"
-
-
-@dataclass(slots=True, eq=False)
-class RequestState:
-    """A request as the scheduler sees it: what it needs next and what it has received so far.
-
-    Times are seconds on the caller's clock. `needs` is the stage that it waits for or is in. `ready_s` is when it
-    became ready for that stage, `ready_order` its place in the order in which requests became ready, and
-    `ready_missing_s` for how long a slot and a permit had been missing by then. `draft_length` is the number of
-    drafts that await verification. `behind` is the number of output tokens that were emitted without drafts since the
-    draft model last ran: it has not seen them. Once the request has ended, drafted = accepted + rejected + discarded.
-    """
-
-    request: Request
-    max_tokens: int
-    arrival_s: float
-    ready_s: float
-    ready_order: int
-    ready_missing_s: tuple[float, float]
-    needs: Stage = Stage.PREFILL
-    status: Status = Status.WAITING
-    slot: int | None = None
-    worker: int | None = None
-    draft_length: int = 0
-    behind: int = 0
-    emitted: int = 0
-    verifications: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    discarded: int = 0
-    prefill_start_s: float | None = None
-    prefill_end_s: float | None = None
-    finish_s: float | None = None
-    finish_reason: str = ""
-    error: str = ""
-    cancel_requested: bool = field(default=False, repr=False)
-
-    @property
-    def id(self) -> int:
-        return self.request.id
-
-    @property
-    def context_tokens(self) -> int:
-        """Prompt and output tokens so far."""
-        return self.request.prompt_tokens + self.emitted
-
-    @property
-    def ended(self) -> bool:
-        return self.finish_s is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,24 +18,28 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Final
 
-from engines.errors import InputError, require_whole
+from engines.errors import InputError, QueueFullError, require_whole
 from engines.policy.architecture import Architecture, Lane, Stage, Step
 from engines.policy.batch import Batch, Outcome, Wait
 from engines.policy.draft_length import AdaptiveController, FixedController, LoadAdaptiveDraftLength
 from engines.policy.load_adaptive import Load, LoadAdaptiveController, StepTimes
-from engines.policy.request import MOST_TOKENS, Emission, Request, RequestState, Settlement, Status, settle
+from engines.policy.request import MOST_TOKENS, Emission, Request, Settlement, Status, settle
+from engines.policy.request_state import RequestState
 from engines.policy.segment_shape import catch_up_of, shapes_of
 
 # Looking a member up on its class, as in Step.DRAFT, takes seven times as long as a name, and decisions do it often.
-_PREFILL, _DRAFT, _VERIFY, _DRAFT_VERIFY = Step.PREFILL, Step.DRAFT, Step.VERIFY, Step.DRAFT_VERIFY
-_TO_PREFILL, _TO_DRAFT, _TO_VERIFY = Stage.PREFILL, Stage.DRAFT, Stage.VERIFY
-_WAITING, _RUNNING = Status.WAITING, Status.RUNNING
-_NO_WAIT = Wait(0.0, 0.0, 0.0)
-
-
-class QueueFullError(RuntimeError):
-    """Raised for a request that was not accepted because `queue_limit` requests already wait for a slot."""
+_PREFILL: Final = Step.PREFILL
+_DRAFT: Final = Step.DRAFT
+_VERIFY: Final = Step.VERIFY
+_DRAFT_VERIFY: Final = Step.DRAFT_VERIFY
+_TO_PREFILL: Final = Stage.PREFILL
+_TO_DRAFT: Final = Stage.DRAFT
+_TO_VERIFY: Final = Stage.VERIFY
+_WAITING: Final = Status.WAITING
+_RUNNING: Final = Status.RUNNING
+_NO_WAIT: Final = Wait(0.0, 0.0, 0.0)
 
 
 def _controller(
@@ -140,7 +144,7 @@ class Scheduler:
         self.permits = {device: architecture.permits_on(device) for device in architecture.devices}
         self._few_permits = architecture.permits is not None  # without a number, every worker has one
         self._may_not_draft = architecture.draft_length.minimum == 0
-        self._catches_up = architecture.catches_up
+        self._drafts, self._catches_up = architecture.drafts, architecture.catches_up
         self.free_slots = list(range(architecture.slots))
         self.active: dict[int, RequestState] = {}  # by slot
         self.running: dict[int, Batch] = {}  # by batch id
@@ -180,15 +184,18 @@ class Scheduler:
         The other members join the tail of their next queue, in batch order.
         """
         del self.running[batch.id]
-        self._completed_s[batch.lane.name, batch.worker] = now
-        self.permits[batch.lane.device] += 1
-        if not batch.lane.run_to_completion:
-            heapq.heappush(self._idle[batch.lane.name], batch.worker)
+        lane = batch.lane
+        self._completed_s[lane.name, batch.worker] = now
+        self.permits[lane.device] += 1
+        if not lane.run_to_completion:
+            heapq.heappush(self._idle[lane.name], batch.worker)
+        if len(outcomes) != len(batch.members):
+            raise ValueError(f"batch {batch.id} has {len(batch.members)} members, but {len(outcomes)} outcomes")
         ended = []
-        lane, settle_, advance, requeue = batch.lane, batch.settlements.append, self._advance, self._requeue
-        for state, outcome in zip(batch.members, outcomes, strict=True):
+        settlements, advance, requeue = batch.settlements, self._advance, self._requeue
+        for place, state in enumerate(batch.members):
             state.status = _WAITING
-            settle_(advance(state, batch, outcome, now))
+            settlements.append(advance(state, batch, outcomes[place], now))
             if state.finish_s is None:
                 requeue(state, lane, now)
             else:
@@ -359,7 +366,7 @@ class Scheduler:
                 state.worker = worker
                 self._carried[lane.name, worker] = state
         lengths = [state.draft_length for state in members]
-        shapes = shapes_of(step, members, max(lengths), self.architecture.drafts)
+        shapes = shapes_of(step, members, max(lengths), self._drafts)
         if drafts and k and self._catches_up:
             shapes = (*catch_up_of(members), *shapes)
         back_to_back = self._completed_s.get((lane.name, worker)) == now

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from engines.policy.architecture import Segment, Step
-from engines.policy.request import RequestState
+from engines.policy.request_state import RequestState
 
 # Names, since members of a class are slow to look up.
-_PREFILL, _BOTH, _DRAFT_STEP = Step.PREFILL, Step.DRAFT_VERIFY, Step.DRAFT
-_PREFILL_DRAFT, _PREFILL_TARGET, _DRAFT, _VERIFY = Segment
-_new = tuple.__new__  # makes a named tuple in half the time that calling its class takes
+_PREFILL: Final = Step.PREFILL
+_BOTH: Final = Step.DRAFT_VERIFY
+_DRAFT_STEP: Final = Step.DRAFT
+_PREFILL_DRAFT: Final = Segment.PREFILL_DRAFT
+_PREFILL_TARGET: Final = Segment.PREFILL_TARGET
+_DRAFT: Final = Segment.DRAFT
+_VERIFY: Final = Segment.VERIFY
+_new: Final = tuple.__new__  # makes a named tuple in half the time that calling its class takes
 
 
 CATCH_UP_TOKENS = 256
@@ -96,11 +101,12 @@ def shapes_of(
     draft_length: the largest k among them. At 0, draft and verify in one step is the verify alone. drafts: whether
     anything can ever be drafted; otherwise prefill leaves the draft model out.
     """
-    size = len(members)
-    emitted = sum([state.emitted for state in members])
-    prompts = sum([state.request.prompt_tokens for state in members])
-    context = (prompts + emitted) / size
+    size, context_tokens = len(members), 0
+    for state in members:
+        context_tokens += state.request.prompt_tokens + state.emitted
+    context = context_tokens / size
     if step is _PREFILL:
+        prompts = sum([state.request.prompt_tokens for state in members])
         segments = step.segments if drafts else (_PREFILL_TARGET,)
         return tuple([SegmentShape(segment, size, 0, prompts, context) for segment in segments])
     draft = _new(SegmentShape, (_DRAFT, size, draft_length, size * draft_length, context))

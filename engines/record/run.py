@@ -22,7 +22,8 @@ import tomli_w
 from engines.errors import MOST_WHOLE, InputError
 from engines.policy.architecture import Segment
 from engines.policy.batch import Batch
-from engines.policy.request import Request, RequestState, Status
+from engines.policy.request import Request, Status
+from engines.policy.request_state import RequestState
 from engines.record.rows import SpanRows, StepRows
 from engines.record.schema import AGAIN, REQUESTS, SPANS, STEPS, read_settings, read_tables, read_tapes
 from engines.storage.files import finish, replace_files

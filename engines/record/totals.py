@@ -6,21 +6,21 @@ from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
 from engines.policy.architecture import Step
 from engines.policy.batch import Batch
-from engines.policy.request import Request, RequestState, Status
+from engines.policy.request import Request, Status
+from engines.policy.request_state import RequestState
 from engines.policy.segment_shape import SegmentShape
 from engines.record.exact_sum import ExactSum
 from engines.record.metrics import DEPTHS, goodput, per_second, request_summary, utilisation
 from engines.record.run import Run, SegmentTime
 
-_PREFILL = Step.PREFILL
+_PREFILL: Final = Step.PREFILL
 CHUNK = 1024  # segments that are added up at a time
 
 
@@ -47,6 +47,7 @@ class Totals:
         self._batches: Counter[str] = Counter()
         self._lanes: defaultdict[str, _Durations] = defaultdict(_Durations)
         self._devices: defaultdict[int, _Overlap] = defaultdict(_Overlap)
+        self._table: pd.DataFrame | None = None
 
     def completed(self, batch: Batch, segments: Iterable[SegmentTime], completed_s: float) -> None:
         """Take note of a batch (after Scheduler.complete) and its segments in order."""
@@ -135,12 +136,17 @@ class Totals:
         for device in self._devices.values():
             device.add_up(before_s)
 
-    @cached_property
+    @property
     def table(self) -> pd.DataFrame:
         """What request_summary and goodput read of the table of requests, in order of id, once the run has ended.
 
         The status of a request that did not finish is REJECTED, whatever it was.
         """
+        if self._table is None:
+            self._table = self._tabulated()
+        return self._table
+
+    def _tabulated(self) -> pd.DataFrame:
         request, output_tokens, finished = np.array(self._requests).reshape(-1, 3).T
         arrival_s, first_s, finish_s = np.array(self._times_s).reshape(-1, 3).T
         table = pd.DataFrame(

@@ -21,7 +21,8 @@ from calibrate.profile import Profile
 from engines.policy.architecture import Step
 from engines.policy.segment_shape import SegmentShape
 from experiments.compare.report import results_console
-from sim.costs import CostModel, Costs
+from sim.cost_protocols import Costs
+from sim.costs import CostModel
 
 BATCHES = (2, 4, 16, 64)
 ALPHAS = ((0.3, 0.9), (0.5, 0.9), (0.3, 0.7), (0.6, 0.8))

@@ -10,7 +10,7 @@ from engines.policy.architecture import Segment, Step
 from engines.policy.captured_sizes import CapturedSizes, CapturePlan
 from engines.policy.segment_shape import SegmentShape
 from experiments.compare.measured import Measured, shape_size
-from sim.costs import Contention, Costs, SegmentCost
+from sim.cost_protocols import Contention, Costs, SegmentCost
 
 SOLO, PADDING, HOST, CONTENTION, BATCHES = "solo durations", "padding", "host time", "contention", "different batches"
 CAUSES = (SOLO, PADDING, HOST, CONTENTION, BATCHES)

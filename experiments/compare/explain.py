@@ -31,7 +31,8 @@ from experiments.runner.cells import CELL_COLUMNS, cell_of
 from experiments.runner.replay import recorded_workload
 from experiments.runner.without import CostsWithout
 from sim.acceptance import AcceptanceSource, PerPosition, Tapes
-from sim.costs import CostModel, Costs
+from sim.cost_protocols import Costs
+from sim.costs import CostModel
 from sim.engine import simulate
 
 ORDER = (SOLO, PADDING, HOST, CONTENTION)

@@ -6,7 +6,7 @@ from typing import Any
 
 from engines.policy.architecture import Step
 from engines.policy.segment_shape import SegmentShape
-from sim.costs import Costs, SegmentCost
+from sim.cost_protocols import Costs, SegmentCost
 
 
 class _Scaled:

@@ -22,7 +22,8 @@ from experiments.maps.bootstrap import resampled
 from experiments.maps.draft_cost import with_draft_cost
 from experiments.program.progress import Report
 from sim.acceptance import Independent
-from sim.costs import CostModel, Costs
+from sim.cost_protocols import Costs
+from sim.costs import CostModel
 from sim.engine import summarise
 
 METRICS = ("steady_throughput_tokens_per_s", "ttft_s.p95", "latency_s.p95")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from engines.policy.architecture import Segment
 from engines.policy.request import Request
-from sim.costs import DIMENSIONS, MeasuredCosts
+from sim.cost_protocols import DIMENSIONS, MeasuredCosts
 
 
 def beyond_of_fleet(metrics: pd.DataFrame) -> dict[str, int]:

@@ -39,10 +39,11 @@ from experiments.runner.replay import planned_workload, recorded_workload
 from experiments.runner.without import CostsWithout
 from sim import acceptance as sources
 from sim.acceptance_fits import from_profile
-from sim.costs import CostModel, MeasuredCosts
+from sim.conditions import Conditions
+from sim.cost_protocols import MeasuredCosts
+from sim.costs import CostModel
 from sim.engine import simulate, totalled
 from sim.fleet import simulate_fleet
-from sim.replica import Conditions
 from sim.routers import ALONE, Fleet
 
 FORMS = (

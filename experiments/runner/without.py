@@ -10,7 +10,7 @@ from calibrate.measured_contention import MeasuredContention
 from engines.errors import InputError
 from engines.policy.architecture import Segment, Step
 from engines.policy.segment_shape import SegmentShape
-from sim.costs import Contention, MeasuredCosts, SegmentCost
+from sim.cost_protocols import Contention, MeasuredCosts, SegmentCost
 
 PARTS = ("contention", "contention-differences", "host", "host-growth", "padding")
 

@@ -17,7 +17,8 @@ import pytest
 from engines.policy.architecture import Architecture, Lane, Stage, Step
 from engines.policy.batch import Batch, Outcome
 from engines.policy.draft_length import FixedDraftLength
-from engines.policy.request import Emission, Request, RequestState, Status
+from engines.policy.request import Emission, Request, Status
+from engines.policy.request_state import RequestState
 from engines.policy.scheduler import Scheduler
 from tests.driver import Observer
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from engines.policy.architecture import Architecture, Lane, Stage, Step
 from engines.policy.batch import Batch, Outcome
-from engines.policy.request import RequestState, Status
+from engines.policy.request import Status
+from engines.policy.request_state import RequestState
 from engines.policy.scheduler import Scheduler, _Queue
 from tests.engines.mutants import Mutants
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from engines.policy.architecture import Architecture, Stage, Step
 from engines.policy.batch import Batch, Outcome, Wait
-from engines.policy.request import Emission, Request, RequestState, Settlement, Status
+from engines.policy.request import Emission, Request, Settlement, Status
+from engines.policy.request_state import RequestState
 from engines.policy.scheduler import Scheduler, _Queue
 from tests.engines.mutants import Mutants
 

@@ -13,7 +13,8 @@ import pytest
 from engines.errors import InputError
 from engines.policy.architecture import BASELINE, PD, PDV, Segment, Step
 from engines.policy.batch import Batch, Wait
-from engines.policy.request import Request, RequestState, Settlement
+from engines.policy.request import Request, Settlement
+from engines.policy.request_state import RequestState
 from engines.policy.scheduler import Scheduler
 from engines.policy.segment_shape import SegmentShape
 from engines.record.metrics import decompose, summary

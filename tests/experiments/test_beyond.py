@@ -11,10 +11,11 @@ from engines.policy.segment_shape import SegmentShape
 from engines.workload.workload import FixedLength, UniformLength, make_workload
 from experiments.runner.beyond import beyond_of_fleet, beyond_text, requests_beyond
 from sim.acceptance import Independent
-from sim.costs import DIMENSIONS, CostModel, SegmentCost
+from sim.conditions import Conditions
+from sim.cost_protocols import DIMENSIONS, SegmentCost
+from sim.costs import CostModel
 from sim.engine import simulate, totalled
 from sim.fleet import simulate_fleet
-from sim.replica import Conditions
 from sim.routers import Fleet
 from tests.experiments import synthetic
 from tests.sim.random_runs import H100

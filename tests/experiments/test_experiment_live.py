@@ -69,7 +69,7 @@ def test_priorities_are_simulated_from_a_profile_that_was_measured_on_a_gpu(tmp_
 
 def test_a_wrong_token_is_noticed_and_where_it_is() -> None:
     from engines.live.serving.engine import Handle
-    from engines.policy.request import RequestState
+    from engines.policy.request_state import RequestState
     from experiments.runner.live import exactness
 
     handles = []

@@ -11,7 +11,7 @@ from calibrate.contention import NoContention, RunningSegment
 from engines.errors import InputError
 from engines.policy.architecture import Segment
 from engines.record.run import SegmentTime
-from sim.costs import Contention
+from sim.cost_protocols import Contention
 from sim.gpu import Gpu
 
 DRAFT = RunningSegment(Segment.DRAFT, 1, 0.01)

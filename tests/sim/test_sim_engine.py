@@ -14,11 +14,13 @@ from calibrate.contention import NoContention
 from calibrate.host_times import host_batches
 from engines.errors import InputError
 from engines.policy.architecture import ARCHITECTURES, BASELINE, PD, PDV, Architecture, Segment, Step
-from engines.policy.request import Request, RequestState
+from engines.policy.request import Request
+from engines.policy.request_state import RequestState
 from engines.policy.segment_shape import SegmentShape
 from engines.record.metrics import PARTS, decompose, summary
 from engines.workload.workload import FixedLength, Workload, make_workload
-from sim.costs import CostModel, SegmentCost
+from sim.cost_protocols import SegmentCost
+from sim.costs import CostModel
 from sim.population import Population
 from tests.calibrate.profiles import INFO, host_laws, made_up
 from tests.sim.runs import CLOSED, COSTS, OPEN, QUIET, SURE, run, thinking

@@ -20,7 +20,7 @@ from engines.policy.request import Request
 from engines.policy.segment_shape import SegmentShape
 from engines.workload.workload import FixedLength, Workload, make_workload
 from sim.acceptance import Independent
-from sim.costs import SegmentCost
+from sim.cost_protocols import SegmentCost
 from sim.engine import simulate
 
 SERVICE_S = 1.0

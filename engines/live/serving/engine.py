@@ -29,7 +29,8 @@ from engines.policy.batch import Batch
 from engines.policy.captured_sizes import capture_plans, prefill_tokens_of
 from engines.policy.draft_length import DraftLength, covers
 from engines.policy.load_adaptive import StepTimes
-from engines.policy.request import Emission, Request, RequestState, Settlement, Status
+from engines.policy.request import Emission, Request, Settlement, Status
+from engines.policy.request_state import RequestState
 from engines.policy.scheduler import Scheduler
 from engines.record.run import Recorder, SegmentTime
 

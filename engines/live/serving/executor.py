@@ -15,7 +15,8 @@ from engines.live.model.stages import Stages
 from engines.live.model.verification import request_keys
 from engines.policy.architecture import Segment
 from engines.policy.batch import Outcome
-from engines.policy.request import Emission, Request, RequestState
+from engines.policy.request import Emission, Request
+from engines.policy.request_state import RequestState
 from engines.record.run import SegmentTime
 
 
