@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint compiled clean
 
 demo: $(STAMP)  ## serve, calibrate, simulate, compare and draw on this machine, into results/demo/
 	$(BIN)/pdv demo --out results/demo
@@ -13,6 +13,9 @@ test: $(STAMP)  ## lint, types and the whole suite
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2
+
+compiled: $(STAMP)  ## compile the scheduler and the simulator with mypyc; needs a C compiler
+	$(BIN)/python -m experiments.program.compile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -26,4 +29,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build/compiled .pytest_cache .mypy_cache .ruff_cache .hypothesis

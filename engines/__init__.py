@@ -1,0 +1,3 @@
+from engines.compiled import use
+
+use()

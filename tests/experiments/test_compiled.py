@@ -1,0 +1,86 @@
+"""Compiled modules: the same result to the last bit, and never those of other sources."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from engines import compiled
+
+ROOT = Path(__file__).parents[2]
+COMPILER = (sysconfig.get_config_var("CC") or "cc").split()[0]
+
+
+@pytest.fixture
+def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of builds, which is empty, and no module is compiled."""
+    monkeypatch.setattr(compiled, "BUILDS", tmp_path)
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, compiled._Finder)])
+    monkeypatch.delenv(compiled.SWITCH, raising=False)
+    return tmp_path
+
+
+def test_a_build_of_these_sources_is_used(builds: Path) -> None:
+    compiled.build_folder().mkdir()
+    compiled.use()
+    assert compiled.in_use()
+
+
+def test_a_build_of_other_sources_is_not(builds: Path) -> None:
+    (builds / "0123456789abcdef").mkdir()
+    compiled.use()
+    assert not compiled.in_use()
+
+
+def test_a_build_can_be_switched_off(builds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled.build_folder().mkdir()
+    monkeypatch.setenv(compiled.SWITCH, "0")
+    compiled.use()
+    assert not compiled.in_use()
+
+
+DIGESTS = """
+import sys
+sys.argv = ["random_runs", "6"]
+from engines.compiled import in_use
+from tests.sim import random_runs
+import sim.replica
+print(in_use(), sim.replica.__file__.endswith(".py"))
+for seed in range(6):
+    print(random_runs.digest(random_runs.random_run(seed)))
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(
+    shutil.which(COMPILER) is None or importlib.util.find_spec("mypyc") is None, reason="needs mypyc and a C compiler"
+)
+def test_compiled_modules_give_the_same_runs_until_a_source_changes(tmp_path: Path) -> None:
+    for name in ("engines", "calibrate", "sim", "experiments", "tests", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / "results").symlink_to(ROOT / "results")
+
+    def ran(*arguments: str, **switch: str) -> list[str]:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), **switch}
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.splitlines()
+
+    ran("-m", "experiments.program.compile")
+    with_build, without = ran("-c", DIGESTS), ran("-c", DIGESTS, **{compiled.SWITCH: "0"})
+    assert with_build[0] == "True False"
+    assert without[0] == "False True"
+    assert with_build[1:] == without[1:]
+    with (tmp_path / "engines/policy/architecture.py").open("a") as file:  # not compiled, but compiled ones read it
+        file.write("# changed\n")
+    assert ran("-c", DIGESTS)[0] == "False True"
