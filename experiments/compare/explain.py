@@ -86,7 +86,7 @@ def explain(live: Run, simulated: Run, profile: Profile) -> Explanation:
     found = measured(live, profile, full)
     sizes = captured_by(live, profile)
     plans = list(plans_of(live, sizes).values()) if modelled.captured != sizes else []
-    players = _players(found, bool(plans), off)
+    players = _players(found, bool(plans))
     simulation = _Simulation(simulated, live, modelled, found, plans)
     live_s, simulated_s = _mean_latency_s(live), _mean_latency_s(simulated)
     forward, backward = simulation.changes(players), simulation.changes(players[::-1])
@@ -97,7 +97,7 @@ def explain(live: Run, simulated: Run, profile: Profile) -> Explanation:
     return Explanation(live, simulated, live_s, simulated_s, parts, first, same)
 
 
-def _players(found: Measured, pads_otherwise: bool, off: set[str]) -> list[Player]:
+def _players(found: Measured, pads_otherwise: bool) -> list[Player]:
     """Return what to exchange, without what is as modelled anyway."""
     solo = {segment for (segment, _), factor in found.solo.items() if abs(factor - 1) > EXACT}
     present = {segment for segment, _ in found.solo}
