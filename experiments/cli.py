@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 import sys
@@ -70,8 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> object:
         _refuse_empty(given)
-        named = given[:1] if given and given[0] in COMMANDS else COMMANDS
-        return app_of(named)(given or ["--help"], prog_name="pdv", standalone_mode=False)
+        gc.disable()  # looking for garbage takes a tenth of the time of imports, which make none
+        app = app_of(given[:1] if given and given[0] in COMMANDS else COMMANDS)
+        if arguments is None:  # this process does nothing else, and keeps what it imported
+            gc.freeze()
+        gc.enable()
+        return app(given or ["--help"], prog_name="pdv", standalone_mode=False)
 
     return ended_by(work, "pdv")
 

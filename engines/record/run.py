@@ -94,11 +94,7 @@ class Run:
         Raises InputError if it is missing, damaged, incomplete or inconsistent, has a schema version that cannot be
         read, or has tables other than those that it was saved with.
         """
-        finish(folder, RUN_FILES)
-        path = folder / "run.toml"
-        if not path.is_file():
-            raise InputError("run", str(folder), "no run.toml there; give the folder of a run")
-        version, info = read_settings(path, SCHEMA_VERSION)
+        version, info = read_info(folder)
         digest = info.pop(DIGEST, None)
         tables = read_tables(folder, version)
         requests = tables["requests"]
@@ -108,6 +104,15 @@ class Run:
             remedy = "the tables do not belong to this run.toml; record the run again"
             raise InputError("run", str(folder), remedy)
         return Run(info, **tables, tapes=tapes)
+
+
+def read_info(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Read the schema version and the info of a record, but no table. Raises InputError as Run.load does."""
+    finish(folder, RUN_FILES)
+    path = folder / "run.toml"
+    if not path.is_file():
+        raise InputError("run", str(folder), "no run.toml there; give the folder of a run")
+    return read_settings(path, SCHEMA_VERSION)
 
 
 def _parquet(table: pd.DataFrame) -> bytes:

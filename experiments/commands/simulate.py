@@ -13,7 +13,7 @@ import typer
 from calibrate.profile import Profile
 from engines.errors import InputError
 from engines.policy.architecture import Architecture
-from engines.record.run import Run
+from engines.record.run import Run, read_info
 from engines.storage.files import holds
 from engines.storage.locks import locked
 from experiments.commands.arguments import (
@@ -239,5 +239,5 @@ def _fleet(replicas: int | None, router: str | None) -> Fleet:
 
 def _check_out(out: Path) -> None:
     check_record("out", out)
-    if holds(out, "run.toml") and Run.load(out).info["kind"] == "live":
+    if holds(out, "run.toml") and read_info(out)[1]["kind"] == "live":
         raise InputError("out", str(out), "it holds a live run, which would be overwritten; give another folder")
