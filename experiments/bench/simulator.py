@@ -1,5 +1,7 @@
 """How fast the simulator is, and how its cost and memory grow with the load.
 
+It measures compiled code where `make compiled` has built it, and plain Python with PDV_COMPILED=0.
+
 Example: python -m experiments.bench.simulator --profile results/h100/fidelity/profile --trace requests.jsonl
 """
 
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from calibrate.profile import Profile
+from engines.compiled import in_use
 from engines.policy.architecture import PD, Architecture, Step
 from engines.workload.traces import read_trace
 from engines.workload.workload import FixedLength, Workload, make_workload
@@ -81,7 +84,8 @@ def measure(load: Load, folder: Path) -> dict[str, object]:
     tokens = sum(request.max_tokens for request in workload.requests)
     return {
         "load": load.name, "kept": "record" if load.record else "summary", "clients": workload.concurrency or "open",
-        "requests": len(workload.requests), "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds,
+        "code": "compiled" if in_use() else "plain", "requests": len(workload.requests), "tokens": tokens,
+        "seconds": seconds, "tokens_per_s": tokens / seconds,
         "us_per_token": seconds / tokens * 1e6, "growth_mib": _peak_mib() - before, "peak_mib": _peak_mib(),
     }  # fmt: skip
 

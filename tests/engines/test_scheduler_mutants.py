@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from engines.compiled import in_use
 from engines.policy.scheduler import Scheduler
 from tests.engines.invariants import InvariantError
 from tests.engines.mutants_of_flow import FLOW
 from tests.engines.mutants_of_rules import RULES
 from tests.engines.scenarios import Scenario, scenarios
 
+pytestmark = pytest.mark.skipif(in_use(), reason="no class can derive from a compiled one")
 BROKEN = FLOW | RULES
 
 

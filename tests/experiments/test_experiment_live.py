@@ -78,6 +78,6 @@ def test_a_wrong_token_is_noticed_and_where_it_is() -> None:
         tokens = expected_output(parse_pair(PAIR), request.prompt or (), 8).tolist()
         if wrong is not None:
             tokens[wrong] += 1
-        handles.append(Handle(request, tokens, state=RequestState(request, 8, 0.0, 0.0, 0, 0.0)))
+        handles.append(Handle(request, tokens, state=RequestState(request, 8, 0.0, 0.0, 0, (0.0, 0.0))))
     assert exactness(PAIR, handles) == {"checked": 2, "equal": 1, "first": "request 1, output token 5"}
     assert exactness("embedded", handles) is None

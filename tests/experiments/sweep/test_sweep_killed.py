@@ -22,7 +22,7 @@ concurrencies = [4, 8, 12]
 repeats = 6
 acceptance = "0.7"
 [workload]
-requests = 60
+requests = 200
 output_tokens = "100"
 """
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
