@@ -17,21 +17,25 @@ HIDDEN_OVERLOAD = 0.05
 
 
 def candidates_report(search: Search, candidates: pd.DataFrame) -> Table:
-    """Return the finalists, best first, with their results on other seeds; without any, the best of the others."""
+    """Return the finalists, best first, with their results on other seeds; without any, the best of the others.
+
+    Its numbers are at the highest rate that meets the SLO, or for the clients of a closed loop.
+    """
     finalists = candidates[candidates["final_objective"].notna()]
     shown = (finalists if len(finalists) else candidates)[:MOST_SHOWN]
     names = [name for name in ("architecture", *search.space) if candidates[name].nunique() > 1] or ["architecture"]
-    unit = "requests/s\nat the SLO" if search.rates else "tokens/s"
-    table = Table(title=f"{search.name}: {len(candidates)} candidates", box=box.SIMPLE_HEAD, title_justify="left",
+    unit = "rate\n(/s)" if search.rates else "tokens\nper s"
+    at = ", at their highest rate within the SLO" if search.rates else ""
+    table = Table(title=f"{search.name}: {len(candidates)} candidates{at}", box=box.SIMPLE_HEAD, title_justify="left",
                   title_style="bold")  # fmt: skip
     for name in names:
-        table.add_column(name.replace("_", " "))
-    for heading in (unit, "on other\nseeds", "SLO met\n(%)", "TTFT P95\n(ms)", "TPOT P95\n(ms)", "best with\nP ="):
+        table.add_column(name.replace("_", "\n"), no_wrap=True)
+    for heading in (unit, "other\nseeds", "SLO\nmet", "TTFT\nP95 (ms)", "TPOT\nP95 (ms)", "P of\nbest"):
         table.add_column(heading, justify="right")
     for _, row in shown.iterrows():
         numbers = [
             (row["objective"], "{:,.4g}"), (row["final_objective"], "{:,.4g}"),
-            (100 * row["final_attainment"], "{:.1f}"),
+            (row["final_attainment"], "{:.1%}"),
             (1e3 * row["ttft_s.p95"], "{:,.0f}"), (1e3 * row["tpot_s.p95"], "{:,.2f}"),
             (row["probability_best"], "{:.2f}"),
         ]  # fmt: skip
