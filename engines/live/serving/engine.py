@@ -174,20 +174,22 @@ class LiveEngine:
         """Start a new record at time 0.
 
         on_end: called with each handle that is done, under the lock. draft_length: to serve with from now on, within
-        the bounds of the engine's own. Raises InputError if it is not, and RuntimeError while requests are being
-        served.
+        the bounds of the engine's own. Raises InputError if it is not, or weighs times that the engine was not given,
+        and RuntimeError while requests are being served. Nothing has changed then.
         """
         with self.lock:
             if not self.scheduler.idle:
                 raise RuntimeError("requests are still being served")
+            architecture = self.architecture
             if draft_length is not None:
                 if not covers(self._widest, draft_length):
                     remedy = f"the engine was started for {self._widest.label}; start another"
                     raise InputError("draft_length", draft_length.label, remedy)
-                self.architecture = self.architecture.replace(draft_length=draft_length)
+                architecture = architecture.replace(draft_length=draft_length)
+            scheduler = Scheduler(architecture, times=self._times)
             for executor in self._executors.values():
                 executor.stream.anchor()
-            self.scheduler = Scheduler(self.architecture, times=self._times)
+            self.architecture, self.scheduler = architecture, scheduler
             self.recorder, self.on_end, self._origin_s = Recorder(), on_end, time.perf_counter()
             return self.recorder
 

@@ -175,6 +175,15 @@ def test_one_engine_serves_with_every_draft_length_within_its_own(
                 engine.record(draft_length=wide)
 
 
+def test_a_refused_draft_length_changes_nothing(llama: Pair) -> None:
+    with LiveEngine(PD.replace(draft_length=AdaptiveDraftLength(1, 3, 2)), llama) as engine:
+        before = engine.architecture, engine.scheduler, engine.recorder
+        for refused in (FixedDraftLength(0), LoadAdaptiveDraftLength(1, 3, 2)):
+            with pytest.raises(InputError, match="draft_length"):
+                engine.record(draft_length=refused)
+        assert (engine.architecture, engine.scheduler, engine.recorder) == before
+
+
 def test_drafts_are_accepted_and_rejected_in_these_tests(llama: Pair) -> None:
     """A pair that always or never agrees would not exercise the cache after a partial acceptance."""
     with LiveEngine(PD, llama) as engine:
