@@ -173,12 +173,14 @@ class _Line:
     by_tokens: see _Grid.
     """
 
-    __slots__ = ("_grid", "_last", "_parts", "_places", "by_tokens")
+    __slots__ = ("_grid", "_last", "_parts", "_places", "_unchecked", "by_tokens")
 
     def __init__(self, grid: _Grid, values: np.ndarray, spread: np.ndarray) -> None:
         self.by_tokens = grid.by_tokens
         self._grid = grid
         self._places: list[float] = grid.axes[2]
+        goes_on = grid.extrapolate and grid.measured[2][0] < grid.measured[2][1]
+        self._unchecked = math.inf if goes_on else self._places[-1]  # the largest load that needs no check
         costs, jitter = values.tolist(), [_Jitter(ratios) for ratios in spread.tolist()]
         if len(costs) == 1:  # the same at any load
             costs, jitter = costs * 2, jitter * 2
@@ -195,7 +197,7 @@ class _Line:
         i = bisect_right(self._places, load) - 1
         if i >= self._last:
             i = self._last
-            if load > self._places[-1]:
+            if load > self._unchecked:
                 self._grid.check(2, load)
         start, width, low_s, rise_s, low_ms, rise_ms, high, jitter = self._parts[i if i > 0 else 0]
         part = (load - start) / width

@@ -1,10 +1,9 @@
-"""Requests to an engine, and what its target makes of them."""
+"""Requests to an engine, and what its target finds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 
 from engines.errors import InputError, require_whole
 
@@ -93,21 +92,3 @@ class Settlement:
     accepted: int = 0
     rejected: int = 0
     discarded: int = 0
-
-
-def settle(emission: Emission, draft_length: int, remaining: int) -> Settlement:
-    """Settle a target pass over `draft_length` drafts for a request that may emit `remaining` more tokens.
-
-    The pass emits the accepted drafts and one token of the target's own, cut at the end of the output.
-    """
-    matched, stop_after = emission.matched, emission.stop_after
-    room = remaining if stop_after is None or stop_after > remaining else stop_after
-    return _settlement(matched, draft_length, True) if matched < room else _settlement(room, draft_length, False)
-
-
-@lru_cache(maxsize=10_000)
-def _settlement(accepted: int, draft_length: int, whole: bool) -> Settlement:
-    """whole: the pass was not cut. There are few different settlements, and a long run has many of each."""
-    if whole:
-        return Settlement(accepted + 1, accepted, draft_length - accepted)
-    return Settlement(accepted, accepted, 0, draft_length - accepted)

@@ -1,11 +1,12 @@
-"""What became of a request so far."""
+"""What became of a request so far, and what a target pass adds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from engines.policy.architecture import Stage
-from engines.policy.request import Request, Status
+from engines.policy.request import Emission, Request, Settlement, Status
 
 
 @dataclass(slots=True, eq=False)
@@ -56,3 +57,21 @@ class RequestState:
     @property
     def ended(self) -> bool:
         return self.finish_s is not None
+
+
+def settle(emission: Emission, draft_length: int, remaining: int) -> Settlement:
+    """Settle a target pass over `draft_length` drafts for a request that may emit `remaining` more tokens.
+
+    The pass emits the accepted drafts and one token of the target's own, cut at the end of the output.
+    """
+    matched, stop_after = emission.matched, emission.stop_after
+    room = remaining if stop_after is None or stop_after > remaining else stop_after
+    return _settlement(matched, draft_length, True) if matched < room else _settlement(room, draft_length, False)
+
+
+@lru_cache(maxsize=10_000)
+def _settlement(accepted: int, draft_length: int, whole: bool) -> Settlement:
+    """whole: the pass was not cut. There are few different settlements, and a long run has many of each."""
+    if whole:
+        return Settlement(accepted + 1, accepted, draft_length - accepted)
+    return Settlement(accepted, accepted, 0, draft_length - accepted)

@@ -25,8 +25,8 @@ from engines.policy.architecture import Architecture, Lane, Stage, Step
 from engines.policy.batch import Batch, Outcome, Wait
 from engines.policy.draft_length import AdaptiveController, FixedController, LoadAdaptiveDraftLength
 from engines.policy.load_adaptive import Load, LoadAdaptiveController, StepTimes
-from engines.policy.request import MOST_TOKENS, Emission, Request, Settlement, Status, settle
-from engines.policy.request_state import RequestState
+from engines.policy.request import MOST_TOKENS, Emission, Request, Settlement, Status
+from engines.policy.request_state import RequestState, settle
 from engines.policy.segment_shape import catch_up_of, shapes_of
 
 # Looking a member up on its class, as in Step.DRAFT, takes seven times as long as a name, and decisions do it often.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from engines.policy.architecture import Step
+from engines.policy.architecture import Segment, Step
 from engines.policy.batch import Batch
 from engines.policy.request import Request, Status
 from engines.policy.request_state import RequestState
@@ -43,8 +43,8 @@ class Totals:
         self._emitted = self._drafted = self._accepted = 0
         self._verified = self._verifications = 0
         self._shapes: list[SegmentShape] = []  # of the segments that are not yet added up
-        self._sizes: Counter[str] = Counter()
-        self._batches: Counter[str] = Counter()
+        self._sizes = dict.fromkeys(Segment, 0)  # of all batches together, and how many there were
+        self._batches = dict.fromkeys(Segment, 0)
         self._lanes: defaultdict[str, _Durations] = defaultdict(_Durations)
         self._devices: defaultdict[int, _Overlap] = defaultdict(_Overlap)
         self._table: pd.DataFrame | None = None
@@ -97,7 +97,7 @@ class Totals:
         out = request_summary(run, self._emitted_between)
         out["acceptance_rate"] = self._accepted / self._drafted if self._drafted else nan
         out["acceptance_length"] = self._verified / self._verifications if self._verifications else nan
-        for segment in sorted(self._sizes):
+        for segment in sorted(segment for segment, batches in self._batches.items() if batches):
             out[f"batch_size.{segment}"] = self._sizes[segment] / self._batches[segment]
         for lane in sorted(self._lanes):
             out[f"lane_busy.{lane}"] = per_second(self._lanes[lane].sum.total, duration_s)

@@ -11,7 +11,8 @@ import pytest
 from engines.compiled import in_use
 from engines.errors import InputError
 from engines.policy.architecture import PDV
-from engines.policy.request import LATEST_S, MOST_TOKENS, Emission, Request, Settlement, settle
+from engines.policy.request import LATEST_S, MOST_TOKENS, Emission, Request, Settlement
+from engines.policy.request_state import settle
 from engines.policy.scheduler import Scheduler
 from tests.engines.invariants import settle_token_by_token
 

@@ -12,7 +12,8 @@ from engines.live.serving.engine import LiveEngine
 from engines.live.serving.serve import serve
 from engines.policy.architecture import ARCHITECTURES
 from engines.policy.draft_length import AdaptiveDraftLength, DraftLength, FixedDraftLength
-from engines.policy.request import Emission, settle
+from engines.policy.request import Emission
+from engines.policy.request_state import settle
 from engines.record.run import Run
 from engines.workload.workload import Workload
 from tests.engines.live.conftest import random_requests
