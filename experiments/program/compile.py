@@ -6,7 +6,6 @@ The result is the same, to the last bit. engines/compiled.py uses the build as l
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -15,8 +14,9 @@ from engines.compiled import BUILDS, MODULES, ROOT, build_folder
 
 
 def build() -> Path:
-    """Compile, unless there is a build of these sources, and return its folder. Builds of other sources go.
+    """Compile, unless there is a build of these sources, and return its folder.
 
+    Builds of other sources stay, since processes may still use them; `make clean` removes them.
     Raises SystemExit if mypyc or the C compiler fails.
     """
     from mypyc.build import mypycify  # of the extra `dev`, as setuptools
@@ -37,9 +37,6 @@ def build() -> Path:
         command.ensure_finalized()
         command.run()
         os.rename(f"{made}/lib", folder)
-    for other in BUILDS.iterdir():
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
     return folder
 
 

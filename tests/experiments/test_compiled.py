@@ -51,10 +51,15 @@ import sys
 sys.argv = ["random_runs", "6"]
 from engines.compiled import in_use
 from tests.sim import random_runs
+import pickle
 import sim.replica
+from engines.policy.segment_shape import SegmentShape
 print(in_use(), sim.replica.__file__.endswith(".py"))
 for seed in range(6):
     print(random_runs.digest(random_runs.random_run(seed)))
+costs = random_runs.costs("h100")
+for each in costs, pickle.loads(pickle.dumps(costs)):  # as worker processes get them
+    print(each.cost(SegmentShape.verify(4, 4, 200.0), 0.3), each.describe())
 """
 
 
@@ -81,6 +86,7 @@ def test_compiled_modules_give_the_same_runs_until_a_source_changes(tmp_path: Pa
     assert with_build[0] == "True False"
     assert without[0] == "False True"
     assert with_build[1:] == without[1:]
+    assert without[-1] == without[-2]
     with (tmp_path / "engines/policy/architecture.py").open("a") as file:  # not compiled, but compiled ones read it
         file.write("# changed\n")
     assert ran("-c", DIGESTS)[0] == "False True"
