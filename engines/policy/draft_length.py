@@ -125,8 +125,10 @@ DraftLength = FixedDraftLength | AdaptiveDraftLength | LoadAdaptiveDraftLength
 
 
 def covers(one: DraftLength, other: DraftLength) -> bool:
-    """Return whether every k of the other lies within the bounds of the one."""
-    return one.minimum <= other.minimum and other.maximum <= one.maximum
+    """Return whether an engine for the one can serve with the other: every k of it lies within the bounds of the one,
+    and only an engine for a load-adaptive one has the measured times that another such one weighs."""
+    weighs = isinstance(other, LoadAdaptiveDraftLength) and not isinstance(one, LoadAdaptiveDraftLength)
+    return one.minimum <= other.minimum and other.maximum <= one.maximum and not weighs
 
 
 def parse_draft_length(text: str) -> DraftLength:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from engines.policy.draft_length import covers
+from engines.policy.draft_length import LoadAdaptiveDraftLength, covers
 from engines.workload.workload import Workload
 from experiments.runner.cells import fingerprint
 from experiments.runner.config import Point
@@ -50,5 +50,7 @@ def workloads_of(points: Sequence[Point]) -> list[Workload]:
     return [workload for point in points for workload in point.workloads]
 
 
-def _width(point: Point) -> int:
-    return point.draft_length.maximum - point.draft_length.minimum
+def _width(point: Point) -> tuple[int, bool]:
+    """Return what orders draft lengths so that none comes before one that covers it and that it does not cover."""
+    length = point.draft_length
+    return length.maximum - length.minimum, isinstance(length, LoadAdaptiveDraftLength)

@@ -35,6 +35,14 @@ def test_what_no_draft_length_covers_has_an_engine_of_its_own() -> None:
     ]
 
 
+def test_what_follows_the_load_needs_an_engine_that_does() -> None:
+    assert grouped(SLOTS, k=["1-5", "load1-5"], concurrencies=[1]) == [["pd-c1-k1-5", "pd-c1-kload1-5*"]]
+    assert grouped(SLOTS, k=["2", "1-5", "load1-4"], concurrencies=[1]) == [
+        ["pd-c1-k2", "pd-c1-k1-5*"],
+        ["pd-c1-kload1-4*"],
+    ]
+
+
 def test_other_names_share_and_other_settings_do_not() -> None:
     named, fewer = {**SLOTS, "name": "named"}, {**SLOTS, "slots": 5, "name": "fewer"}
     assert grouped(SLOTS, named, fewer, k=["2", "1-3"], concurrencies=[1]) == [
