@@ -93,19 +93,22 @@ class Tapes:
                 tokens = min(tokens, max_context - request.prompt_tokens)
             known = len(self._tape(request)) if tokens > 0 else 0
             if known < tokens and request.id not in self.ended:
-                remedy = f"request {request.id} asks for {tokens} output tokens and its tape has {known}: "
+                remedy = f"request {request.id} asks for {tokens} output tokens and its {self._noun} has {known}: "
                 remedy += f"ask for at most {known}, or use another acceptance, such as profile or 0.8"
                 raise InputError("acceptance", self.origin, remedy)
+
+    @property
+    def _noun(self) -> str:
+        return "tape" if self.origin == "tape" else "mask"
 
     def _tape(self, request: Request) -> np.ndarray:
         tape = self.tapes.get(request.id)
         if tape is None:
-            remedy = (
-                f"no tape of request {request.id}; replay the run that recorded the tapes, or ask for fewer requests"
-            )
+            how = "replay the run that recorded the tapes" if self._noun == "tape" else "add its line"
+            remedy = f"no {self._noun} of request {request.id}; {how}, or ask for fewer requests"
             raise InputError("acceptance", self.origin, remedy)
         if len(tape) == 0:
-            remedy = f"the tape of request {request.id} is empty; use another acceptance, such as profile or 0.8"
+            remedy = f"the {self._noun} of request {request.id} is empty; use another acceptance, such as profile or 0.8"
             raise InputError("acceptance", self.origin, remedy)
         return tape
 
@@ -200,9 +203,8 @@ class PerRequestSpread:
     def __post_init__(self) -> None:
         _probability("mean", self.mean)
         if self.sd < 0 or (self.sd > 0 and self.sd**2 >= self.mean * (1 - self.mean)):
-            raise InputError(
-                "sd", self.sd, f"needs 0 <= sd < {(self.mean * (1 - self.mean)) ** 0.5:.3f} at this mean"
-            )
+            most = (self.mean * (1 - self.mean)) ** 0.5
+            raise InputError("acceptance sd", self.sd, f"use 0, or less than {most:.3f} at this mean")
 
     def alpha(self, request: Request, seed: int) -> float:
         """Return the alpha of a request."""

@@ -57,6 +57,9 @@ def _read(path: Path, changed_ns: int) -> dict[int, np.ndarray]:
         if not isinstance(values, dict):
             raise InputError(where, values, _SHAPE)
         mask = checked(_Mask, values, where, _SHAPE)
+        for place, bit in enumerate(values["bits"]):
+            if type(bit) is not int:  # true and 1.0 equal 1
+                raise InputError(f"{where} bits.{place}", bit, f"use -1, 0 or 1; {_SHAPE}")
         if mask.request in masks:
             raise InputError(f"{where} request", mask.request, "it has a mask already; leave one of the two out")
         masks[mask.request] = np.array(mask.bits, dtype=np.int8)

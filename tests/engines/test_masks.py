@@ -35,6 +35,8 @@ def test_masks_are_read_by_request(tmp_path: Path) -> None:
         (GOOD + '{"request": 1, "bits": []}', "line 4 bits = []"),
         (GOOD + '{"request": 1, "bits": [0, 2]}', "line 4 bits.1 = 2: use -1, 0 or 1"),
         (GOOD + '{"request": 1, "bits": [null]}', "line 4 bits.0 = None"),
+        (GOOD + '{"request": 1, "bits": [0, true]}', "line 4 bits.1 = True: use -1, 0 or 1"),
+        (GOOD + '{"request": 1, "bits": [1.0]}', "line 4 bits.0 = 1.0: use -1, 0 or 1"),
         (GOOD + '{"request": 1, "bits": "101"}', "line 4 bits = '101'"),
         (GOOD + '{"request": -1, "bits": [1]}', "line 4 request = -1"),
         (GOOD + '{"request": 1, "bits": [1], "k": 4}', "line 4 k = 4: no such setting"),

@@ -95,11 +95,11 @@ BAD_SIMULATION = {
     "bad mask": ("--profile profile --acceptance bad.jsonl", "bad.jsonl, line 2 bits.1 = 2"),
     "masks too short": (
         "--profile profile --acceptance masks.jsonl -n 2 --output-tokens 4",
-        "acceptance = 'masks.jsonl': request 1 asks for 4 output tokens and its tape has 3",
+        "acceptance = 'masks.jsonl': request 1 asks for 4 output tokens and its mask has 3",
     ),
     "masks of fewer requests": (
         "--profile profile --acceptance masks.jsonl --output-tokens 3",
-        "acceptance = 'masks.jsonl': no tape of request 2",
+        "acceptance = 'masks.jsonl': no mask of request 2; add its line",
     ),
     "impossible spread": ("--profile profile --acceptance 0.5±0.9", "0.9"),
     "tape of the profile too short": (
