@@ -108,7 +108,8 @@ class Tapes:
             remedy = f"no {self._noun} of request {request.id}; {how}, or ask for fewer requests"
             raise InputError("acceptance", self.origin, remedy)
         if len(tape) == 0:
-            remedy = f"the {self._noun} of request {request.id} is empty; use another acceptance, such as profile or 0.8"
+            remedy = f"the {self._noun} of request {request.id} is empty; "
+            remedy += "use another acceptance, such as profile or 0.8"
             raise InputError("acceptance", self.origin, remedy)
         return tape
 

@@ -8,18 +8,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from calibrate.contention import RunningSegment
-from engines.policy.architecture import Architecture, Stage, Step
+from calibrate.profile import Profile
+from engines.errors import InputError
+from engines.policy.architecture import Architecture, Segment, Stage, Step
 from engines.policy.captured_sizes import CapturePlan
-from engines.policy.draft_length import LoadAdaptiveDraftLength
+from engines.policy.draft_length import DraftLength, LoadAdaptiveDraftLength
 from engines.policy.segment_shape import SegmentShape, catch_up_passes
 from sim.cost_protocols import Costs
+
+
+def check_measured(profile: Profile, draft_length: DraftLength) -> None:
+    """Raise InputError if a draft length weighs a k outside those that a profile measured.
+
+    Live engines extrapolate batches and contexts, which depend on the load. Draft lengths are known before.
+    """
+    if not isinstance(draft_length, LoadAdaptiveDraftLength):
+        return
+    most = draft_length.maximum
+    for segment, least in ((Segment.VERIFY, draft_length.minimum), (Segment.DRAFT, max(1, draft_length.minimum))):
+        measured = profile.stage_costs.loc[profile.stage_costs["segment"] == segment, "draft_length"]
+        low, high = int(measured.min()), int(measured.max())
+        if least < low or most > high:
+            known = f"{low} to {high}" if low < high else f"{low} only"
+            remedy = f"the profile measured {segment} at draft lengths {known}; calibrate from {least} to {most}"
+            raise InputError("draft_length", draft_length.label, remedy)
 
 
 class MeasuredStepTimes:
     """The times of an architecture's steps; engines.policy.load_adaptive.StepTimes explains the methods.
 
     plans: what each stream captures, since a batch takes as long as the captured size that runs it. Raises InputError
-    if the draft lengths that may be chosen were not measured.
+    if the draft lengths that may be chosen were not measured, unless the costs extrapolate.
     """
 
     def __init__(self, costs: Costs, architecture: Architecture, plans: Mapping[int, CapturePlan]) -> None:
@@ -27,7 +46,8 @@ class MeasuredStepTimes:
         draft_lane, step = architecture.lane_for(Stage.DRAFT)
         verify_lane = draft_lane if step is Step.DRAFT_VERIFY else architecture.lane_for(Stage.VERIFY)[0]
         self._draft_plan, self._verify_plan = (plans.get(lane.stream) for lane in (draft_lane, verify_lane))
-        for k in (architecture.draft_length.minimum, architecture.draft_length.maximum):
+        least, most = architecture.draft_length.minimum, architecture.draft_length.maximum
+        for k in (least, max(1, least), most):
             self.verify_s(1, k, 2.0)
             if k:
                 self.draft_s(1, k, 2.0)

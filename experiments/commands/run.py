@@ -22,6 +22,7 @@ from experiments.program.provenance import made_by
 from experiments.runner.cells import at_once, check_room
 from experiments.runner.layouts import names_slots
 from experiments.runner.preflight import check_fits, check_live, context_on, fill
+from sim.step_times import check_measured
 
 _live = shared.option("Live engine")
 
@@ -114,7 +115,7 @@ def run(
 def _weighed(layout: Architecture, folder: Path | None, pair: str) -> Profile | None:
     """Return the profile that the draft length weighs.
 
-    Raises InputError if it is missing, not needed, or of another pair.
+    Raises InputError if it is missing, not needed, of another pair, or lacks a draft length.
     """
     follows = isinstance(layout.draft_length, LoadAdaptiveDraftLength)
     if folder is None:
@@ -127,6 +128,7 @@ def _weighed(layout: Architecture, folder: Path | None, pair: str) -> Profile | 
     profile = Profile.load(folder)
     if profile.info["pair"] != pair:
         raise InputError("profile", str(folder), f"it is of {profile.info['pair']!r}; give a profile of {pair!r}")
+    check_measured(profile, layout.draft_length)
     return profile
 
 

@@ -95,5 +95,9 @@ def _load(run: Run) -> str:
     for name, label in (("prompt_lengths", "prompts"), ("output_lengths", "outputs")):
         if made.get(name):
             parts.append(f"{label} {' '.join(map(str, made[name].values()))}")
+    if made.get("rate_steps"):
+        parts.append(f"rate times {' then '.join(f'{step:g}' for step in made['rate_steps'])}")
+    if made.get("alpha") is not None:
+        parts.append(f"alpha {made['alpha']:g}")
     names = ("process", "cv", "mean_think_s", "trace_digest", "temperature")
     return ", ".join([*parts, *(f"{name} {made[name]}" for name in names if made.get(name))])

@@ -15,7 +15,7 @@ from joblib import Parallel, delayed
 
 from calibrate.contention import NoContention
 from calibrate.profile import Profile
-from engines.policy.architecture import Architecture, Segment
+from engines.policy.architecture import Architecture, Segment, Stage
 from engines.policy.segment_shape import SegmentShape
 from engines.workload.workload import FixedLength, Workload, make_workload
 from experiments.maps.bootstrap import resampled
@@ -70,7 +70,9 @@ class Cell:
             costs.cost(SegmentShape.verify(self.clients, k, self.prompt_tokens), None)
             if k:
                 costs.cost(SegmentShape.draft(self.clients, k, self.prompt_tokens), None)
-            costs.cost(SegmentShape.prefill(Segment.PREFILL_TARGET, 1, self.prompt_tokens), None)
+            lane, step = option.architecture.lane_for(Stage.PREFILL)
+            for prompts in {1, min(lane.steps[step], self.clients)}:
+                costs.cost(SegmentShape.prefill(Segment.PREFILL_TARGET, prompts, prompts * self.prompt_tokens), None)
 
     def workload(self, seed: int, replicas: int = 1) -> Workload:
         """Return the load of one of `replicas` engines: a closed loop of its share of the clients."""

@@ -317,8 +317,10 @@ class Experiment(Settings):
             return
         measured, tolerated = self.calibration, 1 + TOLERANCE
         used, lengths = self._draft_lengths(), self.calibration_points()["draft_lengths"]
-        if not min(lengths) <= min(used) <= max(used) <= max(lengths):
+        drafts = [{k for k in each if k} or {1} for each in (lengths, used)]
+        if not (min(lengths) <= min(used) <= max(used) <= max(lengths) and min(drafts[0]) <= min(drafts[1])):
             remedy = f"the architectures use {min(used)} to {max(used)}; calibrate from the least to the largest"
+            remedy += ", and from the least draft, if 0 is among them"
             raise InputError("calibration.draft_lengths", lengths, remedy)
         for point in points:
             for field, needed in _needed(point, self.max_context).items():

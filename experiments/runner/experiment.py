@@ -57,6 +57,7 @@ from experiments.runner.predict import (
 from experiments.runner.results import CellTable, Key
 from experiments.runner.simulations import Task, simulated
 from experiments.runner.without import check_parts_of_model
+from sim.step_times import check_measured
 
 
 @dataclass
@@ -157,7 +158,10 @@ class Runner:
             if called != self.given.info["pair"]:
                 remedy = f"the profile is of {self.given.info['pair']!r}; give a profile of this pair"
                 raise InputError("pair", asked, remedy)
-        if not self.serves:
+        if self.serves:
+            for layout in self.experiment.layouts():
+                check_measured(self.given, layout.architecture.draft_length)
+        else:
             settings = self._prediction(self.given)
             for point in self.points:
                 for workload in point.workloads:

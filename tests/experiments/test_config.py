@@ -305,6 +305,9 @@ def test_a_calibration_measures_every_draft_length_that_is_used() -> None:
     for wrong in ([1, 8], [0, 4]):
         with pytest.raises(InputError, match="the architectures use 0 to 8"):
             lengths(["0", "2-8"], draft_lengths=wrong)
+    assert lengths(["load0-8"], draft_lengths=[0, 1, 8]) == [0, 1, 8]
+    with pytest.raises(InputError, match="and from the least draft"):
+        lengths(["load0-8"], draft_lengths=[0, 2, 8])
 
 
 def test_workers_belong_to_the_lanes_that_carry_requests_or_to_all() -> None:

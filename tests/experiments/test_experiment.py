@@ -240,6 +240,16 @@ def test_all_runs_of_an_architecture_have_the_slots_of_the_first(tmp_path: Path)
     assert {run.info["architecture"]["slots"] for run in runs} == {5}
 
 
+def test_what_is_weighed_live_was_measured(tmp_path: Path) -> None:
+    synthetic.profile().save(tmp_path / "profile")  # it has draft length 4 only
+    backend = Backend()
+    with pytest.raises(
+        InputError, match="draft_length = 'load2-4': the profile measured verify at draft lengths 4 only"
+    ):
+        perform(tmp_path / "out", backend, k=["load2-4"], profile=str(tmp_path / "profile"))
+    assert backend.served == []
+
+
 def test_live_cells_run_on_the_device_of_a_given_profile(tmp_path: Path) -> None:
     profile = synthetic.profile()
     profile.info["device"] = "another"

@@ -186,6 +186,15 @@ def test_layouts_under_other_loads_are_no_decision() -> None:
     assert decisions(lives, []) == []
 
 
+@pytest.mark.parametrize(("setting", "values"), [("alpha", (0.5, 0.8)), ("rate_steps", ([1.0, 3.0], [1.0, 2.0]))])
+def test_loads_of_other_requests_are_no_decision(setting: str, values: tuple[object, object]) -> None:
+    lives = [as_live(synthetic.simulated("pd"), name="a"), as_live(synthetic.simulated("pdv"), 2.0, "b")]
+    assert len(decisions(lives, [])) == 1
+    for live, value in zip(lives, values, strict=True):
+        live.info["workload"] = {**live.info["workload"], setting: value}
+    assert decisions(lives, []) == []
+
+
 def test_a_number_that_misses_its_limit_never_looks_like_it() -> None:
     row = ("replay", "throughput", 0.01549, 0.015, 0.04, 0.04, "pd, concurrency 5, k 4", False)
     other = ("replay", "r", 0.97996, 0.98, 0.9, float("inf"), "pd, concurrency 5, k 4", False)

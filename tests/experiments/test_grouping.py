@@ -9,7 +9,7 @@ from experiments.runner.grouping import by_engine, widest
 from tests.experiments.live_backend import GRID
 
 SLOTS: dict[str, Any] = {"base": "pd", "slots": 6}
-CALIBRATION = {**GRID["calibration"], "draft_lengths": [0, 8]}
+CALIBRATION = {**GRID["calibration"], "draft_lengths": [0, 1, 8]}
 
 
 def grouped(*architectures: Any, context: int | None = 100, **change: Any) -> list[list[str]]:

@@ -13,7 +13,7 @@ from engines.policy.segment_shape import CATCH_UP_TOKENS
 from engines.record.metrics import PARTS, decompose, summary
 from sim.acceptance import UNKNOWN, Independent, Tapes
 from sim.costs import CostModel
-from sim.step_times import MeasuredStepTimes, step_times
+from sim.step_times import MeasuredStepTimes, check_measured, step_times
 from tests.calibrate.profiles import duration_ms, host_laws, made_up, stage_costs
 from tests.sim.runs import COSTS, OPEN, run, same
 
@@ -70,13 +70,34 @@ def test_rates_are_those_of_the_contention_model() -> None:
 
 def test_only_what_follows_the_load_has_times() -> None:
     assert step_times(COSTS, PD, {}) is None
-    assert step_times(COSTS, PD.replace(draft_length=RULE), {}) is not None
+    assert step_times(COSTS, PD.replace(draft_length=LoadAdaptiveDraftLength(minimum=2)), {}) is not None
 
 
-@pytest.mark.parametrize("lengths", [(2, 8), (0, 2, 4)])
+@pytest.mark.parametrize(
+    ("lengths", "says"),
+    [
+        ((2, 8), "verify at draft lengths 2 to 8; calibrate from 0 to 8"),
+        ((0, 2, 4), "verify at draft lengths 0 to 4; calibrate from 0 to 8"),
+        ((0, 8), "draft at draft lengths 8 only; calibrate from 1 to 8"),
+        ((0, 1, 8), None),
+    ],
+)
+def test_a_profile_of_other_lengths_is_refused_although_live_engines_extrapolate(
+    lengths: tuple[int, ...], says: str | None
+) -> None:
+    profile = made_up(stage_costs=stage_costs(lengths=lengths))
+    check_measured(profile, FixedDraftLength(9))  # weighs nothing
+    if says is None:
+        check_measured(profile, RULE)
+        return
+    with pytest.raises(InputError, match=says):
+        check_measured(profile, RULE)
+
+
+@pytest.mark.parametrize("lengths", [(2, 8), (0, 2, 4), (0, 2, 8)])
 def test_lengths_that_were_not_measured_are_refused_before_anything_runs(lengths: tuple[int, ...]) -> None:
     costs = CostModel(made_up(stage_costs=stage_costs(lengths=lengths)))
-    with pytest.raises(InputError, match=r"(verify|draft) draft_length = (0|8)"):
+    with pytest.raises(InputError, match=r"(verify|draft) draft_length = (0|1|8)"):
         step_times(costs, PD.replace(draft_length=RULE), {})
 
 

@@ -121,6 +121,15 @@ def test_a_resampled_calibration_stays_within_its_standard_errors() -> None:
     pd.testing.assert_frame_equal(draws[3].stage_costs, resampled(profile, 3).stage_costs)
 
 
+def test_a_resampled_rate_stays_within_what_a_profile_can_have() -> None:
+    profile = synthetic.profile()
+    for rate in (1e-4, 1.05):
+        at_bound = dataclasses.replace(profile, contention=profile.contention.assign(rate=rate))
+        drawn = np.array([resampled(at_bound, seed).contention["rate"] for seed in range(5)])
+        assert drawn.min() >= 1e-4
+        assert drawn.max() <= 1.05
+
+
 def test_only_what_the_draft_model_runs_costs_more() -> None:
     costs = CostModel(synthetic.profile())
     dear = with_draft_cost(costs, 3.0)
