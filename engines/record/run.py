@@ -88,12 +88,13 @@ class Run:
         return folder
 
     @staticmethod
-    def load(folder: Path) -> Run:
+    def load(folder: Path | str) -> Run:
         """Read a record.
 
         Raises InputError if it is missing, damaged, incomplete or inconsistent, has a schema version that cannot be
         read, or has tables other than those that it was saved with.
         """
+        folder = Path(folder)
         version, info = read_info(folder)
         digest = info.pop(DIGEST, None)
         tables = read_tables(folder, version)

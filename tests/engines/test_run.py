@@ -35,7 +35,7 @@ def folder(run: Run, tmp_path: Path) -> Path:
 
 
 def test_a_record_survives_its_folder(run: Run, folder: Path) -> None:
-    loaded = Run.load(folder)
+    loaded = Run.load(str(folder))  # a path as text will do, as for profiles
     assert loaded.info == run.info
     for name in ("requests", "steps", "spans"):
         pd.testing.assert_frame_equal(getattr(loaded, name), getattr(run, name))
