@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch, Rectangle
 
 from experiments.figures import style
@@ -45,9 +46,10 @@ def draw(panel: Panel, found: pd.DataFrame, folder: Path, name: str, source: str
     sns.heatmap(
         numbers, annot=texts, fmt="", cbar=False, linewidths=0.5, ax=axis, annot_kws={"size": LETTERS}, **look
     )
-    for (row, column), is_open in np.ndenumerate(unsure.to_numpy(bool)):
-        if is_open:
-            box = Rectangle((column, row), 1, 1, fill=False, hatch=HATCH, edgecolor="#00000030", linewidth=0)
+    for ((row, column), is_open), text in zip(np.ndenumerate(unsure.to_numpy(bool)), axis.texts, strict=True):
+        if is_open:  # lines are light where letters are, on dark cells
+            lines = "#ffffff60" if to_rgb(text.get_color())[0] > 0.5 else "#00000030"
+            box = Rectangle((column, row), 1, 1, fill=False, hatch=HATCH, edgecolor=lines, linewidth=0)
             axis.add_patch(box)
     if panel.shows == "gain":
         for text, gain in zip(axis.texts, values.to_numpy(float).flat, strict=True):

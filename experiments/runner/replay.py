@@ -57,7 +57,8 @@ def planned_workload(run: Run) -> Workload:
         seed=made.get("seed", 0), temperature=made.get("temperature", 0.0),
         ignore_eos=made.get("ignore_eos", True),
     )  # fmt: skip
-    return dataclasses.replace(workload, info={**workload.info, "blind": True})
+    chosen = {name: made[name] for name in ("alpha",) if name in made}  # whose requests these are
+    return dataclasses.replace(workload, info={**workload.info, **chosen, "blind": True})
 
 
 def _lengths(described: Mapping[str, Any] | None) -> Lengths | None:

@@ -106,6 +106,13 @@ def test_a_part_can_be_switched_off_in_an_experiment(work: Work, tmp_path: Path)
     assert tokens[1] > 1.05 * tokens[0]
 
 
+def test_what_is_planned_keeps_the_alpha_of_the_load() -> None:
+    live = as_live(synthetic.simulated("pd"))
+    assert "alpha" not in planned(live).info
+    live.info["workload"] = {**live.info["workload"], "alpha": 0.0}
+    assert planned(live).info["alpha"] == 0.0
+
+
 def test_blind_simulations_know_the_description_and_not_the_record() -> None:
     live = synthetic.live("pdv", rate=20.0, count=30)
     late = dataclasses.replace(live, requests=live.requests.assign(arrival_s=live.requests["arrival_s"] + 1))
