@@ -53,20 +53,21 @@ DRAFT_LENGTHS = {
     "0": FixedDraftLength(0),
     "4": FixedDraftLength(4),
     "3 to 5": AdaptiveDraftLength(3, 5, 4, window=6, every=2, raise_above=0.6, lower_below=0.5),
-    "0 or 3": LoadAdaptiveDraftLength(0, 3, 3, margin=0.0, probe_every=0),  # with the times of Fickle
+    "0 or 3": LoadAdaptiveDraftLength(0, 3, 3, window=1, prior_drafts=1, margin=0.0, probe_every=2),  # times: Even
 }
 DECODINGS = {"greedy": (False,), "sampled": (True,), "mixed": (False, True)}  # which requests sample, in turn
 CASE = ["dtype", "architecture", "draft_length", "decoding"]
 
 
-class Fickle:
-    """Step times with which a draft is free at every third context and hopeless at the others.
+class Even:
+    """Step times with which a draft of any length takes as long as a verify.
 
-    So k goes from 0 to the most and back again, and the draft model often has to catch up.
+    So drafting pays after a verification that accepted most drafts: k goes from 0 to the most and back again, and the
+    draft model often has to catch up.
     """
 
     def draft_s(self, batch: int, k: int, context_tokens: float) -> float:
-        return 0.0 if int(context_tokens) % 3 == 0 else 1e9
+        return 1.0
 
     def verify_s(self, batch: int, k: int, context_tokens: float) -> float:
         return 1.0
@@ -133,7 +134,7 @@ def serve_all(architecture: Architecture, pair: Pair, loads: Sequence[Load], gra
     free_memory(pair.device)  # of the previous engine
     served = []
     context = LONGEST_PROMPT + LONGEST_OUTPUT
-    with LiveEngine(architecture, pair, context, graphs=graphs, sampling=True, times=Fickle()) as engine:
+    with LiveEngine(architecture, pair, context, graphs=graphs, sampling=True, times=Even()) as engine:
         for load in loads:
             handles: list[Handle] = []
             run = serve(engine, load.workload, on_end=handles.append, complete_tapes=False)

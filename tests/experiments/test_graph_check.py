@@ -58,9 +58,15 @@ def test_every_case_agrees_and_is_reported(check: Check, monkeypatch: pytest.Mon
     replays: list[int] = []
     replay = Captured.replay
     monkeypatch.setattr(Captured, "replay", lambda self: (replays.append(1), replay(self))[1])
+    late, catch_up = list[int](), GraphRunner.ready_to_catch_up
+    monkeypatch.setattr(
+        GraphRunner, "ready_to_catch_up", lambda self, *args: (late.append(sum(args[2])), catch_up(self, *args))[1]
+    )
     code, rows, out = check("--clients 1,5")
     assert code == 0
     assert len(replays) > 500
+    assert len(late) > 20
+    assert len(set(late)) > 3  # tokens
     assert not rows.duplicated([*graph_check.CASE, "clients"]).any()
     assert len(rows) == 3 * 4 * 3 * 2  # architectures, draft lengths, decodings, clients
     assert (rows["equal"] == rows["requests"]).all()

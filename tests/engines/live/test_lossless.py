@@ -20,7 +20,7 @@ from engines.policy.request import Request
 from engines.record.metrics import PARTS, acceptance, decompose
 from engines.record.run import Run
 from engines.workload.workload import Workload
-from experiments.checks.graphs import Fickle
+from experiments.checks.graphs import Even
 from tests.engines.live.conftest import random_requests
 
 
@@ -158,10 +158,10 @@ def test_one_engine_serves_with_every_draft_length_within_its_own(
     architecture: Architecture, graphs: bool, llama: Pair, llama_expected: dict[int, list[int]],
     requests_to_serve: tuple[Request, ...],
 ) -> None:  # fmt: skip
-    loads = LoadAdaptiveDraftLength(0, 6)
+    loads = LoadAdaptiveDraftLength(0, 6, window=4, probe_every=3)
     workload = Workload(requests_to_serve, concurrency=5)
     lengths = [FixedDraftLength(6), loads, FixedDraftLength(0), AdaptiveDraftLength(1, 3, 2), FixedDraftLength(2)]
-    with LiveEngine(architecture.replace(draft_length=loads), llama, graphs=graphs, times=Fickle()) as engine:
+    with LiveEngine(architecture.replace(draft_length=loads), llama, graphs=graphs, times=Even()) as engine:
         for length in lengths:
             handles, run = collect(engine, workload, length)
             assert {i: handle.result() for i, handle in handles.items()} == llama_expected
