@@ -14,8 +14,9 @@ test: $(STAMP)  ## lint, types and the whole suite
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2
 
-compiled: $(STAMP)  ## compile the scheduler and the simulator with mypyc; needs a C compiler
+compiled: $(STAMP)  ## compile the scheduler and the simulator with mypyc, and compare runs; needs a C compiler
 	$(BIN)/python -m experiments.program.compile
+	$(BIN)/python -m pytest -q tests/experiments/test_compiled.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
