@@ -1,6 +1,6 @@
 """What a draft length that follows the load is worth, simulated: against the best fixed one of each load.
 
-The sweeps CLOSED, OPEN and LONG are run in folders of --out; run the program again to go on with them. It prints the
+The sweeps of SWEEPS run in folders of --out; run the program again to go on with them. It prints the
 throughput of every draft length at the loads SHOWN, and the least, mean and most difference over all loads. These
 are the differences of the mean over seeds to that of the best fixed draft length for the same load: in throughput or,
 for open loops, in the inverse of the mean latency.
